@@ -1,0 +1,45 @@
+# Every target sets up what a fresh Debian 12 machine lacks; `make setup` is quick when nothing is missing.
+PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2
+DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk cpio grub-pc-bin grub-common
+DEBIAN_TEST := libnbd-bin python3-libnbd nbdkit fio openssl git
+DEBIAN_BENCH := borgbackup restic
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check format bench clean
+.NOTPARALLEL:
+
+setup: $(STAMP)
+	@tools/debian-packages $(DEBIAN_RUN) $(DEBIAN_LAB) $(DEBIAN_TEST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@tools/debian-packages $(DEBIAN_RUN)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: setup
+	$(BIN)/python -m lab.demo
+
+bench: setup
+	@tools/debian-packages $(DEBIAN_BENCH)
+	$(BIN)/python -m tests.perf.bench
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
