@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ def members(of: list[Extent]) -> set[int]:
 
 
 def assert_is_set(of: list[Extent]) -> None:
-    assert all(left.end < right.offset for left, right in zip(of, of[1:], strict=False))
+    assert all(left.end < right.offset for left, right in itertools.pairwise(of))
 
 
 @given(extents)
