@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from appliance.base.errors import ApplianceError
 from appliance.base.secret import Secret
+from appliance.repository.errors import CorruptError
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -41,7 +41,7 @@ SEAL_BYTES = NONCE_BYTES + TAG_BYTES
 """What sealing adds to a record."""
 
 
-class RecordAuthenticationError(ApplianceError):
+class RecordAuthenticationError(CorruptError):
     """An encrypted record is damaged or was put in another's place. Run `holdfast repo check`."""
 
     code = "repository.record-authentication"

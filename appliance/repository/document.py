@@ -6,11 +6,10 @@ so that one document cannot be put in the place of another.
 
 from __future__ import annotations
 
-import hmac
-
 import zstandard
 from blake3 import blake3
 
+from appliance.repository.crypto import Authenticator, RecordCipher
 from appliance.repository.errors import CorruptError, RepositoryVersionError
 from appliance.repository.format import (
     DOCUMENT_HEADER,
@@ -20,7 +19,6 @@ from appliance.repository.format import (
     REPOSITORY_VERSION,
     RecordFlag,
 )
-from appliance.repository.record import RecordCipher
 
 _SEAL_KIND = 0x80  # never a record kind, so a sealed record cannot pass for a document
 
@@ -28,8 +26,8 @@ _SEAL_KIND = 0x80  # never a record kind, so a sealed record cannot pass for a d
 class DocumentCodec:
     """Pure and thread-safe."""
 
-    def __init__(self, authentication_key: bytes, cipher: RecordCipher | None) -> None:
-        self._key = authentication_key
+    def __init__(self, authenticator: Authenticator, cipher: RecordCipher | None) -> None:
+        self._authenticator = authenticator
         self._cipher = cipher
 
     def encode(self, name: str, text: bytes) -> bytes:
@@ -39,7 +37,7 @@ class DocumentCodec:
             flags |= RecordFlag.SEALED
             payload = self._cipher.seal(payload, _SEAL_KIND, blake3(name.encode()).digest())
         body = DOCUMENT_HEADER.pack(DOCUMENT_MAGIC, REPOSITORY_VERSION, flags, 0) + payload
-        return body + self._mac(name, body)
+        return body + self._authenticator.tag(name, body)
 
     def decode(self, name: str, blob: bytes) -> bytes:
         """Raises CorruptError: damaged, moved, or not of this repository."""
@@ -49,7 +47,7 @@ class DocumentCodec:
         magic, version, flags, reserved = DOCUMENT_HEADER.unpack_from(body)
         if magic == DOCUMENT_MAGIC and version > REPOSITORY_VERSION:
             raise RepositoryVersionError(f"{name} is of format version {version}")
-        if not hmac.compare_digest(self._mac(name, body), blob[-MAC_BYTES:]):
+        if not self._authenticator.verify(name, body, blob[-MAC_BYTES:]):
             raise CorruptError(f"{name}: damaged, or not of this repository")
         if magic != DOCUMENT_MAGIC or reserved:
             raise CorruptError(f"{name}: not a document")
@@ -63,7 +61,3 @@ class DocumentCodec:
         return zstandard.ZstdDecompressor().decompress(
             payload, max_output_size=DOCUMENT_LIMIT_BYTES
         )
-
-    def _mac(self, name: str, body: bytes) -> bytes:
-        named = name.encode()
-        return blake3(len(named).to_bytes(4, "little") + named + body, key=self._key).digest()

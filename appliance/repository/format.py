@@ -128,3 +128,7 @@ def index_segment_name(run_id: str, number: int) -> str:
 
 def point_name(point_id: str) -> str:
     return f"{POINTS}/{point_id}.point"
+
+
+KEY_SLOTS = "keys"
+CONFIG_LIMIT_BYTES = 64 * KIB

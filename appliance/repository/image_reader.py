@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 from appliance.base.units import MIB
 from appliance.blocks.device import check_range
@@ -39,10 +40,8 @@ class ChunkCache:
     def get(self, digest: bytes) -> bytes | None:
         raw = self._chunks.get(digest)
         if raw is not None:
-            try:
+            with suppress(KeyError):  # evicted by another thread since: the bytes are good
                 self._chunks.move_to_end(digest)
-            except KeyError:  # evicted by another thread since; the bytes are good all the same
-                pass
         return raw
 
     def put(self, digest: bytes, raw: bytes) -> None:
@@ -133,11 +132,9 @@ class ImageReader:
         first, last = offset // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)
         mapped: list[MappedExtent] = []
         position = offset
-        looked_at = 0
-        for segment, digest in self._tree.leaves(first, last):
+        for looked_at, (segment, digest) in enumerate(self._tree.leaves(first, last)):
             if looked_at == _MAPPED_SEGMENTS:
                 break
-            looked_at += 1
             base = segment * SEGMENT_BYTES
             for start, stop in _data_runs(self._leaf(segment, digest)):
                 low, high = max(base + start, position), min(base + stop, end)

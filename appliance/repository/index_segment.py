@@ -8,12 +8,10 @@ damaged one, is refused (and the packs' own footers take its place in a rebuild)
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 
-from blake3 import blake3
-
 from appliance.repository.blob_store.contract import BlobStore
+from appliance.repository.crypto import Authenticator
 from appliance.repository.errors import CorruptError
 from appliance.repository.format import (
     FOOTER_ENTRY,
@@ -27,6 +25,8 @@ from appliance.repository.format import (
 )
 from appliance.repository.pack import SealedPack
 
+_PURPOSE = "index segment"
+
 
 def write_segment(
     store: BlobStore,
@@ -34,7 +34,7 @@ def write_segment(
     packs: Sequence[SealedPack],
     *,
     repository_id: bytes,
-    key: bytes,
+    authenticator: Authenticator,
 ) -> None:
     """Commit the segment. Raises BlobExistsError, StorageFullError, StorageError."""
     parts = [INDEX_HEADER.pack(INDEX_MAGIC, REPOSITORY_VERSION, 0, len(packs), repository_id)]
@@ -42,18 +42,16 @@ def write_segment(
         parts.append(INDEX_PACK.pack(pack.pack_id, pack.size_bytes, pack.kind, pack.entry_count))
         parts.append(pack.entries)
     body = b"".join(parts)
-    store.put(name, body + blake3(body, key=key).digest())
+    store.put(name, body + authenticator.tag(_PURPOSE, body))
 
 
 def read_segment(
-    store: BlobStore, name: str, *, repository_id: bytes, key: bytes
+    store: BlobStore, name: str, *, repository_id: bytes, authenticator: Authenticator
 ) -> list[SealedPack]:
     """Raises CorruptError, BlobNotFoundError, StorageError."""
     blob = store.get(name, limit_bytes=INDEX_SEGMENT_LIMIT_BYTES)
     body = blob[:-MAC_BYTES]
-    if len(body) < INDEX_HEADER.size or not hmac.compare_digest(
-        blake3(body, key=key).digest(), blob[-MAC_BYTES:]
-    ):
+    if len(body) < INDEX_HEADER.size or not authenticator.verify(_PURPOSE, body, blob[-MAC_BYTES:]):
         raise CorruptError(f"{name}: damaged, or not of this repository")
     magic, version, reserved, pack_count, owner = INDEX_HEADER.unpack_from(body)
     if magic != INDEX_MAGIC or version != REPOSITORY_VERSION or reserved or owner != repository_id:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Protocol
 
 import google_crc32c
 import zstandard
 
+from appliance.repository.crypto import RecordCipher
 from appliance.repository.digest import Digester
 from appliance.repository.errors import ChunkCorruptError, CorruptError
 from appliance.repository.format import (
@@ -28,14 +28,6 @@ from appliance.repository.format import (
 
 _CRC_AT = RECORD_HEADER.size - 4
 DEFAULT_LEVEL = 1
-
-
-class RecordCipher(Protocol):
-    """See `crypto.RecordCipher`."""
-
-    def seal(self, plaintext: bytes, kind: int, digest: bytes) -> bytes: ...
-
-    def open(self, sealed: bytes, kind: int, digest: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,6 @@ class RecoveryPoints:
                 found.append(RecoveryPointId(stem))
         return sorted(found)
 
-    def list(self, vm: str | None = None) -> list[Manifest]:
-        """Return the points of a VM, or all, oldest first.
-
-        A manifest that cannot be read is left out here; `check` reports it by name.
-        """
-        manifests, _ = self.readable()
-        return [manifest for manifest in manifests if vm is None or manifest.vm == vm]
-
     def readable(self) -> tuple[list[Manifest], dict[RecoveryPointId, CorruptError]]:
         """Return all manifests, oldest first, and why the others cannot be read."""
         manifests: list[Manifest] = []
@@ -54,6 +46,14 @@ class RecoveryPoints:
                 continue  # forgotten since the listing
         manifests.sort(key=lambda manifest: (manifest.created_at, manifest.point_id))
         return manifests, damaged
+
+    def list(self, vm: str | None = None) -> list[Manifest]:
+        """Return the points of a VM, or all, oldest first.
+
+        A manifest that cannot be read is left out here; `check` reports it by name.
+        """
+        manifests, _ = self.readable()
+        return [manifest for manifest in manifests if vm is None or manifest.vm == vm]
 
     def get(self, point_id: str) -> Manifest:
         """Raises PointNotFoundError, CorruptError, UsageError (not a point id)."""
