@@ -240,6 +240,10 @@ class Repository:
     def new_run_id(self) -> RunId:
         return new_run_id(self.clock.now())
 
+    def is_affected(self, manifest: Manifest) -> bool:
+        """Whether a check has found damaged chunks in this point that were not healed since."""
+        return False
+
     def open_image(self, point: str | Manifest, disk_number: int) -> ImageReader:
         """Open one disk of a recovery point for reading; `close` it.
 
