@@ -94,9 +94,7 @@ def run_backup_image(args: argparse.Namespace) -> int:
             extents = None if listed is None else read_changed(listed)
             if extents and extents[-1].end > reader.size_bytes:
                 raise UsageError(f"{listed}: {extents[-1]} lies outside {path}")
-            disks.append(
-                FrozenDisk(number=number, label=path.name, reader=reader, changed=extents)
-            )
+            disks.append(FrozenDisk(number=number, label=path.name, reader=reader, changed=extents))
         vm = FrozenVm(
             name=args.vm,
             created_at=created_at,

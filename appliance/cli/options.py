@@ -25,6 +25,7 @@ def common_options() -> argparse.ArgumentParser:
     group.add_argument("--home", type=Path, help=f"state folder (default {DEFAULT_HOME})")
     group.add_argument("--repo", type=Path, help="repository folder (default HOME/repository)")
     group.add_argument("--passphrase-file", type=Path, help="file with the passphrase")
+    group.add_argument("--recovery-key-file", type=Path, help="file with the recovery key")
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
@@ -60,6 +61,14 @@ def passphrase(args: argparse.Namespace) -> Secret | None:
     return Secret.of_text(from_environment) if from_environment else None
 
 
+def recovery_key(args: argparse.Namespace) -> Secret | None:
+    if not args.recovery_key_file:
+        return None
+    from appliance.repository.recovery_key import parse_recovery_key
+
+    return parse_recovery_key(read_secret_file(args.recovery_key_file).reveal().decode("ascii"))
+
+
 def open_repository(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Repository:
     """Raises what `Repository.open` raises."""
     from appliance.repository.image_reader import DEFAULT_CACHE_BYTES
@@ -68,4 +77,9 @@ def open_repository(args: argparse.Namespace, *, cache_bytes: int | None = None)
     options = RepositoryOptions(
         workers=max(2, os.cpu_count() or 2), cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES
     )
-    return Repository.open(repository_path(args), passphrase=passphrase(args), options=options)
+    return Repository.open(
+        repository_path(args),
+        passphrase=passphrase(args),
+        recovery_key=recovery_key(args),
+        options=options,
+    )

@@ -158,9 +158,9 @@ def run_forget(args: argparse.Namespace) -> int:
 
 def run_prune(args: argparse.Namespace) -> int:
     from appliance.repository.retention import (
+        Action,
         PointSummary,
         RetentionPolicy,
-        Verdict,
         plan_retention,
     )
 
@@ -173,13 +173,13 @@ def run_prune(args: argparse.Namespace) -> int:
         plan = plan_retention(points, policy)
         if not args.dry_run:
             for decision in plan:
-                if decision.verdict is Verdict.REMOVE:
+                if decision.action is Action.REMOVE:
                     repository.points.forget(decision.point_id)
     document = {"dry_run": args.dry_run, "points": [asdict(decision) for decision in plan]}
 
     def text() -> str:
-        rows = [(decision.point_id, decision.verdict, decision.reason) for decision in plan]
-        return table(rows, ("POINT", "VERDICT", "REASON"))
+        rows = [(decision.point_id, decision.action, decision.reason) for decision in plan]
+        return table(rows, ("POINT", "ACTION", "REASON"))
 
     show(args, document, text)
     return ExitCode.SUCCESS

@@ -10,6 +10,7 @@ from appliance.cli.options import (
     open_repository,
     passphrase,
     read_secret_file,
+    recovery_key,
     repository_path,
 )
 from appliance.cli.output import ExitCode, note, show
@@ -21,7 +22,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
     init = verbs.add_parser("init", parents=[common], help="create an empty repository")
     init.add_argument(
-        "--recovery-key", action="store_true", help="also make a recovery key and print it once"
+        "--with-recovery-key",
+        action="store_true",
+        help="also make a recovery key and print it once",
     )
     init.set_defaults(run=run_init)
 
@@ -41,19 +44,21 @@ def run_init(args: argparse.Namespace) -> int:
     from appliance.repository.repository import Repository
 
     secret = passphrase(args)
-    if args.recovery_key and secret is None:
-        raise UsageError("--recovery-key is for an encrypted repository: give a passphrase too")
-    recovery_key = new_recovery_key() if args.recovery_key else None
+    if args.with_recovery_key and secret is None:
+        raise UsageError(
+            "--with-recovery-key is for an encrypted repository: give a passphrase too"
+        )
+    key = new_recovery_key() if args.with_recovery_key else None
     path = repository_path(args)
-    config = Repository.create(path, passphrase=secret, recovery_key=recovery_key)
+    config = Repository.create(path, passphrase=secret, recovery_key=key)
     document: dict[str, Any] = {
         "repository": str(path),
         "repository_id": config.repository_id,
         "encrypted": config.encrypted,
     }
     shown = f"created {'an encrypted' if config.encrypted else 'a'} repository at {path}"
-    if recovery_key is not None:
-        document["recovery_key"] = format_recovery_key(recovery_key)
+    if key is not None:
+        document["recovery_key"] = format_recovery_key(key)
         shown += (
             f"\nrecovery key, shown this once; keep it where the repository is not:\n"
             f"  {document['recovery_key']}"
@@ -74,7 +79,7 @@ def run_stats(args: argparse.Namespace) -> int:
                 f"recovery points   {stats.point_count} of {stats.vm_count} VMs",
                 f"disks             {format_size(stats.disk_bytes)} in all points",
                 f"data referenced   {format_size(stats.referenced_bytes)} in all points",
-                f"unique data       {format_size(stats.unique_bytes)} in {stats.chunk_count} chunks",
+                f"unique data       {format_size(stats.unique_bytes)}, {stats.chunk_count} chunks",
                 f"stored            {format_size(stats.stored_bytes)} in {stats.pack_count} packs",
                 f"deduplication     {stats.deduplication:.2f} x",
                 f"compression       {stats.compression:.2f} x",
@@ -92,9 +97,9 @@ def run_change_passphrase(args: argparse.Namespace) -> int:
     from appliance.repository.repository import Repository
 
     new = read_secret_file(Path(args.new_passphrase_file))
-    Repository.change_passphrase(repository_path(args), old=passphrase(args), new=new)
+    Repository.change_passphrase(
+        repository_path(args), new, passphrase=passphrase(args), recovery_key=recovery_key(args)
+    )
     show(args, {"changed": True}, lambda: "")
     note("the passphrase was changed; the old one no longer opens the repository")
     return ExitCode.SUCCESS
-
-
