@@ -18,7 +18,7 @@ import pytest
 from appliance.base.clock import SystemClock
 from appliance.base.errors import StorageError, StorageFullError
 from appliance.base.ids import RunId, new_run_id
-from appliance.base.locked_file import LockMode
+from appliance.base.locked_file import LockMode, try_lock
 from appliance.repository import locks as locks_module
 from appliance.repository.locks import (
     LiveSession,
@@ -220,7 +220,7 @@ def test_a_slow_listing_does_not_remove_a_session_that_became_visible_again(
 ) -> None:
     """It opened the file that the session withdrew; by now the name is that of the living one."""
     opened, go_on = threading.Event(), threading.Event()
-    real = locks_module.try_lock
+    real = try_lock
 
     def slow(fd: int, mode: LockMode) -> bool:
         if threading.current_thread() is listing:
