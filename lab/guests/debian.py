@@ -17,7 +17,8 @@ from lab.guests.disk import FIRST_PARTITION_OFFSET, LINUX, FileSystem, Partition
 from lab.guests.initramfs import initramfs
 from lab.guests.packages import KERNEL, SUITE, debian_sources, kernel_image, run
 
-PACKAGES = (KERNEL, "systemd-sysv", "udev", "nginx-light", "iproute2", "base-files", "grub-pc-bin")
+_INSTALLED = (KERNEL, "systemd-sysv", "ifupdown", "udhcpc", "nginx-light")
+PACKAGES = (*_INSTALLED, "base-files", "busybox-static", "grub-pc-bin")  # what makes a new image
 DISK_BYTES = 8 * GIB
 HTTP_PORT = 80
 _FILES = Path(__file__).with_name("files")
@@ -25,17 +26,31 @@ _UUID = "686f6c64-6661-7374-0000-64656269616e"
 _MACHINE_ID = "686f6c64666173740000646562696100"
 # The last console= is /dev/console, where systemd and the login prompt go; kernel messages go to
 # both. audit off: it prints to the serial line.
-_KERNEL_ARGS = "root=LABEL=holdfast-root console=ttyS0 console=tty0 quiet audit=0 panic=-1"
+_KERNEL_ARGS = (
+    "root=LABEL=holdfast-root console=ttyS0 console=tty0 quiet audit=0 panic=-1 net.ifnames=0"
+)
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 _MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
     *("e2scrub_all.timer", "e2scrub_reap.service", "systemd-tmpfiles-clean.timer"),
+    # Device events: devtmpfs and the initramfs's modules suffice; coldplug cost 6 s under TCG.
+    *("systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket"),
+    *("systemd-udev-trigger.service", "systemd-modules-load.service", "modprobe@.service"),
+    *("kmod-static-nodes.service", "systemd-tmpfiles-setup-dev.service"),
     *("dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount"),
-    *("sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "kmod-static-nodes.service"),
-    *("modprobe@.service", "systemd-pstore.service", "systemd-binfmt.service"),
-    *("systemd-logind.service", "systemd-update-utmp.service", "systemd-machine-id-commit.service"),
-    *("serial-getty@ttyS0.service", "systemd-update-utmp-runlevel.service"),
+    *("sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "systemd-binfmt.service"),
+    *("proc-sys-fs-binfmt_misc.automount", "systemd-pstore.service", "systemd-logind.service"),
+    *("systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
+    *("systemd-sysusers.service", "systemd-remount-fs.service", "systemd-random-seed.service"),
+    *("systemd-network-generator.service", "systemd-machine-id-commit.service"),
+    *("systemd-ask-password-console.path", "systemd-ask-password-wall.path"),
+    *("serial-getty@ttyS0.service", "getty-static.service"),  # tty1 keeps its login prompt
 )
+_MASKED_GENERATORS = (
+    *("cryptsetup", "gpt-auto", "hibernate-resume", "integritysetup", "veritysetup"),
+    *("rc-local", "run", "sysv", "bless-boot", "debug", "system-update"),
+)
+_ENABLED = ("holdfast-console.service", "holdfast-power-button.service")
 _CONSOLE_UNIT = """\
 [Unit]
 Description=Holdfast lab: readiness and commands on the serial line
@@ -54,14 +69,13 @@ ExecStart=/usr/local/sbin/holdfast-power-button
 [Install]
 WantedBy=multi-user.target
 """
-_NETWORK = """\
-[Match]
-Type=ether
-[Network]
-DHCP=ipv4
-LinkLocalAddressing=no
-IPv6AcceptRA=no
+_INTERFACES = """\
+auto lo
+iface lo inet loopback
+auto eth0
+iface eth0 inet dhcp
 """
+_PAGE = "<!DOCTYPE html>\n<h1>Holdfast debian guest</h1>\n"
 
 
 def build_debian(target: Path) -> None:
@@ -81,7 +95,7 @@ def build_debian(target: Path) -> None:
 def _install(tree: Path) -> None:
     excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", *excludes]
-    packages = "--include=" + ",".join(name for name in PACKAGES if name != "grub-pc-bin")
+    packages = "--include=" + ",".join(_INSTALLED)
     run(
         [*command, packages, "--format=directory", SUITE, tree, "-"],
         timeout_s=900,
@@ -96,25 +110,35 @@ def _configure(tree: Path) -> None:
     (etc / "machine-id").write_text(_MACHINE_ID + "\n")  # else every boot is a first boot
     (etc / "fstab").write_text("")  # the initramfs has mounted the root already
     (etc / "resolv.conf").write_text("")
-    (etc / "systemd" / "network" / "lan.network").write_text(_NETWORK)
+    (etc / "network" / "interfaces").write_text(_INTERFACES)
+    (etc / "systemd" / "journald.conf.d").mkdir()
+    (etc / "systemd" / "journald.conf.d" / "lab.conf").write_text("[Journal]\nStorage=volatile\n")
     (tree / "srv" / "holdfast").mkdir()
-    (tree / "var" / "www" / "html" / "counter.txt").write_text("0\n")
+    www = tree / "var" / "www" / "html"
+    (www / "index.html").write_text(_PAGE)
+    (www / "counter.txt").write_text("0\n")
     for script in ("holdfast-console", "holdfast-power-button"):
         source = _FILES / f"debian-{script.removeprefix('holdfast-')}.sh"
         shutil.copy(source, tree / "usr" / "local" / "sbin" / script)
         (tree / "usr" / "local" / "sbin" / script).chmod(0o755)
-    units = etc / "systemd" / "system"
+    _configure_systemd(tree, etc / "systemd")
+
+
+def _configure_systemd(tree: Path, folder: Path) -> None:
+    units = folder / "system"
     (units / "holdfast-console.service").write_text(_CONSOLE_UNIT)
     (units / "holdfast-power-button.service").write_text(_POWER_BUTTON_UNIT)
-    for unit in _MASKED:
-        (units / unit).unlink(missing_ok=True)
-        (units / unit).symlink_to("/dev/null")
-    enabled = (
-        "systemd-networkd.service",
-        "holdfast-console.service",
-        "holdfast-power-button.service",
+    generators = folder / "system-generators"
+    generators.mkdir(exist_ok=True)
+    masked = [units / unit for unit in _MASKED]
+    masked += [generators / f"systemd-{name}-generator" for name in _MASKED_GENERATORS]
+    for link in masked:
+        link.unlink(missing_ok=True)
+        link.symlink_to("/dev/null")
+    run(["systemctl", f"--root={tree}", "--quiet", "enable", *_ENABLED], timeout_s=60)
+    run(
+        ["systemctl", f"--root={tree}", "--quiet", "set-default", "multi-user.target"], timeout_s=60
     )
-    run(["systemctl", f"--root={tree}", "--quiet", "enable", *enabled], timeout_s=60)
 
 
 def _add_boot_files(tree: Path) -> None:

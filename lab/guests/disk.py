@@ -123,7 +123,16 @@ def _grub_core(kernel_args: str) -> bytes:
         config_path = Path(folder, "early.cfg")
         config_path.write_text(config)
         core_path = Path(folder, "core.img")
-        options = ["-O", "i386-pc", "-d", GRUB_FOLDER, "-p", "/boot/grub", "-c", config_path]
+        options: list[str | Path] = [
+            "-O",
+            "i386-pc",
+            "-d",
+            GRUB_FOLDER,
+            "-p",
+            "/boot/grub",
+            "-c",
+            config_path,
+        ]
         run(["grub-mkimage", *options, "-o", core_path, *_GRUB_MODULES], timeout_s=60)
         return core_path.read_bytes()
 
