@@ -15,7 +15,7 @@ from appliance.blocks.overlay_errors import OverlayMissingError
 from appliance.blocks.overlay_map import Geometry
 from tests.contract.block_reader import sample_content
 from tests.support.memory_device import MemoryDevice
-from tests.support.power_cut import SECTOR, PowerCutRecorder
+from tests.support.power_cut import SECTOR, PowerCutRecorder, without_syncs
 
 BLOCK = 2 * SECTOR
 TINY = Geometry(block_bytes=BLOCK, segment_blocks=4)
@@ -96,6 +96,7 @@ def test_a_power_cut_keeps_every_flushed_write(
     monkeypatch.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 20)
     history, created = record(tmp_path / "recorded", seed)
     folder = tmp_path / "cut"
+    without_syncs(monkeypatch)
     for cut in range(1, history.recorder.clock + 1):
         for mode in ("lost", "kept", "mixed", "mixed"):
             why = f"seed {seed}, cut {cut} of {history.recorder.clock}, {mode}"
@@ -140,6 +141,7 @@ def test_the_recorder_finds_a_missing_fsync(
     monkeypatch.setattr(Overlay, "_commit", commit_without_data_sync)
     history, created = record(tmp_path / "recorded", seed=0)
     violations = 0
+    without_syncs(monkeypatch)
     folder = tmp_path / "cut"
     for cut in range(created, history.recorder.clock + 1):
         folder.mkdir()
