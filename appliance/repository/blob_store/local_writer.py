@@ -12,13 +12,12 @@ Thread model: a writer belongs to one thread at a time.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from appliance.base.atomic import fsync_directory
+from appliance.base.locked_file import create_locked
 from appliance.repository.blob_store.contract import BlobExistsError
 from appliance.repository.blob_store.local_errors import storage_error
 
@@ -39,23 +38,6 @@ def write_vector(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
         if done:  # the system stopped inside a buffer
             pending[first] = pending[first].cast("B")[done:]
     return total
-
-
-def create_locked(folder: Path) -> tuple[int, Path]:
-    """Create a file in `folder` whose flock this process holds. Raises OSError."""
-    while True:
-        path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:  # else a clean-up came between open and flock
-                return fd, path
-        except BaseException:
-            os.close(fd)
-            os.unlink(path)
-            raise
-        os.close(fd)
 
 
 class LocalBlobWriter:
