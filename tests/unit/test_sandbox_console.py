@@ -66,16 +66,26 @@ def test_a_long_line_is_cut_and_the_next_is_whole(tmp_path: Path) -> None:
     assert console.lines == ["a" * console_module.LINE_BYTES_MAX, "ready"]
 
 
-def test_a_cursor_sees_each_line_once_and_prompts_at_once(tmp_path: Path) -> None:
-    """Successive answers are told apart, and a prompt without a line end can be matched."""
+def test_a_cursor_sees_each_complete_line_once(tmp_path: Path) -> None:
+    """Successive answers are told apart, and half a number is not taken for one."""
     console = Console(tmp_path / "serial.log", SystemClock())
     cursor = LineCursor()
     ack = re.compile(r"^ACK (\d+)$")
-    console.feed(b"ACK 1\nnoise\nACK 2\n")
+    console.feed(b"ACK 1\nnoise\nACK 2\nACK 3")
     seen = [match[1] for _ in range(3) if (match := console.search(ack, cursor))]
     assert seen == ["1", "2"]
-    console.feed(b"login: ")
-    assert console.search(re.compile("login:"), cursor)
+    console.feed(b"4\n")
+    match = console.search(ack, cursor)
+    assert match and match[1] == "34"
+    console.close()
+
+
+def test_a_prompt_without_a_line_end_can_be_matched(tmp_path: Path) -> None:
+    """`serial:login:` works although no line end follows."""
+    console = Console(tmp_path / "serial.log", SystemClock())
+    console.feed(b"Debian 12\nlogin: ")
+    assert console.search(re.compile("login:"), LineCursor()) is None
+    assert console.search(re.compile("login:"), LineCursor(), unfinished=True)
     console.close()
 
 
