@@ -92,7 +92,7 @@ class Console:
     def wait_for(
         self, pattern: re.Pattern[str], timeout_s: float, cursor: LineCursor | None = None
     ) -> re.Match[str] | None:
-        """Block until a complete line matches; None when the time is over or the machine has ended."""
+        """Block until a complete line matches; None when time is over or the machine has ended."""
         cursor = cursor or LineCursor()
         deadline_s = self._clock.monotonic_s() + timeout_s
         while True:

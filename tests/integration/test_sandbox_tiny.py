@@ -124,8 +124,9 @@ def test_a_port_the_guest_does_not_serve_fails_its_probe(running_guest: Machine)
     """The user network accepts on the host side for any declared port; the probe is not fooled."""
     with socket.create_connection(("127.0.0.1", running_guest.forwarded_port(9999))):
         pass
+    for _ in range(3):  # a service that closes at once must not be missed now and then
+        assert TcpProbe(7777).attempt(running_guest).ok
     assert not TcpProbe(9999).attempt(running_guest).ok
-    assert TcpProbe(7777).attempt(running_guest).ok
     assert not parse_probe("http:8080/missing").attempt(running_guest).ok
     assert parse_probe("http:8080/").attempt(running_guest).ok
 
