@@ -46,15 +46,19 @@ def new_bytes(run: Run) -> int:
 
 
 def restore(repository: Path, point_id: str, disk_number: int, output: Path) -> Run:
-    options = ["--disk", str(disk_number), "--format", "raw", "-o", output]
-    return call("restore", "image", point_id, *options, "--repo", repository)
+    options = ["--disk", str(disk_number), "--format", "raw"]
+    words = ["restore", "image", point_id, *options]
+    return call(*words, "-o", output, "--repo", repository)
 
 
 @contextmanager
 def nbd_export(
-    repository: Path, point_id: str, disk_number: int, socket: Path, *, cache: str | None = None
+    repository: Path, point_id: str, disk_number: int, socket: Path, *, cache_bytes: int = 0
 ) -> Iterator[str]:
-    """Serve one disk read-only on a Unix socket for the block; yields its NBD URI."""
+    """Serve one disk read-only on a Unix socket for the block; yields its NBD URI.
+
+    `cache_bytes` sizes the chunk cache where the program has an option for it.
+    """
     uris: list[str] = []
 
     def ready(stdout: IO[bytes]) -> bool:
@@ -66,7 +70,8 @@ def nbd_export(
         return True
 
     options: list[str] = ["--disk", str(disk_number), "--unix", str(socket), "--json"]
-    options += ["--cache", cache] if cache else []
+    if cache_bytes and "--cache" in call("export", "nbd", "--help").stdout:
+        options += ["--cache", str(cache_bytes)]
     words = [*command(), "export", "nbd", point_id, *options, "--repo", str(repository)]
     with programs.server(words, ready=ready):
         yield uris[0]

@@ -3,7 +3,7 @@
 `web` and `web-later` are one system at two points in time (packages upgraded, added and removed,
 logs and pages changed in place); `app` is another system. 16 GiB virtual, about 2 GiB not zero.
 Built by mmdebstrap from the host's own package sources; the cache key is the recipe (packages,
-sizes, release, REVISION of the stages), and a set appears in the cache by one rename, or not at all.
+sizes, release, REVISION of the stages), and a set appears in the cache by one rename or not.
 """
 
 from __future__ import annotations
