@@ -1,0 +1,18 @@
+"""Programs a test needs: a missing one skips with its name, and fails where nothing may skip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def needs(*programs: str) -> None:
+    missing = [program for program in programs if shutil.which(program) is None]
+    if not missing:
+        return
+    reason = f"missing programs: {', '.join(missing)}"
+    if os.environ.get("HOLDFAST_NO_SKIP"):
+        pytest.fail(reason)
+    pytest.skip(reason)
