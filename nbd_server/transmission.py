@@ -44,7 +44,7 @@ from nbd_server.requests import PartialWrite, Refusal, Request, refusal
 
 log = logging.getLogger(__name__)
 
-TURN_REQUESTS = 256
+TURN_REQUESTS = 64  # deeper queues than clients use by default
 INLINE_BYTES = 1 << 20  # longer reads are copied on a worker thread
 BATCH_REQUESTS = 32
 BATCH_BYTES = 1 << 20

@@ -22,7 +22,7 @@ from nbd_server.protocol import Command, Option, OptionReply
 from nbd_server.tls import TlsPolicy, server_context
 from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
-from tests.support.nbd_servers import complaints, serving
+from tests.support.nbd_servers import complaints, eventually, serving
 
 MIB = 1 << 20
 
@@ -50,13 +50,6 @@ class CountingDevice(MemoryDevice):
         self.writing.release()
         assert self.gate.wait(20)
         super().write_at(offset, data)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "never happened"
-        time.sleep(0.005)
 
 
 def settled(value: Callable[[], int]) -> int:
