@@ -22,7 +22,8 @@ from nbd_server.limits import Limits
 from nbd_server.protocol import OPTION_MAGIC
 from nbd_server.receive import ReceiveBuffer
 from nbd_server.tls import TlsPolicy
-from nbd_server.transmission import Surroundings, Transmission
+from nbd_server.transmission import Transmission
+from nbd_server.work_queue import Surroundings
 
 log = logging.getLogger(__name__)
 

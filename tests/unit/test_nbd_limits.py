@@ -86,6 +86,21 @@ def test_a_client_that_does_not_read_is_not_read_for(inline: bool) -> None:
         assert cookies == set(range(1000))
 
 
+@pytest.mark.parametrize("structured", [True, False], ids=["structured", "simple"])
+def test_large_reads_that_nobody_takes_are_not_read_from_the_disk(structured: bool) -> None:
+    """100 reads of 32 MiB and no reply taken: a few pieces are read, whatever the form."""
+    disk = CountingDevice(40 * MIB)
+    disk.content = b"\xa5" * (2 * MIB)
+    with (
+        serving(NbdExport(name="disk", disk=disk)) as server,
+        connect(server, structured=structured) as stalled,
+    ):
+        for cookie in range(100):
+            stalled.send(Command.READ, cookie=cookie, length=32 * MIB)
+        assert settled(lambda: disk.reads) < 16
+        assert stalled.reply().data == b"\xa5" * (32 * MIB)
+
+
 def test_a_small_server_shares_its_memory_evenly() -> None:
     limits = Limits(memory_bytes=64 * MIB)
     assert limits.share_bytes(1) == 16 * MIB
