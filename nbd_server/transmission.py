@@ -21,6 +21,7 @@ import logging
 
 from nbd_server import protocol
 from nbd_server.backend import Buffer
+from nbd_server.flow import Flow
 from nbd_server.handshake import Session
 from nbd_server.operations import Outcome, failure_reply
 from nbd_server.protocol import (
@@ -62,23 +63,16 @@ class Transmission:
         shared: Surroundings,
     ) -> None:
         self._session = session
-        self._transport = transport
         self._received = received
         self._shared = shared
-        self._loop = asyncio.get_running_loop()
+        self._flow = Flow(transport, self.process, linger_s=shared.linger_s)
         self._incoming: IncomingWrite | None = None
         self._skip_bytes = 0  # of a refused payload
         self._after_skip = b""  # its reply: libnbd takes one that comes earlier for a bug
         self._stream: StreamedRead | None = None
         self._work = WorkQueue(session, shared, self._done)
-        self._out: list[Buffer] = []
-        self._out_behind_stream: list[Buffer] = []  # nothing may come between its pieces
-        self._reading_paused = False
-        self._writing_paused = False
-        self._turn_scheduled = False
+        self._behind_stream: list[Buffer] = []  # nothing may come between its pieces
         self._draining = False
-        self._lost = False
-        self._linger: asyncio.TimerHandle | None = None
 
     # input
 
@@ -95,31 +89,36 @@ class Transmission:
 
     def process(self) -> None:
         """Do what can be done now with what was received; pause or resume reading."""
-        if self._lost:
+        flow = self._flow
+        if flow.lost:
             return
         room, turns = self._room_bytes(), TURN_REQUESTS
         if room > 0:
             self._continue_stream()
             room, turns = self._parse(room)
         self._work.dispatch()
-        self._send()
+        flow.send()
         if self._draining:
             self._close_when_done()
         else:
             able = room > 0 and turns > 0 and self._stream is None
-            self._set_reading(able and not self._writing_paused)
-        if self._reading_paused and not self._writing_paused and not self._linger:
-            if turns <= 0:
-                self._next_turn(0)
-            elif not self._work.busy:  # nothing will call back: unsent replies are on their way
-                self._next_turn(_UNSENT_POLL_S)
+            flow.set_reading(able and not flow.writing_paused)
+        if flow.reading_paused and not flow.writing_paused and not flow.closing:
+            self._schedule_turn(turns)
+
+    def _schedule_turn(self, turns: int) -> None:
+        """Come back when nobody else will call: neither the client nor a finished batch."""
+        may_parse = self._stream is None and not self._draining
+        if turns <= 0 or (may_parse and self._room_bytes() > 0):
+            self._flow.next_turn(0)
+        elif not self._work.busy:  # unsent replies are on their way out
+            self._flow.next_turn(_UNSENT_POLL_S)
 
     def _room_bytes(self) -> int:
         """How much more this connection may take on; its unsent replies count."""
-        if self._writing_paused:
+        if self._flow.writing_paused:
             return 0
-        unsent = self._transport.get_write_buffer_size()
-        return self._shared.share_bytes() - self._work.held_bytes - unsent
+        return self._shared.share_bytes() - self._work.held_bytes - self._flow.unsent_bytes
 
     def _parse(self, room: int) -> tuple[int, int]:
         """Serve or queue buffered requests; return the room and the turns that are left."""
@@ -146,7 +145,7 @@ class Transmission:
 
         The hot loop: everything it needs is in local names, and it calls little.
         """
-        received, out = self._received, self._out
+        received, out = self._received, self._flow.replies
         data, start, last = received.data, received.start, received.end - _REQUEST_BYTES
         backend, structured = self._session.export.backend, self._session.structured
         try_read, size_bytes = backend.try_read, backend.size_bytes
@@ -198,9 +197,9 @@ class Transmission:
         if self._skip_bytes:
             self._skip_bytes -= self._received.drop(self._skip_bytes)
             if not self._skip_bytes:
-                self._out.append(self._after_skip)
+                self._flow.replies.append(self._after_skip)
         waiting = self._skip_bytes or self._incoming or self._stream
-        return not (waiting or self._draining or self._lost)
+        return not (waiting or self._draining or self._flow.lost)
 
     def _accept(self, request: Request) -> int:
         """Take on one request of any kind; return what it costs the connection's room."""
@@ -218,7 +217,7 @@ class Transmission:
             if request.command == Command.WRITE and request.length:
                 self._skip_bytes, self._after_skip = request.length, reply
             else:
-                self._out.append(reply)
+                self._flow.replies.append(reply)
             return REQUEST_COST_BYTES
         if request.command == Command.WRITE:
             return self._accept_write(request)
@@ -258,26 +257,25 @@ class Transmission:
                 self._piece_read(whole, outcome)
             else:
                 self._answer(outcome.reply)
-        if not self._lost:
-            self._send()
-            self.process()
+        self._flow.send()
+        self.process()
 
     def _answer(self, reply: list[Buffer]) -> None:
         if self._stream is None:
-            self._out += reply
+            self._flow.replies += reply
         else:
-            self._out_behind_stream += reply
+            self._behind_stream += reply
 
     def _piece_read(self, whole: StreamedRead, outcome: Outcome) -> None:
         reply = whole.absorb(outcome)
         if whole.broken:
             self._break("a large read failed half way")
             return
-        self._out += reply
+        self._flow.replies += reply
         if whole.finished:
             self._stream = None
-            self._out += self._out_behind_stream
-            self._out_behind_stream = []
+            self._flow.replies += self._behind_stream
+            self._behind_stream = []
 
     def _piece_written(self, whole: PartialWrite, failure: Refusal | None) -> None:
         """The last piece answers for the whole WRITE, after its flush where FUA asks for one."""
@@ -293,35 +291,13 @@ class Transmission:
         else:
             self._answer([simple_reply(whole.cookie)])
 
-    # output and ends
-
-    def _send(self) -> None:
-        if self._out and not self._lost:
-            self._transport.writelines(self._out)
-        self._out = []
+    # ends
 
     def writing_paused(self) -> None:
-        self._writing_paused = True
+        self._flow.writing_paused = True
 
     def writing_resumed(self) -> None:
-        self._writing_paused = False
-        self.process()
-
-    def _set_reading(self, wanted: bool) -> None:
-        if wanted and self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        elif not wanted and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def _next_turn(self, delay_s: float) -> None:
-        if not self._turn_scheduled:
-            self._turn_scheduled = True
-            self._loop.call_later(delay_s, self._turn)
-
-    def _turn(self) -> None:
-        self._turn_scheduled = False
+        self._flow.writing_paused = False
         self.process()
 
     def drain(self) -> None:
@@ -330,22 +306,18 @@ class Transmission:
         self._close_when_done()
 
     def _close_when_done(self) -> None:
-        self._set_reading(False)
-        if self._work.busy or self._stream or self._lost or self._linger:
-            return
-        self._linger = self._loop.call_later(self._shared.linger_s, self._transport.abort)
-        self._transport.close()  # after what is still unsent
+        self._flow.set_reading(False)
+        if not (self._work.busy or self._stream):
+            self._flow.close()
 
     def _break(self, reason: str) -> None:
         log.info("connection broken off: %s", reason)
         self._draining = True
-        self._transport.abort()
+        self._flow.abort()
 
     def lost(self) -> None:
         """The connection is gone; what has not reached a worker is dropped."""
-        self._lost = True
+        self._flow.connection_lost()
         self._work.clear()
         self._incoming = None
         self._received.clear()
-        if self._linger:
-            self._linger.cancel()
