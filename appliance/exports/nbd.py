@@ -1,0 +1,254 @@
+"""Disks served over NBD: the adapter between the block-device contract and `nbd_server`.
+
+`NbdServer` runs the server on an event loop (uvloop) in a thread of its own, so that synchronous
+code (a job, the command line) can start it, hand its URIs to others and stop it. The disks stay
+the caller's: they are neither closed here nor touched after `stop` has returned.
+
+Errors of ours become error numbers of the protocol in one place, `_translate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+from urllib.parse import quote
+
+import uvloop
+
+from appliance.base.errors import (
+    ApplianceError,
+    OutOfRangeError,
+    StorageError,
+    StorageFullError,
+    UsageError,
+)
+from appliance.blocks.device import BlockDevice, BlockReader
+from appliance.blocks.extents import ExtentKind
+from nbd_server.backend import Export
+from nbd_server.errors import BackendError, ListenError, NbdServerError
+from nbd_server.limits import Counters, Limits
+from nbd_server.protocol import NbdErrno
+from nbd_server.server import Server
+from nbd_server.tls import TlsPolicy, server_context
+
+_PREFERRED_BLOCK_BYTES = 4096  # what guest file systems use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NbdExport:
+    """`disk` must be a BlockDevice unless `read_only`."""
+
+    name: str
+    disk: BlockReader | BlockDevice
+    read_only: bool = True
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpAddress:
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: a free one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NbdTls:
+    """`directory` holds server-cert.pem, server-key.pem and ca-cert.pem to verify clients."""
+
+    directory: Path
+    verify_clients: bool = True
+
+
+class DiskBackend:
+    """A disk of ours as `nbd_server` wants it; see its backend contract."""
+
+    fast_zero = True  # BlockDevice.zero_at is cheap for any length
+    preferred_block_bytes = _PREFERRED_BLOCK_BYTES
+
+    def __init__(self, disk: BlockReader | BlockDevice, *, read_only: bool) -> None:
+        self._reader: BlockReader = disk
+        self._device = cast(BlockDevice, disk)  # the server refuses writes when read-only
+        self.size_bytes = disk.size_bytes
+        self.read_only = read_only
+        self.try_read = disk.try_read_at  # as it is: one call less on the hot path
+
+    def read(self, offset: int, length: int) -> bytes | memoryview:
+        try:
+            return self._reader.read_at(offset, length)
+        except ApplianceError as error:
+            raise _translate(error) from error
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        try:
+            self._device.write_at(offset, data)
+        except ApplianceError as error:
+            raise _translate(error) from error
+
+    def zero(self, offset: int, length: int, *, allocate: bool) -> None:
+        """A copy-on-write disk appends, so space cannot be kept for later writes: no allocation."""
+        try:
+            self._device.zero_at(offset, length)
+        except ApplianceError as error:
+            raise _translate(error) from error
+
+    def trim(self, offset: int, length: int) -> None:
+        self.zero(offset, length, allocate=False)
+
+    def flush(self) -> None:
+        try:
+            self._device.flush()
+        except ApplianceError as error:
+            raise _translate(error) from error
+
+    def extents(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        try:
+            mapped = self._reader.map_extents(offset, length)
+        except ApplianceError as error:
+            raise _translate(error) from error
+        return [(extent.length, extent.kind is ExtentKind.ZERO) for extent in mapped]
+
+
+class NbdServer:
+    """Serves disks from `start` to `stop`; a context manager for both."""
+
+    def __init__(
+        self,
+        exports: Sequence[NbdExport],
+        *,
+        address: TcpAddress | Path,
+        tls: NbdTls | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """`address`: TCP, or the path of a Unix socket to be made with mode 0600."""
+        self._exports = list(exports)
+        self._address = address
+        self._tls = tls
+        self._limits = limits
+        self._counters = Counters()
+        self._port = 0
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> NbdServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """Of a TCP address, once started."""
+        return self._port
+
+    @property
+    def counters(self) -> Counters:
+        """Connections, requests and bytes so far; also after `stop`."""
+        return self._counters
+
+    def uri(self, name: str) -> str:
+        """What nbdinfo, qemu and others take. Raises UsageError for a name that is not served."""
+        if name not in [export.name for export in self._exports]:
+            raise UsageError(f"no export is named {name!r}")
+        scheme = "nbds" if self._tls else "nbd"
+        if isinstance(self._address, Path):
+            return f"{scheme}+unix:///{quote(name, safe='')}?socket={quote(str(self._address))}"
+        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
+        return f"{scheme}://{host}:{self._port}/{quote(name, safe='')}"
+
+    def start(self) -> None:
+        """Return once clients can connect.
+
+        Raises:
+            UsageError: the exports or the certificates cannot be used.
+            StorageError: nothing can listen at the address.
+        """
+        if self._thread is not None:
+            raise UsageError("the NBD server was started already")
+        try:
+            server_exports = self._server_exports()
+        except ValueError as error:
+            raise UsageError(f"cannot serve: {error}") from error
+        tls = self._tls_policy()
+        self._thread = threading.Thread(
+            target=self._run, args=(server_exports, tls), name="nbd-server"
+        )
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            if isinstance(self._failure, ListenError):
+                raise StorageError(f"cannot listen: {self._failure}") from self._failure
+            raise UsageError(f"cannot serve: {self._failure}") from self._failure
+
+    def stop(self) -> None:
+        """Finish outstanding requests, close all connections, join every thread. Idempotent."""
+        if self._thread is None or self._loop is None or self._stopping is None:
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _server_exports(self) -> list[Export]:
+        return [
+            Export(
+                name=export.name,
+                backend=DiskBackend(export.disk, read_only=export.read_only),
+                description=export.description,
+            )
+            for export in self._exports
+        ]
+
+    def _tls_policy(self) -> TlsPolicy | None:
+        if self._tls is None:
+            return None
+        try:
+            context = server_context(self._tls.directory, verify_clients=self._tls.verify_clients)
+        except NbdServerError as error:
+            raise UsageError(str(error)) from error
+        return TlsPolicy(context=context)
+
+    def _run(self, exports: list[Export], tls: TlsPolicy | None) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(exports, tls))
+
+    async def _serve(self, exports: list[Export], tls: TlsPolicy | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        try:
+            server = Server(exports, tls=tls, limits=self._limits)
+            self._counters = server.counters
+            await self._listen(server)
+        except (NbdServerError, ValueError) as error:
+            self._failure = error
+            return
+        finally:
+            self._started.set()
+        await self._stopping.wait()
+        await server.close()
+
+    async def _listen(self, server: Server) -> None:
+        if isinstance(self._address, Path):
+            await server.listen_unix(self._address)
+        else:
+            self._port = await server.listen_tcp(self._address.host, self._address.port)
+
+
+def _translate(error: ApplianceError) -> BackendError:
+    if isinstance(error, StorageFullError):
+        return BackendError(NbdErrno.ENOSPC, str(error))
+    if isinstance(error, OutOfRangeError):
+        return BackendError(NbdErrno.EINVAL, str(error))
+    return BackendError(NbdErrno.EIO, str(error))

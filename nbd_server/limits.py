@@ -1,0 +1,42 @@
+"""Bounds that keep one client from taking what belongs to all, and the figures of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Memory held for clients stays below `memory_bytes`, shared out evenly, plus one request
+    (at most 32 MiB, of a size the client chose) per connection."""
+
+    connections: int = 128
+    workers: int = 8  # threads for misses, writes and flushes of all connections
+    jobs_per_connection: int = 4  # so that one client leaves threads to the others
+    memory_bytes: int = 1024 * _MIB
+    handshake_s: float = 30.0
+    options: int = 64  # per connection; real clients send fewer than ten
+    option_bytes: int = 64 << 10  # longer ones are skipped and refused
+    shutdown_s: float = 10.0  # for clients to take the replies to what they had asked for
+
+    MIN_SHARE_BYTES = 2 * _MIB
+    MAX_SHARE_BYTES = 16 * _MIB
+
+    def share_bytes(self, connections: int) -> int:
+        """What one of so many connections may hold in requests, replies and unsent bytes."""
+        share = self.memory_bytes // max(connections, 1)
+        return max(self.MIN_SHARE_BYTES, min(share, self.MAX_SHARE_BYTES))
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Written on the event loop only; reading them from elsewhere is safe."""
+
+    accepted: int = 0  # connections since the start
+    connections: int = 0  # now
+    refused: int = 0  # connections above the limit
+    requests: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
