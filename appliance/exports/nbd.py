@@ -177,7 +177,10 @@ class NbdServer:
         """
         if self._thread is not None:
             raise UsageError("the NBD server was started already")
-        server_exports = self._server_exports()
+        try:
+            server_exports = self._server_exports()
+        except ValueError as error:
+            raise UsageError(f"cannot serve: {error}") from error
         tls = self._tls_policy()
         self._thread = threading.Thread(
             target=self._run, args=(server_exports, tls), name="nbd-server"
@@ -188,7 +191,9 @@ class NbdServer:
             self._thread.join()
             if isinstance(self._failure, ListenError):
                 raise StorageError(f"cannot listen: {self._failure}") from self._failure
-            raise UsageError(f"cannot serve: {self._failure}") from self._failure
+            if isinstance(self._failure, ValueError):
+                raise UsageError(f"cannot serve: {self._failure}") from self._failure
+            raise self._failure
 
     def stop(self) -> None:
         """Finish outstanding requests, close all connections, join every thread. Idempotent."""
@@ -228,7 +233,7 @@ class NbdServer:
             server = Server(exports, tls=tls, limits=self._limits)
             self._counters = server.counters
             await self._listen(server)
-        except (NbdServerError, ValueError) as error:
+        except Exception as error:  # `start` raises it in the caller's thread
             self._failure = error
             return
         finally:

@@ -89,28 +89,30 @@ class ImageReader:
         at_once = self._read_inside(offset, length, self._cache.get)
         if at_once is not None:
             return bytes(at_once)
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        pieces: list[bytes | memoryview] = []
+        done = 0
+        while done < length:
+            segment, start = divmod(offset + done, SEGMENT_BYTES)
+            part = min(SEGMENT_BYTES - start, length - done)
+            entries = _overlapping(self._leaf(segment), start, start + part)
+            raw_of = self._chunks_of(entries)
+            pieces += _pieces(start, part, entries, [raw_of[entry.digest] for entry in entries])
+            done += part
+        return b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_range(offset, len(buffer), self._size_bytes)
-        done = 0
-        while done < len(buffer):
-            segment, start = divmod(offset + done, SEGMENT_BYTES)
-            length = min(SEGMENT_BYTES - start, len(buffer) - done)
-            self._read_segment(segment, start, buffer[done : done + length])
-            done += length
+        buffer[:] = self.read_at(offset, len(buffer))
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         check_range(offset, length, self._size_bytes)
+        inside = self._read_inside(offset, length, self._cached_or_near)
+        if inside is not None:
+            return inside
         segment, start = divmod(offset, SEGMENT_BYTES)
         leaf = self._leaves.get(segment)
         if leaf is None or start + length > SEGMENT_BYTES:
             return None
-        inside = self._read_inside(offset, length, self._cached_or_near)
-        if inside is not None:
-            return inside
         entries = _overlapping(leaf, start, start + length)
         raws: list[bytes] = []
         missing = _DECODE_AT_ONCE
@@ -122,9 +124,7 @@ class ImageReader:
             if raw is None:
                 return None
             raws.append(raw)
-        buffer = bytearray(length)
-        _assemble(memoryview(buffer), start, entries, raws)
-        return memoryview(buffer)
+        return b"".join(_pieces(start, length, entries, raws))
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
@@ -147,14 +147,6 @@ class ImageReader:
             return mapped
         _add(mapped, position, min(segment * SEGMENT_BYTES, end), ExtentKind.ZERO)
         return mapped
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Bring the range into the cache; what lies outside the disk is left out."""
-        end = min(offset + length, self._size_bytes)
-        for segment in range(offset // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)):
-            base = segment * SEGMENT_BYTES
-            low, high = max(offset - base, 0), min(end - base, SEGMENT_BYTES)
-            self._chunks_of(_overlapping(self._leaf(segment), low, high))
 
     def _read_inside(
         self, offset: int, length: int, get: Callable[[bytes], bytes | None]
@@ -183,11 +175,6 @@ class ImageReader:
             if raw is not None:
                 self._cache.put(digest, raw)
         return raw
-
-    def _read_segment(self, segment: int, start: int, buffer: memoryview) -> None:
-        entries = _overlapping(self._leaf(segment), start, start + len(buffer))
-        raw_of = self._chunks_of(entries)
-        _assemble(buffer, start, entries, [raw_of[entry.digest] for entry in entries])
 
     def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
         raw_of: dict[bytes, bytes] = {}
@@ -225,18 +212,24 @@ def _overlapping(leaf: Leaf, start: int, end: int) -> list[LeafEntry]:
     return list(leaf.entries[first:number])
 
 
-def _assemble(buffer: memoryview, start: int, entries: list[LeafEntry], raws: list[bytes]) -> None:
-    """Fill `buffer`, which begins at byte `start` of the segment; holes become zeros."""
-    position = 0
+def _pieces(
+    start: int, length: int, entries: list[LeafEntry], raws: list[bytes]
+) -> list[bytes | memoryview]:
+    """The bytes [start, start + length) of a segment, as parts of chunks and zeros for holes."""
+    pieces: list[bytes | memoryview] = []
+    position, end = start, start + length
     for entry, raw in zip(entries, raws, strict=True):
-        begin = entry.start * BLOCK_BYTES - start
-        low, high = max(begin, 0), min(begin + len(raw), len(buffer))
-        if low > position:
-            buffer[position:low] = bytes(low - position)
-        buffer[low:high] = memoryview(raw)[low - begin : high - begin]
-        position = max(position, high)
-    if position < len(buffer):
-        buffer[position:] = bytes(len(buffer) - position)
+        begin = entry.start * BLOCK_BYTES
+        if begin > position:
+            pieces.append(bytes(begin - position))
+            position = begin
+        high = min(begin + len(raw), end)
+        whole = position == begin and high == begin + len(raw)
+        pieces.append(raw if whole else memoryview(raw)[position - begin : high - begin])
+        position = high
+    if position < end:
+        pieces.append(bytes(end - position))
+    return pieces
 
 
 def _data_runs(leaf: Leaf) -> list[tuple[int, int]]:
