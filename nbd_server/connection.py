@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 HIGH_WATER_BYTES = 1 << 20  # of unsent replies; below Limits.MIN_SHARE_BYTES
 LOW_WATER_BYTES = 256 << 10
+TLS_GOODBYE_S = 1.0  # for the peer's close_notify, which many never send
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -203,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._tls.context,
                 server_side=True,
                 ssl_handshake_timeout=self._limits.handshake_s,
-                ssl_shutdown_timeout=self._limits.shutdown_s,
+                ssl_shutdown_timeout=TLS_GOODBYE_S,
             )
         except (OSError, ssl.SSLError) as error:
             log.info("TLS handshake failed: %s", error)

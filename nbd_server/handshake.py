@@ -38,6 +38,9 @@ GREETING = protocol.GREETING.pack(
     HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES,
 )
 
+# A plain integer: the complement of an IntFlag has only the bits that the flag knows.
+_CLIENT_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+
 
 class TlsMode(Enum):
     OFF = "off"  # STARTTLS is refused
@@ -117,7 +120,7 @@ class Handshake:
 
     def client_flags(self, flags: int) -> None:
         """Raises ProtocolError for a bit that was not offered."""
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~_CLIENT_FLAGS:
             raise ProtocolError(f"client flags {flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
 

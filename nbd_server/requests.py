@@ -12,16 +12,18 @@ from typing import NamedTuple
 from nbd_server.backend import Backend
 from nbd_server.protocol import MAX_PAYLOAD_BYTES, Command, CommandFlag, NbdErrno
 
-_FUA = CommandFlag.FUA
-_ALLOWED_FLAGS: dict[int, int] = {  # clients are known to set FUA on anything
-    Command.READ: _FUA | CommandFlag.DF,
+# Plain integers: the complement of an IntFlag has only the bits that the flag knows.
+_FUA = int(CommandFlag.FUA)  # clients are known to set it on anything
+_DF = int(CommandFlag.DF)
+_ALLOWED_FLAGS: dict[int, int] = {
+    Command.READ: _FUA | _DF,
     Command.WRITE: _FUA,
     Command.DISC: _FUA,
     Command.FLUSH: _FUA,
     Command.TRIM: _FUA,
     Command.CACHE: _FUA,
-    Command.WRITE_ZEROES: _FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
-    Command.BLOCK_STATUS: _FUA | CommandFlag.REQ_ONE,
+    Command.WRITE_ZEROES: _FUA | int(CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
+    Command.BLOCK_STATUS: _FUA | int(CommandFlag.REQ_ONE),
 }
 WRITING = frozenset([Command.WRITE, Command.TRIM, Command.WRITE_ZEROES])
 _NO_SPACE_BEHIND = frozenset([Command.WRITE, Command.WRITE_ZEROES])  # past the end: ENOSPC
@@ -70,7 +72,7 @@ def refusal(
     if allowed is None:
         return Refusal(NbdErrno.EINVAL, f"unknown command {command}")
     if not structured:
-        allowed &= ~CommandFlag.DF  # was not offered
+        allowed &= ~_DF  # was not offered
     if flags & ~allowed:
         return Refusal(NbdErrno.EINVAL, f"flags {flags:#x} on command {command}")
     if command in WRITING and backend.read_only:

@@ -86,6 +86,7 @@ class Transmission:
         self._loop = asyncio.get_running_loop()
         self._incoming: IncomingWrite | None = None
         self._skip_bytes = 0  # of a refused payload
+        self._after_skip = b""  # its reply: libnbd takes one that comes earlier for a bug
         self._queue: deque[Request] = deque()
         self._jobs = 0
         self._held_bytes = 0
@@ -213,6 +214,8 @@ class Transmission:
         """Whether the next byte in the buffer begins a request; drops a refused payload."""
         if self._skip_bytes:
             self._skip_bytes -= self._received.drop(self._skip_bytes)
+            if not self._skip_bytes:
+                self._out.append(self._after_skip)
         return not (self._skip_bytes or self._incoming or self._draining or self._lost)
 
     def _accept(self, request: Request) -> int:
@@ -227,9 +230,11 @@ class Transmission:
             allocation=self._session.allocation,
         )
         if refused:
-            if request.command == Command.WRITE:
-                self._skip_bytes = request.length
-            self._out.append(failure_reply(request, refused, self._session))
+            reply = failure_reply(request, refused, self._session)
+            if request.command == Command.WRITE and request.length:
+                self._skip_bytes, self._after_skip = request.length, reply
+            else:
+                self._out.append(reply)
             return _REQUEST_COST_BYTES
         if request.command == Command.WRITE:
             return self._accept_write(request)

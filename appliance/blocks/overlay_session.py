@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -164,10 +165,10 @@ def remove_unfinished(folder: Path) -> None:
 
 def remove_session(folder: Path) -> None:
     """Remove the files of a locked session; after a crash half way there is no session left."""
-    for name in (_SESSION, _JOURNAL, _DATA, _LOCK):
-        (folder / name).unlink(missing_ok=True)
-        if name == _SESSION:
-            fsync_directory(folder)
+    (folder / _SESSION).unlink(missing_ok=True)
+    fsync_directory(folder)
     remove_unfinished(folder)
-    if not any(folder.iterdir()):  # the caller may keep files of its own here
+    for name in (_JOURNAL, _DATA, _LOCK):  # the lock last: from then on others may begin here
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the caller may keep files of its own here
         folder.rmdir()

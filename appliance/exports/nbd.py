@@ -177,7 +177,10 @@ class NbdServer:
         """
         if self._thread is not None:
             raise UsageError("the NBD server was started already")
-        server_exports = self._server_exports()
+        try:
+            server_exports = self._server_exports()
+        except ValueError as error:
+            raise UsageError(f"cannot serve: {error}") from error
         tls = self._tls_policy()
         self._thread = threading.Thread(
             target=self._run, args=(server_exports, tls), name="nbd-server"

@@ -21,6 +21,7 @@ from appliance.blocks.extents import ExtentKind, MappedExtent
 from appliance.repository.chunk_store import ChunkStore
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
+from appliance.repository.read_ahead import NOTED_BYTES, ReadAhead
 
 _CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
 _MAPPED_SEGMENTS = 64  # per answer of map_extents
@@ -71,6 +72,7 @@ class ImageReader:
         self._cache = cache
         self._leaves: OrderedDict[int, Leaf] = OrderedDict()
         self._on_close = on_close
+        self._read_ahead = ReadAhead(self.prefetch, size_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -81,36 +83,43 @@ class ImageReader:
         return self._tree
 
     def close(self) -> None:
+        self._read_ahead.close()
         on_close, self._on_close = self._on_close, lambda: None
         on_close()
 
     def read_at(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size_bytes)
+        if length >= NOTED_BYTES:
+            self._read_ahead.note(offset, length)
         at_once = self._read_inside(offset, length, self._cache.get)
         if at_once is not None:
             return bytes(at_once)
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        pieces: list[bytes | memoryview] = []
+        done = 0
+        while done < length:
+            segment, start = divmod(offset + done, SEGMENT_BYTES)
+            part = min(SEGMENT_BYTES - start, length - done)
+            entries = _overlapping(self._leaf(segment), start, start + part)
+            raw_of = self._chunks_of(entries)
+            pieces += _pieces(start, part, entries, [raw_of[entry.digest] for entry in entries])
+            done += part
+        return b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_range(offset, len(buffer), self._size_bytes)
-        done = 0
-        while done < len(buffer):
-            segment, start = divmod(offset + done, SEGMENT_BYTES)
-            length = min(SEGMENT_BYTES - start, len(buffer) - done)
-            self._read_segment(segment, start, buffer[done : done + length])
-            done += length
+        buffer[:] = self.read_at(offset, len(buffer))
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         check_range(offset, length, self._size_bytes)
+        inside = self._read_inside(offset, length, self._cached_or_near)
+        if inside is not None:
+            return inside
         segment, start = divmod(offset, SEGMENT_BYTES)
         leaf = self._leaves.get(segment)
         if leaf is None or start + length > SEGMENT_BYTES:
             return None
-        inside = self._read_inside(offset, length, self._cached_or_near)
-        if inside is not None:
-            return inside
+        if length >= NOTED_BYTES:
+            self._read_ahead.note(offset, length)
         entries = _overlapping(leaf, start, start + length)
         raws: list[bytes] = []
         missing = _DECODE_AT_ONCE
@@ -122,9 +131,7 @@ class ImageReader:
             if raw is None:
                 return None
             raws.append(raw)
-        buffer = bytearray(length)
-        _assemble(memoryview(buffer), start, entries, raws)
-        return memoryview(buffer)
+        return b"".join(_pieces(start, length, entries, raws))
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
@@ -184,11 +191,6 @@ class ImageReader:
                 self._cache.put(digest, raw)
         return raw
 
-    def _read_segment(self, segment: int, start: int, buffer: memoryview) -> None:
-        entries = _overlapping(self._leaf(segment), start, start + len(buffer))
-        raw_of = self._chunks_of(entries)
-        _assemble(buffer, start, entries, [raw_of[entry.digest] for entry in entries])
-
     def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
         raw_of: dict[bytes, bytes] = {}
         missing = []
@@ -225,18 +227,24 @@ def _overlapping(leaf: Leaf, start: int, end: int) -> list[LeafEntry]:
     return list(leaf.entries[first:number])
 
 
-def _assemble(buffer: memoryview, start: int, entries: list[LeafEntry], raws: list[bytes]) -> None:
-    """Fill `buffer`, which begins at byte `start` of the segment; holes become zeros."""
-    position = 0
+def _pieces(
+    start: int, length: int, entries: list[LeafEntry], raws: list[bytes]
+) -> list[bytes | memoryview]:
+    """The bytes [start, start + length) of a segment, as parts of chunks and zeros for holes."""
+    pieces: list[bytes | memoryview] = []
+    position, end = start, start + length
     for entry, raw in zip(entries, raws, strict=True):
-        begin = entry.start * BLOCK_BYTES - start
-        low, high = max(begin, 0), min(begin + len(raw), len(buffer))
-        if low > position:
-            buffer[position:low] = bytes(low - position)
-        buffer[low:high] = memoryview(raw)[low - begin : high - begin]
-        position = max(position, high)
-    if position < len(buffer):
-        buffer[position:] = bytes(len(buffer) - position)
+        begin = entry.start * BLOCK_BYTES
+        if begin > position:
+            pieces.append(bytes(begin - position))
+            position = begin
+        high = min(begin + len(raw), end)
+        whole = position == begin and high == begin + len(raw)
+        pieces.append(raw if whole else memoryview(raw)[position - begin : high - begin])
+        position = high
+    if position < end:
+        pieces.append(bytes(end - position))
+    return pieces
 
 
 def _data_runs(leaf: Leaf) -> list[tuple[int, int]]:

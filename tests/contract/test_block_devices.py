@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.base.units import KIB
+from appliance.blocks.extents import Extent
+from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
 from tests.contract.block_device import BlockDeviceSuite
@@ -39,6 +41,18 @@ class TestRawFileReader(BlockReaderSuite):
     @pytest.fixture
     def make(self, tmp_path: Path) -> MakeReader:
         return lambda content: RawFileReader(write_sparse(tmp_path / "disk.raw", content))
+
+
+class TestRecordingReader(BlockReaderSuite):
+    @pytest.fixture
+    def make(self) -> MakeReader:
+        return lambda content: RecordingReader(MemoryDevice(content))
+
+
+class TestPrefetchReader(BlockReaderSuite):
+    @pytest.fixture
+    def make(self) -> MakeReader:
+        return lambda content: PrefetchReader(MemoryDevice(content), [Extent(0, len(content))])
 
 
 class TestOverlayUntouched(BlockDeviceSuite):

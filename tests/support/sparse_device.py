@@ -61,7 +61,10 @@ class SparseDevice:
 
     def zero_at(self, offset: int, length: int) -> None:
         check_range(offset, length, self._size_bytes)
-        first, last = -(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES
+        end = offset + length
+        first, last = -(-offset // BLOCK_BYTES), end // BLOCK_BYTES
+        if end == self._size_bytes:  # the last block ends with the disk
+            last = -(-end // BLOCK_BYTES)
         with self._lock:
             if last - first > len(self._blocks):
                 whole = [number for number in self._blocks if first <= number < last]

@@ -20,6 +20,7 @@ from appliance.repository.blob_store import local_writer, open_files
 from appliance.repository.blob_store.contract import BlobExistsError, BlobNotFoundError
 from appliance.repository.blob_store.local_folder import LocalFolderStore
 from appliance.repository.blob_store.open_files import OpenFile
+from appliance.repository.blob_store.writeback import start_writeback
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 COMMIT_CALLS = ("fsync", "mkdir", "link", "unlink", "open", "close")
@@ -254,7 +255,8 @@ def test_a_clean_up_between_making_and_locking_a_file_costs_nothing(
 ) -> None:
     """The writer notices that its file was taken for a leftover, and makes another one."""
     store, other = LocalFolderStore(tmp_path), LocalFolderStore(tmp_path)
-    real, cleaned = fcntl.flock, []
+    real = fcntl.flock
+    cleaned: list[int] = []
 
     def flock(fd: int, operation: int) -> None:
         if operation == fcntl.LOCK_EX and not cleaned:
@@ -267,6 +269,27 @@ def test_a_clean_up_between_making_and_locking_a_file_costs_nothing(
     store.put("packs/a", b"data")
     assert cleaned == [1]
     assert store.get("packs/a", limit_bytes=4) == b"data"
+
+
+def test_write_back_starts_early_over_every_byte_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranges asked for are whole, in order, without gaps, and of this file."""
+    asked: list[tuple[int, int]] = []
+
+    def record(fd: int, offset: int, length: int) -> None:
+        assert os.fstat(fd).st_size == offset + length
+        asked.append((offset, length))
+        start_writeback(fd, offset, length)
+
+    monkeypatch.setattr(local_writer, "start_writeback", record)
+    monkeypatch.setattr(local_writer, "WRITEBACK_BYTES", 1000)
+    writer = LocalFolderStore(tmp_path).create("packs/a")
+    for size in (400, 400, 400, 100, 2500, 999):
+        writer.write([bytes(size)])
+    writer.commit()
+    assert asked == [(0, 1200), (1200, 2600)]
+    start_writeback(-1, 0, 1)  # a failure is nobody's business
 
 
 def test_open_descriptors_are_bounded_and_closed(tmp_path: Path) -> None:

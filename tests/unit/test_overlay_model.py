@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -18,6 +18,7 @@ from appliance.blocks.overlay_map import Geometry
 from appliance.blocks.overlay_session import Identity
 from tests.contract.block_reader import sample_content
 from tests.support.memory_device import MemoryDevice
+from tests.support.power_cut import without_syncs
 
 BLOCK = 512
 TINY = Geometry(block_bytes=BLOCK, segment_blocks=4)
@@ -37,8 +38,9 @@ class OverlayMachine(RuleBasedStateMachine):
         self.parent = Path(tempfile.mkdtemp(prefix="overlay-model-"))
         self.folder = self.parent / "session"
         # Compact as early as there is anything to compact, so that the tests cross it all the time.
-        self.patch = patch.object(overlay_module, "_COMPACT_MIN_RECORDS", 4)
-        self.patch.start()
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 4)
+        without_syncs(self.patches)
 
     @initialize(size=st.sampled_from([0, 1, 700, 4 * BLOCK, 17 * BLOCK, LARGEST - 100, LARGEST]))
     def create(self, size: int) -> None:
@@ -112,7 +114,7 @@ class OverlayMachine(RuleBasedStateMachine):
         assert covered == len(self.model)
 
     def teardown(self) -> None:
-        self.patch.stop()
+        self.patches.undo()
         if hasattr(self, "overlay"):
             self.overlay.close()
         shutil.rmtree(self.parent)

@@ -78,9 +78,11 @@ class LocalFolderStore:
             raise self._read_error(name, error) from error
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
-        path = self._path(name)
+        file = self._open_files.find(name)  # names of open files are known to be good
         try:
-            return self._open_files.open(name, path).read_at(offset, length)
+            if file is None:
+                file = self._open_files.open(name, self._path(name))
+            return file.read_at(offset, length)
         except OSError as error:
             raise self._read_error(name, error) from error
 

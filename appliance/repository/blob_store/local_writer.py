@@ -20,6 +20,7 @@ from appliance.base.atomic import fsync_directory
 from appliance.base.locked_file import create_locked
 from appliance.repository.blob_store.contract import BlobExistsError
 from appliance.repository.blob_store.local_errors import storage_error
+from appliance.repository.blob_store.writeback import WRITEBACK_BYTES, start_writeback
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
@@ -51,6 +52,7 @@ class LocalBlobWriter:
         self._target = target
         self._make_folder = make_folder
         self._size_bytes = 0
+        self._started_bytes = 0  # of them, write-back was asked for
         self._fd, self._path = create_locked(folder)
 
     @property
@@ -67,6 +69,9 @@ class LocalBlobWriter:
             self._size_bytes += write_vector(self._fd, buffers)
         except OSError as error:
             raise storage_error(self._path, error) from error
+        if self._size_bytes - self._started_bytes >= WRITEBACK_BYTES:
+            start_writeback(self._fd, self._started_bytes, self._size_bytes - self._started_bytes)
+            self._started_bytes = self._size_bytes
 
     def commit(self) -> None:
         self._check_open()
