@@ -71,7 +71,7 @@ def places(repository: Path) -> dict[bytes, Place]:
         data = pack.read_bytes()
         count, _, offset, magic = unpack("<IIQ8s", data[-24:])
         if magic != b"HFfooter":
-            print(f"{pack}: no footer, left out", file=sys.stderr)
+            sys.stderr.write(f"{pack}: no footer, left out\n")
             continue
         for digest, at, stored, _, _, _ in iter_unpack(
             "<32sIIIBB2x", data[offset : offset + count * 48]
