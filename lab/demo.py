@@ -74,7 +74,7 @@ class Demo:
         print(f"\n{self._step}. {text}", flush=True)
 
     def back_up(self) -> dict[str, Any]:
-        document = self.holdfast("backup", "image", "--vm", "web", str(self._disk))
+        document: dict[str, Any] = self.holdfast("backup", "image", "--vm", "web", str(self._disk))
         disk = document["disks"][0]
         print(
             f"   read {format_size(disk['read_bytes'])}, "
@@ -86,7 +86,7 @@ class Demo:
     def verify(self, point_id: str) -> dict[str, Any]:
         probes = [word for probe in _PROBES for word in ("--probe", probe)]
         artifacts = Path("build") / "demo"
-        document = self.holdfast(
+        document: dict[str, Any] = self.holdfast(
             "verify", point_id, "--boot", *probes, "--artifacts", str(artifacts.absolute())
         )
         for probe in document["probes"]:

@@ -34,7 +34,7 @@ from appliance.blocks import overlay_files as files
 from appliance.blocks.device import BlockReader, check_range
 from appliance.blocks.extents import ExtentKind, MappedExtent
 from appliance.blocks.overlay_commit import GroupCommit
-from appliance.blocks.overlay_errors import OverlayFailedError
+from appliance.blocks.overlay_errors import OverlayCorruptError, OverlayFailedError
 from appliance.blocks.overlay_journal import Journal, Record
 from appliance.blocks.overlay_map import BASE, DATA, MAX_SEGMENTS, MIXED, ZERO, Geometry, OverlayMap
 from appliance.blocks.overlay_session import (
@@ -83,15 +83,17 @@ class Overlay:
         self._unjournaled: list[Record] = []  # a full storage refused them
         self._map = OverlayMap(session.size_bytes, session.geometry)
         self._lock_fd = lock_fd
-        self._journal = Journal(journal_path(folder), session.journal_header)
         self._data_fd = -1
+        self._journal = Journal(journal_path(folder), session.journal_header)
         try:
             self._map.replay(self._journal.replay())
             self._data_fd = os.open(data_path(folder), os.O_RDWR | os.O_CLOEXEC)
             self._compact_at = _COMPACT_MIN_RECORDS
             self._compact_if_long()
         except BaseException as error:
-            self._close_files()  # but not the lock, which is still the caller's
+            self._close_files()  # but neither lock nor base, which are still the caller's
+            if isinstance(error, FileNotFoundError):
+                raise OverlayCorruptError(f"the session in {folder} lacks a file") from error
             if isinstance(error, OSError):
                 raise files.storage_error(f"cannot open the session in {folder}", error) from error
             raise

@@ -117,14 +117,16 @@ class Journal:
         self._commit = 0  # the greatest number that was ever used here
         self.record_count = 0
         self.discarded_bytes = 0
+        self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise storage_error(f"cannot open {path}", error) from error
-        try:
             self._check_header(os.pread(self._fd, HEADER_BYTES, 0))
-        except BaseException:
-            os.close(self._fd)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, FileNotFoundError):
+                raise OverlayCorruptError(f"{path} is missing") from error
+            if isinstance(error, OSError):
+                raise storage_error(f"cannot read {path}", error) from error
             raise
 
     @property

@@ -83,7 +83,7 @@ class OverlayMap:
         self._states: dict[int, bytearray] = {}
         self._slots: dict[int, int] = {}
         self._free_slots: list[int] = []
-        self._changed: set[int] = set()
+        self._changed: dict[int, tuple[int, int]] = {}  # segment -> blocks that may be pending
         self._zeroed: tuple[int, int] | None = None  # segments with a pending background lie within
         self.data_blocks = 0
 
@@ -173,7 +173,7 @@ class OverlayMap:
         added = stop - first - _count(states, DATA, first, stop)
         if added:
             states[first:stop] = bytes((_NEW_DATA,)) * (stop - first)
-            self._changed.add(segment)
+            self._note_change(segment, first, stop)
             self.data_blocks += added
 
     def mark_zero(self, start: int, end: int) -> list[tuple[int, int]]:
@@ -212,11 +212,12 @@ class OverlayMap:
             ]
             self._background[first:end] = part.translate(_SETTLED)
             self._zeroed = None
-        for segment in sorted(self._changed):
+        for segment, (first, stop) in sorted(self._changed.items()):
             states = self._states.get(segment)
             if states is not None:
-                records += self._records_of(segment, _NEW_RUNS.finditer(bytes(states)))
-                states[:] = states.translate(_SETTLED)
+                part = states[first:stop]
+                records += self._records_of(segment, first, _NEW_RUNS.finditer(part))
+                states[first:stop] = part.translate(_SETTLED)
         self._changed.clear()
         return records
 
@@ -229,14 +230,22 @@ class OverlayMap:
         for segment, states in sorted(self._states.items()):
             runs = _ALL_RUNS.finditer(bytes(states.translate(_SETTLED)))
             background = self._background[segment] & 3
-            records += self._records_of(segment, (m for m in runs if m[0][0] != background))
+            records += self._records_of(segment, 0, (m for m in runs if m[0][0] != background))
         return records
 
-    def _records_of(self, segment: int, runs: Iterable[re.Match[bytes]]) -> Iterator[Record]:
+    def _records_of(
+        self, segment: int, first: int, runs: Iterable[re.Match[bytes]]
+    ) -> Iterator[Record]:
         slot = self._slots.get(segment, NO_SLOT)
         for match in runs:
             kind = _BLOCK_KINDS[match[0][0] & 3]
-            yield Record(kind, segment, slot, match.start(), len(match[0]))
+            yield Record(kind, segment, slot, first + match.start(), len(match[0]))
+
+    def _note_change(self, segment: int, first: int, stop: int) -> None:
+        known = self._changed.get(segment)
+        if known is not None:
+            first, stop = min(first, known[0]), max(stop, known[1])
+        self._changed[segment] = (first, stop)
 
     def _touch(self, segment: int) -> bytearray:
         blocks = min(self._segment_blocks, self._block_count - segment * self._segment_blocks)
@@ -270,7 +279,7 @@ class OverlayMap:
         stop = -(-(inner + end - start) // self._block_bytes)
         held = _count(states, DATA, first, stop)
         states[first:stop] = bytes((_NEW_ZERO,)) * (stop - first)
-        self._changed.add(segment)
+        self._note_change(segment, first, stop)
         if held:
             self.data_blocks -= held
             data_start = self._slots[segment] * self._segment_bytes + first * self._block_bytes

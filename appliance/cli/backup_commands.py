@@ -79,6 +79,7 @@ def run_backup_image(args: argparse.Namespace) -> int:
     from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
     from appliance.repository.manifest import Consistency
     from appliance.sources.image import open_disk_image
+    from appliance.sources.image_format import ImageFormat
 
     changed: Sequence[Path | None] = args.changed or [None] * len(args.disks)
     if len(changed) != len(args.disks):
@@ -89,7 +90,7 @@ def run_backup_image(args: argparse.Namespace) -> int:
         created_at = repository.clock.now()
         disks = []
         for number, path in enumerate(args.disks):
-            reader = opened.enter_context(open_disk_image(path, format=args.format))
+            reader = opened.enter_context(open_disk_image(path, ImageFormat(args.format)))
             listed = changed[number]
             extents = None if listed is None else read_changed(listed)
             if extents and extents[-1].end > reader.size_bytes:

@@ -103,26 +103,24 @@ def _nbd_exports(
     disks: list[DiskEntry],
     stack: ExitStack,
 ) -> list[NbdExport]:
-    """One export per disk, `disk-N`; a single one is the default export `` as well."""
+    """One export per disk, `disk-N`; the first is what a client gets that names none."""
+    from appliance.blocks.read_ahead import ReadAheadReader
     from appliance.exports.nbd import NbdExport
 
     exports = []
     for disk in disks:
-        image = repository.open_image(manifest, disk.number)
-        stack.callback(image.close)
-        served: BlockReader = image
+        served: BlockReader = ReadAheadReader(repository.open_image(manifest, disk.number))
         if args.writable:
-            served = _overlay(args, image, manifest, disk, stack)
-        names = ["", f"disk-{disk.number}"] if disk is disks[0] else [f"disk-{disk.number}"]
-        exports += [
+            served = _overlay(args, served, manifest, disk, stack)
+        stack.callback(served.close)
+        exports.append(
             NbdExport(
-                name=name,
+                name=f"disk-{disk.number}",
                 disk=served,
                 read_only=not args.writable,
                 description=f"{manifest.vm} {manifest.point_id} disk {disk.number}",
             )
-            for name in names
-        ]
+        )
     return exports
 
 
@@ -148,7 +146,6 @@ def _overlay(
         overlay = Overlay.create(folder, image, identity)
     if args.discard:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    stack.callback(overlay.close)
     return overlay
 
 

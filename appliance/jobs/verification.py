@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.base.run_context import RunContext
-from appliance.blocks.layers import Prefetcher, RecordingReader
+from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.repository.boot_profile import BootProfile, load_profile, save_profile
@@ -104,10 +104,8 @@ def verify_boot(
         exports = []
         for disk in manifest.disks:
             image = repository.open_image(manifest, disk.number)
-            stack.callback(image.close)
-            if disk.number in profile:
-                stack.enter_context(Prefetcher(image.prefetch, profile[disk.number]))
-            readers[disk.number] = RecordingReader(image)
+            ahead = PrefetchReader(image, profile.get(disk.number, []))
+            readers[disk.number] = RecordingReader(ahead)
             overlay = Overlay.create(
                 folder / f"disk-{disk.number}",
                 readers[disk.number],
@@ -130,7 +128,7 @@ def verify_boot(
         report = boot(
             spec, probes, options.deadline_s, context.cancel, artifact_folder=artifact_folder
         )
-        recorded: BootProfile = {number: reader.recorded for number, reader in readers.items()}
+        recorded: BootProfile = {number: reader.profile() for number, reader in readers.items()}
         read_bytes = sum(reader.read_bytes for reader in readers.values())
     if report.ok:
         save_profile(repository, manifest, recorded)

@@ -21,7 +21,6 @@ from appliance.blocks.extents import ExtentKind, MappedExtent
 from appliance.repository.chunk_store import ChunkStore
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
-from appliance.repository.read_ahead import NOTED_BYTES, ReadAhead
 
 _CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
 _MAPPED_SEGMENTS = 64  # per answer of map_extents
@@ -72,7 +71,6 @@ class ImageReader:
         self._cache = cache
         self._leaves: OrderedDict[int, Leaf] = OrderedDict()
         self._on_close = on_close
-        self._read_ahead = ReadAhead(self.prefetch, size_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -83,14 +81,11 @@ class ImageReader:
         return self._tree
 
     def close(self) -> None:
-        self._read_ahead.close()
         on_close, self._on_close = self._on_close, lambda: None
         on_close()
 
     def read_at(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size_bytes)
-        if length >= NOTED_BYTES:
-            self._read_ahead.note(offset, length)
         at_once = self._read_inside(offset, length, self._cache.get)
         if at_once is not None:
             return bytes(at_once)
@@ -118,8 +113,6 @@ class ImageReader:
         leaf = self._leaves.get(segment)
         if leaf is None or start + length > SEGMENT_BYTES:
             return None
-        if length >= NOTED_BYTES:
-            self._read_ahead.note(offset, length)
         entries = _overlapping(leaf, start, start + length)
         raws: list[bytes] = []
         missing = _DECODE_AT_ONCE
@@ -154,14 +147,6 @@ class ImageReader:
             return mapped
         _add(mapped, position, min(segment * SEGMENT_BYTES, end), ExtentKind.ZERO)
         return mapped
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Bring the range into the cache; what lies outside the disk is left out."""
-        end = min(offset + length, self._size_bytes)
-        for segment in range(offset // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)):
-            base = segment * SEGMENT_BYTES
-            low, high = max(offset - base, 0), min(end - base, SEGMENT_BYTES)
-            self._chunks_of(_overlapping(self._leaf(segment), low, high))
 
     def _read_inside(
         self, offset: int, length: int, get: Callable[[bytes], bytes | None]

@@ -69,36 +69,39 @@ class Console:
         with self._changed:
             return list(self._lines)
 
-    def search(self, pattern: re.Pattern[str], cursor: LineCursor) -> re.Match[str] | None:
-        """Look at the lines behind `cursor`, then at the unfinished one (a prompt has no end).
+    def search(
+        self, pattern: re.Pattern[str], cursor: LineCursor, *, unfinished: bool = False
+    ) -> re.Match[str] | None:
+        """Look at the complete lines behind `cursor`; with `unfinished` also at the begun one.
 
-        Moves the cursor past a matching line, or past all complete ones. Lines that left the
-        window unseen are skipped. Never blocks for long.
+        A login prompt has no line end; but `\\d+$` matches the first digits of a number whose
+        rest is still to come, so only ask for it where that does no harm. Moves the cursor past a
+        matching line, or past all complete ones. Lines that left the window unseen are skipped.
         """
         with self._changed:
             oldest = self._line_count - len(self._lines)
             fresh = list(self._lines)[max(cursor.next_line - oldest, 0) :]
             first_number = max(cursor.next_line, oldest)
-            unfinished = self._partial_text()
+            begun = self._partial_text() if unfinished else ""
         for number, line in enumerate(fresh, first_number):
             cursor.next_line = number + 1
             if match := pattern.search(line):
                 return match
-        return pattern.search(unfinished) if unfinished else None
+        return pattern.search(begun) if begun else None
 
     def wait_for(
         self, pattern: re.Pattern[str], timeout_s: float, cursor: LineCursor | None = None
     ) -> re.Match[str] | None:
-        """Block until a line matches; None when the time is over or the machine has ended."""
+        """Block until a complete line matches; None when time is over or the machine has ended."""
         cursor = cursor or LineCursor()
         deadline_s = self._clock.monotonic_s() + timeout_s
         while True:
             with self._changed:
-                seen = (self._line_count, len(self._partial), self._closed)
+                seen = (self._line_count, self._closed)
             if match := self.search(pattern, cursor):
                 return match
             with self._changed:
-                if seen == (self._line_count, len(self._partial), self._closed):
+                if seen == (self._line_count, self._closed):
                     remaining_s = deadline_s - self._clock.monotonic_s()
                     if self._closed or remaining_s <= 0:
                         return None

@@ -17,6 +17,7 @@ import selectors
 import socket
 import subprocess
 import threading
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,21 @@ _SEND_TIMEOUT_S = 10.0
 # $0 is the expected parent, the rest is the command.
 _ORPHAN_CHECK = 'test "$PPID" = "$0" && exec "$@"'
 # "  TCP[ESTABLISHED]  14  127.0.0.1 42013  10.0.2.15  7777  0  0" (net/slirp.c, libslirp misc.c)
-_CONNECTION = re.compile(r"TCP\[(\w+)\]\s+\d+\s+(\S+)\s+(\d+)\s+(\S+)\s+(\d+)")
+_CONNECTION = re.compile(r"TCP\[(\w+)\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)")
+
+# States that follow a completed handshake with the guest, also when it has closed again since.
+_ACCEPTED = frozenset(
+    {"ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT_1", "FIN_WAIT_2", "CLOSING", "LAST_ACK", "TIME_WAIT"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Connection:
+    """A line of QEMU's list of user-network connections that came in from the host."""
+
+    state: str
+    host_port: int
+    guest_port: int
 
 
 class PowerOff(StrEnum):
@@ -122,21 +137,20 @@ class Machine:
 
     def forwarded_port(self, guest_port: int) -> int:
         """Return the port on 127.0.0.1 that leads to a declared port of the guest."""
-        for state, _, host_port, _, port in self._connections():
-            if state == "HOST_FORWARD" and port == guest_port:
-                return host_port
-        raise SandboxError(f"port {guest_port} was not declared for this machine")
+        return self._host_port(guest_port, self._connections())
 
     def guest_accepted(self, guest_port: int) -> bool:
-        """True while some connection to this forwarded port is established with the guest itself.
+        """True when the guest itself has accepted a connection on this forwarded port.
 
         The user network accepts on the host before it asks the guest, so a successful connect
-        says nothing about the guest.
+        says nothing about the guest. Keep the connection open while asking.
         """
-        host_port = self.forwarded_port(guest_port)
+        connections = self._connections()
+        host_port = self._host_port(guest_port, connections)
         return any(
-            (state, source_port, port) == ("ESTABLISHED", host_port, guest_port)
-            for state, _, source_port, _, port in self._connections()
+            connection.state in _ACCEPTED
+            and (connection.host_port, connection.guest_port) == (host_port, guest_port)
+            for connection in connections
         )
 
     def power_off(self, timeout_s: float) -> PowerOff:
@@ -170,12 +184,18 @@ class Machine:
             raise SandboxError("the machine was not started")
         return self._qmp
 
-    def _connections(self) -> list[tuple[str, str, int, str, int]]:
+    def _connections(self) -> list[_Connection]:
         text = self._control.execute("human-monitor-command", command_line="info usernet")
         return [
-            (state, source, int(source_port), destination, int(port))
-            for state, source, source_port, destination, port in _CONNECTION.findall(str(text))
+            _Connection(state=state, host_port=int(host_port), guest_port=int(guest_port))
+            for state, host_port, guest_port in _CONNECTION.findall(str(text))
         ]
+
+    def _host_port(self, guest_port: int, connections: list[_Connection]) -> int:
+        for connection in connections:
+            if connection.state == "HOST_FORWARD" and connection.guest_port == guest_port:
+                return connection.host_port
+        raise SandboxError(f"port {guest_port} was not declared for this machine")
 
     def _last_words(self) -> str:
         return self._stderr.decode("utf-8", "replace").strip() or "it said nothing"

@@ -124,7 +124,7 @@ class SerialProbe:
         return None
 
     def attempt(self, machine: ProbedMachine) -> Attempt:
-        match = machine.console.search(self.pattern, self.cursor)
+        match = machine.console.search(self.pattern, self.cursor, unfinished=True)
         return Attempt(True, match[0]) if match else Attempt(False, "no line matched")
 
 

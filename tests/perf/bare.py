@@ -40,12 +40,16 @@ def pieces(disk: Path) -> Iterator[bytes]:
             done = position
 
 
+def piece_digest(piece: bytes) -> bytes:
+    return blake3.blake3(piece).digest()
+
+
 def unique_pieces(disks: list[Path]) -> list[bytes]:
     """Each distinct piece once, in the order of its first appearance."""
     seen: dict[bytes, bytes] = {}
     for disk in disks:
         for piece in pieces(disk):
-            seen.setdefault(blake3.blake3(piece).digest(), piece)
+            seen.setdefault(piece_digest(piece), piece)
     return list(seen.values())
 
 

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import IO
 
 from tests.perf import programs
+from tests.perf.images import ROOT
 from tests.perf.programs import NotMeasuredError, Run
+
+# The code of this checkout, also where the installed program belongs to another one.
+_CHECKOUT = {"PYTHONPATH": str(ROOT)}
+_EXIT_CODES = (0, 3)  # success, finished with warnings
 
 
 def command() -> list[str]:
-    """The installed program beside this Python, or the module of the checkout."""
-    beside = Path(sys.executable).parent / "holdfast"
     if importlib.util.find_spec("appliance.cli.main") is None:
         raise NotMeasuredError("appliance.cli.main is not there yet")
-    return [str(beside)] if beside.exists() else [sys.executable, "-m", "appliance.cli.main"]
+    return [sys.executable, "-m", "appliance.cli.main"]
 
 
 def call(*arguments: str | Path, timeout_s: float = programs.DEFAULT_TIMEOUT_S) -> Run:
-    return programs.run([*command(), *arguments], timeout_s=timeout_s)
+    words = [*command(), *arguments]
+    return programs.run(words, environment=_CHECKOUT, timeout_s=timeout_s, accept=_EXIT_CODES)
 
 
 def init(repository: Path) -> None:
@@ -46,15 +50,19 @@ def new_bytes(run: Run) -> int:
 
 
 def restore(repository: Path, point_id: str, disk_number: int, output: Path) -> Run:
-    options = ["--disk", str(disk_number), "--format", "raw", "-o", output]
-    return call("restore", "image", point_id, *options, "--repo", repository)
+    options = ["--disk", str(disk_number), "--format", "raw"]
+    words = ["restore", "image", point_id, *options]
+    return call(*words, "-o", output, "--repo", repository)
 
 
 @contextmanager
 def nbd_export(
-    repository: Path, point_id: str, disk_number: int, socket: Path, *, cache: str | None = None
+    repository: Path, point_id: str, disk_number: int, socket: Path, *, cache_bytes: int = 0
 ) -> Iterator[str]:
-    """Serve one disk read-only on a Unix socket for the block; yields its NBD URI."""
+    """Serve one disk read-only on a Unix socket for the block; yields its NBD URI.
+
+    `cache_bytes` sizes the chunk cache where the program has an option for it.
+    """
     uris: list[str] = []
 
     def ready(stdout: IO[bytes]) -> bool:
@@ -66,9 +74,10 @@ def nbd_export(
         return True
 
     options: list[str] = ["--disk", str(disk_number), "--unix", str(socket), "--json"]
-    options += ["--cache", cache] if cache else []
+    if cache_bytes and "--cache" in call("export", "nbd", "--help").stdout:
+        options += ["--cache", str(cache_bytes)]
     words = [*command(), "export", "nbd", point_id, *options, "--repo", str(repository)]
-    with programs.server(words, ready=ready):
+    with programs.server(words, ready=ready, environment=_CHECKOUT):
         yield uris[0]
 
 

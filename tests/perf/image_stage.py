@@ -21,6 +21,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.base.units import MIB
@@ -80,57 +81,61 @@ def make_disk(tree: Path, disk: Path, size_bytes: int, uuid: str) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What tells an untouched name of a tree from a changed one."""
+
+    kind: int  # stat.S_IFMT
+    size_bytes: int = 0
+    modified_ns: int = 0
+    target: str = ""  # of a symbolic link
+
+
 def change_commands(old: Path, new: Path) -> Iterator[str]:
     """debugfs commands that turn the content of `old` into that of `new`."""
     before, after = tree_state(old), tree_state(new)
-    gone = [path for path in before if before[path] != after.get(path)]
-    for path in sorted(gone, reverse=True):  # children before their folder
-        is_folder = stat.S_ISDIR(before[path][0])
-        if path in after and is_folder and stat.S_ISDIR(after[path][0]):
-            continue
-        yield f'cd "/{os.path.dirname(path)}"'  # noqa: PTH120  (a path inside the image)
-        yield f'{"rmdir" if is_folder else "rm"} "{os.path.basename(path)}"'  # noqa: PTH119
-    for path in sorted(path for path in after if before.get(path) != after[path]):
-        yield from _create_commands(new, path, after[path], before.get(path))
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    for path in sorted(changed & before.keys(), reverse=True):  # children before their folder
+        folder, _, name = path.rpartition("/")
+        yield f'cd "/{folder}"'
+        yield f'{"rmdir" if stat.S_ISDIR(before[path].kind) else "rm"} "{name}"'
+    for path in sorted(changed & after.keys()):  # a folder before its children
+        folder, _, name = path.rpartition("/")
+        command = _create_command(new / path, name, after[path])
+        if command:
+            yield f'cd "/{folder}"'
+            yield command
 
 
-def _create_commands(
-    tree: Path, path: str, state: tuple[object, ...], old: tuple[object, ...] | None
-) -> Iterator[str]:
-    folder, _, name = path.rpartition("/")
-    mode = state[0]
-    assert isinstance(mode, int)
-    yield f'cd "/{folder}"'
-    if stat.S_ISREG(mode):
-        yield f'write "{tree / path}" "{name}"'
-    elif stat.S_ISLNK(mode):
-        yield f'symlink "{name}" "{state[1]}"'
-    elif stat.S_ISDIR(mode) and (old is None or not stat.S_ISDIR(int(str(old[0])))):
-        yield f'mkdir "{name}"'
+def _create_command(source: Path, name: str, entry: Entry) -> str | None:
+    if stat.S_ISREG(entry.kind):
+        return f'write "{source}" "{name}"'
+    if stat.S_ISLNK(entry.kind):
+        return f'symlink "{name}" "{entry.target}"'
+    return f'mkdir "{name}"' if stat.S_ISDIR(entry.kind) else None
 
 
-def tree_state(tree: Path) -> dict[str, tuple[object, ...]]:
-    """Path to what tells an untouched file from a changed one; other file systems left out."""
+def tree_state(tree: Path) -> dict[str, Entry]:
+    """Path to entry; other file systems mounted in the tree are left out."""
     device = tree.stat().st_dev
-    state: dict[str, tuple[object, ...]] = {}
+    state: dict[str, Entry] = {}
     for folder, names, files in os.walk(tree):
-        names[:] = [n for n in names if _device(folder, n) == device]
+        names[:] = [name for name in names if Path(folder, name).lstat().st_dev == device]
         for name in [*names, *files]:
             path = Path(folder, name)
-            if re.search(r'["\\\n]', name):
-                continue  # debugfs has no way to quote these
-            info = path.lstat()
-            kind: tuple[object, ...] = (stat.S_IFMT(info.st_mode),)
-            if stat.S_ISLNK(info.st_mode):
-                kind += (os.readlink(path),)  # noqa: PTH115
-            elif stat.S_ISREG(info.st_mode):
-                kind += (info.st_size, info.st_mtime_ns)
-            state[str(path.relative_to(tree))] = kind
+            if not re.search(r'["\\\n]', name):  # debugfs has no way to quote these
+                state[str(path.relative_to(tree))] = _entry(path)
     return state
 
 
-def _device(folder: str, name: str) -> int:
-    return Path(folder, name).lstat().st_dev
+def _entry(path: Path) -> Entry:
+    info = path.lstat()
+    kind = stat.S_IFMT(info.st_mode)
+    if stat.S_ISLNK(kind):
+        return Entry(kind=kind, target=str(path.readlink()))
+    if stat.S_ISREG(kind):
+        return Entry(kind=kind, size_bytes=info.st_size, modified_ns=info.st_mtime_ns)
+    return Entry(kind=kind)
 
 
 def rewrite_pages(disk: Path, rng: random.Random) -> None:

@@ -1,7 +1,7 @@
 """The image set of the bench: three disks of real Debian systems, built once and cached.
 
 `web` and `web-later` are one system at two points in time (packages upgraded, added and removed,
-logs and pages changed in place); `app` is another system. 16 GiB virtual, about 2 GiB not zero.
+logs and pages changed in place); `app` is another system. 16 GiB virtual, 2.5 GiB not zero.
 Built by mmdebstrap from the host's own package sources; the cache key is the recipe (packages,
 sizes, release, REVISION of the stages), and a set appears in the cache by one rename, or never.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.base.units import GIB
-from tests.perf import apt_sources, image_stage
+from tests.perf import apt_sources, image_stage, sparse
 
 ROOT = Path(__file__).parents[2]
 BUILD_TIMEOUT_S = 1200
@@ -111,7 +111,9 @@ def build_system(system: System, work: Path, done: Path) -> None:
     command += [f"--customize-hook={hook}" for hook in _hooks(system, work)]
     _run_build([*command, codename, "-", str(work / "start.sources")], work)
     for disk in work.glob("*.raw"):
-        disk.rename(done / disk.name)
+        # A copy with every zero block as a hole: what mke2fs reserved and never wrote would count
+        # as data or as a hole by what the page cache holds (seen: 4 % of the set).
+        sparse.copy(disk, done / disk.name)
 
 
 def _hooks(system: System, work: Path) -> list[str]:

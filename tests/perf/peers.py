@@ -68,15 +68,15 @@ class Restic:
         return self._run("backup", *disks)
 
     def _run(self, *words: str | Path) -> Run:
-        place = ["--repo", self.repository, "--cache-dir", self._cache]
+        place: list[str | Path] = ["--repo", self.repository, "--cache-dir", self._cache]
         return programs.run(["restic", *words, *place], environment=_RESTIC)
 
 
 def zstd_qcow2(raw: Path, output: Path) -> None:
     """Compress a raw disk into a qcow2 with zstd and 64 KiB clusters."""
     options = "compression_type=zstd,cluster_size=65536"
-    words = ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", options, raw, output]
-    programs.run(words)
+    words = ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", options]
+    programs.run([*words, raw, output])
 
 
 def convert_to_raw(qcow2: Path, output: Path) -> Run:

@@ -53,6 +53,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    accept: Sequence[int] = (0,),
 ) -> Run:
     """Run to the end and return what it took. Raises NotMeasuredError when it fails or hangs."""
     require(str(command[0]))
@@ -62,7 +63,7 @@ def run(
         with _killed_at_the_end(process):
             status, usage = _wait(process, started + timeout_s, command)
             seconds = time.perf_counter() - started
-        if status != 0:
+        if status not in accept:
             raise NotMeasuredError(f"{_name(command)} exited with {status}: {_tail(stderr)}")
         stdout.seek(0)
         return Run(

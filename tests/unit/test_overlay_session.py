@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ def test_a_wrong_session_file_is_refused(
         Overlay.open(tmp_path / "s", base, IDENTITY)
 
 
+@pytest.mark.parametrize("name", ["journal", "data"])
+def test_a_session_that_lacks_a_file_is_corrupt(tmp_path: Path, name: str) -> None:
+    """It is never taken for an empty one."""
+    base = MemoryDevice(bytes(MIB))
+    Overlay.create(tmp_path / "s", base, IDENTITY).close()
+    (tmp_path / "s" / name).unlink()
+    for _ in range(2):  # and the lock is free again
+        with pytest.raises(OverlayCorruptError):
+            Overlay.open(tmp_path / "s", base, IDENTITY)
+
+
 def test_discarding_leaves_nothing_but_the_files_of_others(tmp_path: Path) -> None:
     """All files of the session go; the folder stays only if the caller has files there."""
     for name, kept in (("empty", False), ("shared", True)):
@@ -132,6 +144,21 @@ def test_a_62_tib_disk_is_zeroed_and_written_at_its_ends(tmp_path: Path) -> None
     extents = overlay.map_extents(0, size)
     assert extents[-1].end == size
     assert sum(e.length for e in extents if e.kind is ExtentKind.DATA) == 7 * 4 * KIB
+    overlay.close()
+
+
+def test_a_disk_trimmed_in_pieces_costs_no_more_than_one_trimmed_at_once(tmp_path: Path) -> None:
+    """State per block is given up as soon as a whole segment reads as zeros."""
+    size = 64 * GIB
+    overlay = Overlay.create(tmp_path / "s", ZeroDisk(size), IDENTITY)
+    tracemalloc.start()
+    try:
+        for offset in range(0, size, 3 * MIB):
+            overlay.zero_at(offset, min(3 * MIB, size - offset))
+        overlay.flush()
+        assert tracemalloc.get_traced_memory()[0] < MIB  # 2 KiB for each of 8192 segments: 16 MiB
+    finally:
+        tracemalloc.stop()
     overlay.close()
 
 

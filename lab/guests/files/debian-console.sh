@@ -4,7 +4,7 @@
 #   sum          md5 of every changed file: SUM hex
 #   poweroff     clean shutdown
 
-serial=/dev/ttyS0
+exec 3<>/dev/ttyS0 # kept open: input that arrives while nobody has it open is lost
 files=/srv/holdfast
 www=/var/www/html
 read -r boot_id </proc/sys/kernel/random/boot_id
@@ -25,20 +25,20 @@ change() {
     dd if=/dev/urandom of="$files/change-$total" bs=1M count="$1" status=none &&
         write_page "$total" &&
         sync &&
-        echo "CHANGED $total" >$serial
+        echo "CHANGED $total" >&3
 }
 
-stty -F $serial -echo -onlcr
+stty -echo -onlcr <&3
 write_page "$(cat "$www/counter.txt")"
 sync
-echo "HOLDFAST-READY debian $boot_id" >$serial
+echo "HOLDFAST-READY debian $boot_id" >&3
 
 while true; do
     while read -r verb first; do
         case $verb in
         change) change "$first" ;;
-        sum) echo "SUM $(cat "$files"/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" >$serial ;;
+        sum) echo "SUM $(cat "$files"/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" >&3 ;;
         poweroff) systemctl poweroff ;;
         esac
-    done <$serial
+    done <&3
 done

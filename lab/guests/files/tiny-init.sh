@@ -4,18 +4,18 @@
 #   change N                         write N MiB of new files, sync: CHANGED total
 #   sum                              md5 of every changed file: SUM hex
 #   fetch HOST PORT                  try an HTTP GET: FETCH ok | FETCH failed
-#   resolve NAME                     try a DNS lookup: RESOLVE ok | RESOLVE failed
+#   resolve NAME                     ask the name server: RESOLVE ok (it answered) | RESOLVE failed
 #   poweroff                         clean shutdown, as the ACPI power button
 
 . /bin/start.sh holdfast-tiny
 
-serial=/dev/ttyS0
-stty -F $serial -echo -onlcr
+exec 3<>/dev/ttyS0 # kept open: input that arrives while nobody has it open is lost
+stty -echo -onlcr <&3
 journal_device=${partition%1}2
 mount -t ext4 "$partition" /data
 
 say() {
-    echo "$1" >$serial
+    echo "$1" >&3
     echo "$1" >/dev/tty0
 }
 
@@ -49,13 +49,13 @@ journal() {
         record=$record$record
         if ! printf %s "$record" |
             dd of="$journal_device" bs=512 seek=$((number - 1)) conv=notrunc,fsync 2>/dev/null; then
-            echo "JOURNAL FAILED $number" >$serial
+            echo "JOURNAL FAILED $number" >&3
             return
         fi
-        echo "ACK $number" >$serial
+        echo "ACK $number" >&3
         number=$((number + 1))
     done
-    echo "JOURNAL FULL" >$serial
+    echo "JOURNAL FULL" >&3
 }
 
 journal_control() {
@@ -109,13 +109,15 @@ while true; do
         change) change "$first" ;;
         sum) say "SUM $(cat /data/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" ;;
         fetch)
-            wget -q -T 3 -O /dev/null "http://$first:$second/" 2>/dev/null &&
+            # busybox wget 1.35 (Debian's static build) crashes before it connects
+            printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 3 "$first" "$second" 2>/dev/null | grep -q . &&
                 say "FETCH ok" || say "FETCH failed"
             ;;
         resolve)
-            timeout 5 nslookup "$first" >/dev/null 2>&1 && say "RESOLVE ok" || say "RESOLVE failed"
+            nslookup "$first" 2>&1 | grep -q "no servers could be reached" &&
+                say "RESOLVE failed" || say "RESOLVE ok"
             ;;
         poweroff) shut_down ;;
         esac
-    done <$serial
+    done <&3
 done

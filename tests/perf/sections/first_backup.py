@@ -101,6 +101,6 @@ def _figures(took: Run, repository: Path) -> dict[str, float]:
 
 
 def bare(disks: list[Path]) -> Figures:
-    words = [sys.executable, "-m", "tests.perf.bare", *disks]
-    figures: dict[str, float] = json.loads(programs.run(words).stdout)
+    took = programs.run([sys.executable, "-m", "tests.perf.bare", *disks])
+    figures: dict[str, float] = json.loads(took.stdout)
     return figures

@@ -1,21 +1,24 @@
-"""Read-ahead for sequential reads of one disk: decode the next few MiB while the client copies.
+"""Read-ahead for sequential readers of a disk: decode the next MiB while the client copies.
 
-Large reads are noted; one that goes on where an earlier one ended makes a stream, and half a
-window before the client gets there the next window is fetched. Small reads are not looked at:
-a guest's random reads pay nothing, and its boot has its own profile.
+A layer over a reader that caches. Large reads are noted; one that goes on where an earlier one
+ended makes a stream, and half a window before the client gets there the next window is read into
+the base's cache. Small reads are not looked at: a guest's random reads pay nothing, and its boot
+has its own profile (`layers.PrefetchReader`).
 
-Thread model: `note` may be called from any thread, never blocks and costs about a microsecond;
-fetching runs on one thread, started by the first stream and joined by `close`.
+Thread model: as of BlockReader. Noting never blocks and costs about a microsecond; reading ahead
+runs on one thread, started by the first stream and joined by `close`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
+from appliance.base.errors import ApplianceError
 from appliance.base.units import KIB, MIB
+from appliance.blocks.device import BlockReader
+from appliance.blocks.layers import ReaderLayer
 
-NOTED_BYTES = 64 * KIB  # reads below this are not noted
+_NOTED_BYTES = 64 * KIB  # reads below this are not noted
 _WINDOW_BYTES = 8 * MIB
 _STEP_BYTES = 1 * MIB  # fetched at once, so that the first of a window is there early
 _STREAMS = 8  # a copying client has a few connections
@@ -27,20 +30,36 @@ class _Stream:
         self.fetched = end  # fetched or asked for up to here
 
 
-class ReadAhead:
-    def __init__(self, fetch: Callable[[int, int], None], size_bytes: int) -> None:
-        """`fetch(offset, length)` brings a range into the cache; its errors are ignored here,
-        because the read that needs the range meets them itself."""
-        self._fetch = fetch
-        self._size_bytes = size_bytes
+class ReadAheadReader(ReaderLayer):
+    def __init__(self, base: BlockReader) -> None:
+        super().__init__(base)
         self._streams: list[_Stream] = []  # most recently used last
         self._wanted: list[tuple[int, int]] = []
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def note(self, offset: int, length: int) -> None:
-        """A client reads [offset, offset + length)."""
+    def read_at(self, offset: int, length: int) -> bytes:
+        if length >= _NOTED_BYTES:
+            self._note(offset, length)
+        return self._base.read_at(offset, length)
+
+    def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
+        data = self._base.try_read_at(offset, length)
+        if data is not None and length >= _NOTED_BYTES:
+            self._note(offset, length)
+        return data
+
+    def close(self) -> None:
+        """The step that is being read is finished first."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join()
+        super().close()
+
+    def _note(self, offset: int, length: int) -> None:
         with self._condition:
             stream = self._stream_at(offset)
             if stream is None:
@@ -50,17 +69,9 @@ class ReadAhead:
             stream.end = max(stream.end, offset + length)
             if stream.fetched - stream.end < _WINDOW_BYTES // 2:
                 start = max(stream.fetched, stream.end)
-                stream.fetched = min(stream.end + _WINDOW_BYTES, self._size_bytes)
+                stream.fetched = min(stream.end + _WINDOW_BYTES, self.size_bytes)
                 if start < stream.fetched:
                     self._want(start, stream.fetched)
-
-    def close(self) -> None:
-        """Return once the thread has ended; what is being fetched is finished first."""
-        with self._condition:
-            self._closed = True
-            self._condition.notify()
-        if self._thread is not None:
-            self._thread.join()
 
     def _stream_at(self, offset: int) -> _Stream | None:
         """The stream that a read at `offset` goes on with; clients may run a little ahead."""
@@ -91,7 +102,7 @@ class ReadAhead:
             while start < end and not self._closed:
                 step = min(_STEP_BYTES, end - start)
                 try:
-                    self._fetch(start, step)
-                except Exception:  # the read itself reports it; see __init__
+                    self._base.read_at(start, step)
+                except ApplianceError:  # the client's own read meets it again and reports it
                     break
                 start += step
