@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.base.errors import SourceError
+from appliance.base.errors import ExternalProgramError, SourceError
 
 
 class NotADiskError(SourceError):
@@ -49,7 +49,7 @@ class NbdError(SourceError):
         self.number = number  # the server's errno, 0 when it broke off
 
 
-class ImageProgramError(SourceError):
+class ImageProgramError(SourceError, ExternalProgramError):
     """qemu-nbd could not open the image; its own words say why."""
 
     code = "source.program"

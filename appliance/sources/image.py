@@ -11,29 +11,43 @@ in `image_format`.
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
+from appliance.blocks.device import BlockReader
 from appliance.sources.image_format import ImageFormat, settle_format
 from appliance.sources.qemu_nbd import QemuImageReader
 from appliance.sources.raw_image import RawImageReader
 
-DiskImage = RawImageReader | QemuImageReader
+
+class DiskImage(BlockReader, Protocol):
+    """A `BlockReader` that is closed at the end of a `with`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 def open_disk_image(
-    path: Path, image_format: ImageFormat = ImageFormat.AUTO, *, allow_external: bool = False
+    path: Path, format: ImageFormat | str = ImageFormat.AUTO, *, allow_external: bool = False
 ) -> DiskImage:
     """Open for reading; use it as a context manager or `close` it.
 
     Args:
         path: a regular file or a block device.
-        image_format: AUTO takes a block device as raw and goes by the header of a file.
+        format: AUTO takes a block device as raw and goes by the header of a file.
         allow_external: also open images that take content from other files (qcow2 backing and data
             files, VMDK descriptors with their extents). Only for images no guest can have written.
 
     Raises:
         NotADiskError, ImageFormatError, ExternalFileError, ImageProgramError, SourceReadError.
     """
-    settled = settle_format(path, image_format, allow_external=allow_external)
+    settled = settle_format(path, ImageFormat(format), allow_external=allow_external)
     if settled is ImageFormat.RAW:
         return RawImageReader(path)
     return QemuImageReader(path, settled, allow_external=allow_external)
