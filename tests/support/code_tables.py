@@ -45,6 +45,7 @@ def _classes() -> dict[str, _Class]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 code, retryable = _constant(node, "code"), _constant(node, "retryable")
+                assert code is None or node.name not in found, f"two classes {node.name}"
                 found[node.name] = _Class(
                     bases=tuple(base.id for base in node.bases if isinstance(base, ast.Name)),
                     code=code if isinstance(code, str) else None,

@@ -13,7 +13,7 @@ _ROOT = Path(__file__).parents[2]
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())
 _TEXT_LIMIT_BYTES = 4 << 20
 _FOREIGN = {
-    "an absolute home path": re.compile(rb"/(?:home|Users)/[A-Za-z0-9._-]+|/root/[A-Za-z0-9._]"),
+    "an absolute home path": re.compile(rb"/(?:home|Users)/[A-Za-z0-9._-]+|/root/[.]"),
     "an address of a package index": re.compile(
         rb"(?:index[-_]url|extra[-_]index|registry)\s*[=:]\s*['\"]?https?://|https?://[^\s/]*/simple\b",
         re.IGNORECASE,
