@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from typing import cast
@@ -21,7 +22,8 @@ from nbd_server.limits import Limits
 from nbd_server.protocol import OPTION_MAGIC
 from nbd_server.receive import ReceiveBuffer
 from nbd_server.tls import TlsPolicy
-from nbd_server.transmission import Surroundings, Transmission
+from nbd_server.transmission import Transmission
+from nbd_server.work_queue import Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +88,15 @@ class Connection(asyncio.BufferedProtocol):
         self._writing_paused = True
         if self._transmission is not None:
             self._transmission.writing_paused()
+        else:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._writing_paused = False
         if self._transmission is not None:
             self._transmission.writing_resumed()
         else:
+            self._transport.resume_reading()
             self._negotiate()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -110,9 +115,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._transmission is not None:
             self._transmission.drain()
         else:
-            self._transport.abort()
+            self.abort()
 
     def abort(self) -> None:
+        if self._upgrade is not None:
+            self._upgrade.cancel()
         self._transport.abort()
 
     # negotiation
@@ -120,6 +127,9 @@ class Connection(asyncio.BufferedProtocol):
     def _use(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # dead peers make room
 
     def _negotiate(self) -> None:
         """Answer the options that are complete, unless the client does not take the answers."""
@@ -197,6 +207,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _upgraded(self) -> None:
         assert self._tls is not None
         loop = asyncio.get_running_loop()
+        transport: asyncio.Transport | None = None
         try:
             transport = await loop.start_tls(
                 self._transport,
@@ -208,11 +219,11 @@ class Connection(asyncio.BufferedProtocol):
             )
         except (OSError, ssl.SSLError) as error:
             log.info("TLS handshake failed: %s", error)
-            self._transport.abort()
-            self.connection_lost(error)
-            return
+        finally:
+            if transport is None:  # nobody else reports the loss of a half-made TLS connection
+                self._transport.abort()
+                self.connection_lost(None)
         if transport is None or self._closed:
-            self.connection_lost(None)
             return
         self._handshake.secured()
         self._secure = True
@@ -220,9 +231,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _too_slow(self) -> None:
         log.info("negotiation not finished in %s s", self._limits.handshake_s)
-        if self._upgrade is not None:
-            self._upgrade.cancel()
-        self._transport.abort()
+        self.abort()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

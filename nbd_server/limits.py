@@ -9,8 +9,8 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Memory held for clients stays below `memory_bytes`, shared out evenly, plus one request
-    (at most 32 MiB, of a size the client chose) per connection."""
+    """Memory held for clients stays below `memory_bytes`, shared out evenly, plus what one request
+    holds (at most 4 MiB) per connection."""
 
     connections: int = 128
     workers: int = 8  # threads for misses, writes and flushes of all connections

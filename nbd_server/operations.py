@@ -119,6 +119,8 @@ def _read(request: Request, session: Session) -> list[Buffer]:
     data = session.export.backend.read(offset, length)
     if len(data) != length:  # announcing more than is sent would hang the client for ever
         raise BackendError(NbdErrno.EIO, f"{len(data)} of {length} bytes read")
+    if request.part_of is not None:
+        return [data]  # who cut the request puts its answer together
     fragment = not flags & CommandFlag.DF
     return read_reply(cookie, offset, data, structured=session.structured, fragment=fragment)
 

@@ -61,25 +61,41 @@ def error_reply(
 
 
 def read_reply(
-    cookie: int, offset: int, data: Buffer, *, structured: bool, fragment: bool
+    cookie: int,
+    offset: int,
+    data: Buffer,
+    *,
+    structured: bool,
+    fragment: bool,
+    last: bool = True,
 ) -> list[Buffer]:
-    """`fragment`: zeros may be sent as holes (the client did not set DF)."""
+    """`fragment`: zeros may be sent as holes (the client did not set DF).
+
+    `last`: with structured replies, whether these chunks are the end of the answer.
+    """
     if not structured:
         return [simple_reply(cookie), data]
     if not data:
         return [none_chunk(cookie)]
     if not fragment:
-        return _data_chunk(CHUNK_DONE, cookie, offset, data)
+        return [data_header(CHUNK_DONE, cookie, offset, len(data)), data]
     buffers: list[Buffer] = []
     pieces = _zero_runs(data)
     for number, (start, end, is_zero) in enumerate(pieces, 1):
-        flags = CHUNK_DONE if number == len(pieces) else 0
+        flags = CHUNK_DONE if last and number == len(pieces) else 0
         if is_zero:
             buffers.append(_hole_chunk(flags, cookie, offset + start, end - start))
         else:
             piece = data if end - start == len(data) else memoryview(data)[start:end]
-            buffers += _data_chunk(flags, cookie, offset + start, piece)
+            buffers += [data_header(flags, cookie, offset + start, end - start), piece]
     return buffers
+
+
+def data_header(flags: int, cookie: int, offset: int, length: int) -> bytes:
+    """The start of an OFFSET_DATA chunk, to be followed by `length` bytes of data."""
+    return _pack_data(
+        STRUCTURED_REPLY_MAGIC, flags, ChunkType.OFFSET_DATA, cookie, 8 + length, offset
+    )
 
 
 def status_reply(cookie: int, extents: Iterable[tuple[int, Status]]) -> bytes:
@@ -134,18 +150,6 @@ def _zero_runs(data: Buffer) -> list[tuple[int, int, bool]]:
         else:
             runs.append((start, end, is_zero))
     return runs
-
-
-def _data_chunk(flags: int, cookie: int, offset: int, data: Buffer) -> list[Buffer]:
-    header = _pack_data(
-        STRUCTURED_REPLY_MAGIC,
-        flags,
-        ChunkType.OFFSET_DATA,
-        cookie,
-        8 + len(data),
-        offset,
-    )
-    return [header, data]
 
 
 def _hole_chunk(flags: int, cookie: int, offset: int, length: int) -> bytes:

@@ -60,7 +60,7 @@ class Request(NamedTuple):
     offset: int
     length: int
     payload: bytes | memoryview = b""
-    whole: PartialWrite | None = None  # set on a piece of a large WRITE
+    part_of: object = None  # the large READ or WRITE that this is a piece of
 
 
 def refusal(

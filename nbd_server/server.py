@@ -23,7 +23,7 @@ from nbd_server.connection import Connection
 from nbd_server.errors import ListenError
 from nbd_server.limits import Counters, Limits
 from nbd_server.tls import TlsPolicy
-from nbd_server.transmission import Surroundings
+from nbd_server.work_queue import Surroundings
 
 log = logging.getLogger(__name__)
 

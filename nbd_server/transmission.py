@@ -11,24 +11,19 @@ Invariants:
 - A connection works through at most TURN_REQUESTS requests before others get their turn.
 - The payload of a refused WRITE is skipped, so the stream stays in step.
 
-Thread model: everything runs on the event loop but `_work`, which runs on a worker thread and
-touches nothing that changes. Source: doc/proto.md, "Transmission phase".
+Everything here runs on the event loop. Source: doc/proto.md, "Transmission phase".
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from nbd_server import protocol
 from nbd_server.backend import Buffer
+from nbd_server.flow import Flow
 from nbd_server.handshake import Session
-from nbd_server.limits import Counters
-from nbd_server.operations import Outcome, failure_reply, perform
+from nbd_server.operations import Outcome, failure_reply
 from nbd_server.protocol import (
     CHUNK_DONE,
     REQUEST_MAGIC,
@@ -41,14 +36,13 @@ from nbd_server.protocol import (
 from nbd_server.receive import IncomingWrite, ReceiveBuffer
 from nbd_server.replies import HOLE_GRANULE_BYTES, ZEROS, read_reply, simple_reply
 from nbd_server.requests import PartialWrite, Refusal, Request, refusal
+from nbd_server.streamed_read import STREAM_ABOVE_BYTES, STREAM_PIECE_BYTES, StreamedRead
+from nbd_server.work_queue import REQUEST_COST_BYTES, Surroundings, WorkQueue
 
 log = logging.getLogger(__name__)
 
-TURN_REQUESTS = 256
+TURN_REQUESTS = 64  # deeper queues than clients use by default
 INLINE_BYTES = 1 << 20  # longer reads are copied on a worker thread
-BATCH_REQUESTS = 32
-BATCH_BYTES = 1 << 20
-_REQUEST_COST_BYTES = 4096  # bookkeeping of one request; bounds how many may be outstanding
 
 _UNSENT_POLL_S = 0.002
 
@@ -60,17 +54,6 @@ _READ = int(Command.READ)  # plain integers: looking up an enum member costs as 
 _OFFSET_DATA = int(ChunkType.OFFSET_DATA)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What a connection shares with the others."""
-
-    pool: Executor
-    counters: Counters
-    share_bytes: Callable[[], int]
-    jobs: int  # batches of one connection on the pool at once
-    linger_s: float  # for the client to take its last replies
-
-
 class Transmission:
     def __init__(
         self,
@@ -80,23 +63,16 @@ class Transmission:
         shared: Surroundings,
     ) -> None:
         self._session = session
-        self._transport = transport
         self._received = received
         self._shared = shared
-        self._loop = asyncio.get_running_loop()
+        self._flow = Flow(transport, self.process, linger_s=shared.linger_s)
         self._incoming: IncomingWrite | None = None
         self._skip_bytes = 0  # of a refused payload
         self._after_skip = b""  # its reply: libnbd takes one that comes earlier for a bug
-        self._queue: deque[Request] = deque()
-        self._jobs = 0
-        self._held_bytes = 0
-        self._out: list[Buffer] = []
-        self._reading_paused = False
-        self._writing_paused = False
-        self._turn_scheduled = False
+        self._stream: StreamedRead | None = None
+        self._work = WorkQueue(session, shared, self._done)
+        self._behind_stream: list[Buffer] = []  # nothing may come between its pieces
         self._draining = False
-        self._lost = False
-        self._linger: asyncio.TimerHandle | None = None
 
     # input
 
@@ -113,30 +89,36 @@ class Transmission:
 
     def process(self) -> None:
         """Do what can be done now with what was received; pause or resume reading."""
-        if self._draining or self._lost:
+        flow = self._flow
+        if flow.lost:
             return
-        room = self._room_bytes()
-        turns = TURN_REQUESTS
+        room, turns = self._room_bytes(), TURN_REQUESTS
         if room > 0:
+            self._continue_stream()
             room, turns = self._parse(room)
-            self._dispatch()
-            self._send()
-            if self._draining:
-                self._close_when_done()
-                return
-        self._set_reading(room > 0 and turns > 0 and not self._writing_paused)
-        if self._reading_paused and not self._writing_paused:
-            if turns <= 0:
-                self._next_turn(0)
-            elif not self._busy:  # nothing will call back: unsent replies are on their way out
-                self._next_turn(_UNSENT_POLL_S)
+        self._work.dispatch()
+        flow.send()
+        if self._draining:
+            self._close_when_done()
+        else:
+            able = room > 0 and turns > 0 and self._stream is None
+            flow.set_reading(able and not flow.writing_paused)
+        if flow.reading_paused and not flow.writing_paused and not flow.closing:
+            self._schedule_turn(turns)
+
+    def _schedule_turn(self, turns: int) -> None:
+        """Come back when nobody else will call: neither the client nor a finished batch."""
+        may_parse = self._stream is None and not self._draining
+        if turns <= 0 or (may_parse and self._room_bytes() > 0):
+            self._flow.next_turn(0)
+        elif not self._work.busy:  # unsent replies are on their way out
+            self._flow.next_turn(_UNSENT_POLL_S)
 
     def _room_bytes(self) -> int:
         """How much more this connection may take on; its unsent replies count."""
-        if self._writing_paused:
+        if self._flow.writing_paused:
             return 0
-        unsent = self._transport.get_write_buffer_size()
-        return self._shared.share_bytes() - self._held_bytes - unsent
+        return self._shared.share_bytes() - self._work.held_bytes - self._flow.unsent_bytes
 
     def _parse(self, room: int) -> tuple[int, int]:
         """Serve or queue buffered requests; return the room and the turns that are left."""
@@ -163,7 +145,7 @@ class Transmission:
 
         The hot loop: everything it needs is in local names, and it calls little.
         """
-        received, out = self._received, self._out
+        received, out = self._received, self._flow.replies
         data, start, last = received.data, received.start, received.end - _REQUEST_BYTES
         backend, structured = self._session.export.backend, self._session.structured
         try_read, size_bytes = backend.try_read, backend.size_bytes
@@ -180,13 +162,13 @@ class Transmission:
                 break
             start += _REQUEST_BYTES
             served += 1
-            room -= length + _REQUEST_COST_BYTES
+            room -= length + REQUEST_COST_BYTES
             try:
                 found = try_read(offset, length)
             except Exception:  # the blocking read meets it again and reports it
                 found = None
             if found is None or len(found) != length:
-                self._enqueue(Request(command, flags, cookie, offset, length))
+                self._work.add(Request(command, flags, cookie, offset, length))
                 continue
             read_bytes += length
             if not structured:
@@ -215,8 +197,9 @@ class Transmission:
         if self._skip_bytes:
             self._skip_bytes -= self._received.drop(self._skip_bytes)
             if not self._skip_bytes:
-                self._out.append(self._after_skip)
-        return not (self._skip_bytes or self._incoming or self._draining or self._lost)
+                self._flow.replies.append(self._after_skip)
+        waiting = self._skip_bytes or self._incoming or self._stream
+        return not (waiting or self._draining or self._flow.lost)
 
     def _accept(self, request: Request) -> int:
         """Take on one request of any kind; return what it costs the connection's room."""
@@ -234,80 +217,67 @@ class Transmission:
             if request.command == Command.WRITE and request.length:
                 self._skip_bytes, self._after_skip = request.length, reply
             else:
-                self._out.append(reply)
-            return _REQUEST_COST_BYTES
+                self._flow.replies.append(reply)
+            return REQUEST_COST_BYTES
         if request.command == Command.WRITE:
             return self._accept_write(request)
-        return self._enqueue(request)
+        if request.command == Command.READ and request.length > STREAM_ABOVE_BYTES:
+            self._stream = StreamedRead(request, self._session)
+            self._continue_stream()
+            return STREAM_PIECE_BYTES
+        return self._work.add(request)
 
     def _accept_write(self, request: Request) -> int:
         if request.length <= len(self._received):
-            return self._enqueue(request._replace(payload=self._received.take(request.length)))
+            return self._work.add(request._replace(payload=self._received.take(request.length)))
         self._incoming = incoming = IncomingWrite(request)
         while self._incoming and self._received:
             self._payload_arrived(incoming, self._received.move_to(incoming.room()))
-        return _cost_bytes(request)
+        return REQUEST_COST_BYTES + request.length
+
+    def _continue_stream(self) -> None:
+        if self._stream is not None and not self._stream.waiting:
+            self._work.add(self._stream.next_piece())
 
     def _payload_arrived(self, incoming: IncomingWrite, count: int) -> None:
         piece = incoming.received(count)
         if incoming.complete:
             self._incoming = None
         if piece:
-            self._enqueue(piece)
+            self._work.add(piece)
 
-    # work that blocks
-
-    def _enqueue(self, request: Request) -> int:
-        cost = _cost_bytes(request)
-        self._held_bytes += cost
-        self._queue.append(request)
-        return cost
-
-    @property
-    def _busy(self) -> bool:
-        return bool(self._jobs or self._queue)
-
-    def _dispatch(self) -> None:
-        """Share the queue out over the jobs that this connection may still start."""
-        while self._queue and self._jobs < self._shared.jobs:
-            fair = -(-len(self._queue) // (self._shared.jobs - self._jobs))
-            batch = [self._queue.popleft()]
-            batch_bytes = _cost_bytes(batch[0])
-            while self._queue and len(batch) < min(fair, BATCH_REQUESTS):
-                batch_bytes += _cost_bytes(self._queue[0])
-                if batch_bytes > BATCH_BYTES:
-                    break
-                batch.append(self._queue.popleft())
-            self._jobs += 1
-            self._shared.pool.submit(self._work, batch)
-
-    def _work(self, batch: list[Request]) -> None:
-        outcomes = perform(batch, self._session)
-        self._loop.call_soon_threadsafe(self._done, outcomes)
+    # finished work
 
     def _done(self, outcomes: list[Outcome]) -> None:
-        self._jobs -= 1
-        counters = self._shared.counters
-        for request, reply, failure in outcomes:
-            self._held_bytes -= _cost_bytes(request)
-            if request.whole is not None:
-                self._piece_done(request.whole, failure)
+        for outcome in outcomes:
+            whole = outcome.request.part_of
+            if isinstance(whole, PartialWrite):
+                self._piece_written(whole, outcome.failure)
+            elif isinstance(whole, StreamedRead):
+                self._piece_read(whole, outcome)
             else:
-                self._out += reply
-            if failure is None and request.command == Command.READ:
-                counters.read_bytes += request.length
-            elif failure is None and request.command == Command.WRITE:
-                counters.written_bytes += request.length
-        if self._lost:
-            return
-        self._dispatch()
-        self._send()
-        if self._draining:
-            self._close_when_done()
-        else:
-            self.process()
+                self._answer(outcome.reply)
+        self._flow.send()
+        self.process()
 
-    def _piece_done(self, whole: PartialWrite, failure: Refusal | None) -> None:
+    def _answer(self, reply: list[Buffer]) -> None:
+        if self._stream is None:
+            self._flow.replies += reply
+        else:
+            self._behind_stream += reply
+
+    def _piece_read(self, whole: StreamedRead, outcome: Outcome) -> None:
+        reply = whole.absorb(outcome)
+        if whole.broken:
+            self._break("a large read failed half way")
+            return
+        self._flow.replies += reply
+        if whole.finished:
+            self._stream = None
+            self._flow.replies += self._behind_stream
+            self._behind_stream = []
+
+    def _piece_written(self, whole: PartialWrite, failure: Refusal | None) -> None:
         """The last piece answers for the whole WRITE, after its flush where FUA asks for one."""
         whole.outstanding -= 1
         whole.failure = whole.failure or failure
@@ -315,41 +285,19 @@ class Transmission:
             return
         answer = Request(Command.WRITE, 0, whole.cookie, 0, 0)
         if whole.failure:
-            self._out.append(failure_reply(answer, whole.failure, self._session))
+            self._answer([failure_reply(answer, whole.failure, self._session)])
         elif whole.flags & CommandFlag.FUA:
-            self._enqueue(answer._replace(command=Command.FLUSH))
+            self._work.add(answer._replace(command=Command.FLUSH))
         else:
-            self._out.append(simple_reply(whole.cookie))
+            self._answer([simple_reply(whole.cookie)])
 
-    # output and ends
-
-    def _send(self) -> None:
-        if self._out and not self._lost:
-            self._transport.writelines(self._out)
-        self._out = []
+    # ends
 
     def writing_paused(self) -> None:
-        self._writing_paused = True
+        self._flow.writing_paused = True
 
     def writing_resumed(self) -> None:
-        self._writing_paused = False
-        self.process()
-
-    def _set_reading(self, wanted: bool) -> None:
-        if wanted and self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        elif not wanted and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def _next_turn(self, delay_s: float) -> None:
-        if not self._turn_scheduled:
-            self._turn_scheduled = True
-            self._loop.call_later(delay_s, self._turn)
-
-    def _turn(self) -> None:
-        self._turn_scheduled = False
+        self._flow.writing_paused = False
         self.process()
 
     def drain(self) -> None:
@@ -358,27 +306,18 @@ class Transmission:
         self._close_when_done()
 
     def _close_when_done(self) -> None:
-        self._set_reading(False)
-        if self._busy or self._lost or self._linger:
-            return
-        self._linger = self._loop.call_later(self._shared.linger_s, self._transport.abort)
-        self._transport.close()  # after what is still unsent
+        self._flow.set_reading(False)
+        if not (self._work.busy or self._stream):
+            self._flow.close()
 
     def _break(self, reason: str) -> None:
         log.info("connection broken off: %s", reason)
         self._draining = True
-        self._transport.abort()
+        self._flow.abort()
 
     def lost(self) -> None:
         """The connection is gone; what has not reached a worker is dropped."""
-        self._lost = True
-        self._queue.clear()
+        self._flow.connection_lost()
+        self._work.clear()
         self._incoming = None
         self._received.clear()
-        if self._linger:
-            self._linger.cancel()
-
-
-def _cost_bytes(request: Request) -> int:
-    carried = request.length if request.command == _READ else len(request.payload)
-    return _REQUEST_COST_BYTES + carried

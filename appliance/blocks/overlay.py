@@ -52,6 +52,7 @@ from appliance.blocks.overlay_session import (
 _ZEROS = bytes(MIB)
 _MAX_EXTENTS = 1 << 16
 _MAX_RUNS_AT_ONCE = 8  # of a read on the event loop
+_MAX_COPY_AT_ONCE_BYTES = MIB  # about 0.1 ms of an event loop
 _COMPACT_MIN_RECORDS = 64 * KIB  # 2 MiB of journal: replayed in about 0.1 s
 _COMPACT_FACTOR = 4
 
@@ -209,6 +210,8 @@ class Overlay:
             return self._base.try_read_at(offset, length)
         if kind == ZERO:
             return memoryview(_ZEROS)[:length] if length <= len(_ZEROS) else bytes(length)
+        if length > _MAX_COPY_AT_ONCE_BYTES:
+            return None
         try:
             return files.pread_cached(self._data_fd, length, self._map.data_offset(offset))
         except OSError:
@@ -393,6 +396,8 @@ class Overlay:
                 self._replaced_journal(whole)
 
     def _check_usable(self) -> None:
+        if self._lock_fd < 0:
+            raise OverlayFailedError(f"the session in {self._folder} is closed")
         if self._failure is not None:
             raise OverlayFailedError(
                 f"the session in {self._folder} failed earlier: {self._failure}"
@@ -413,7 +418,8 @@ class Overlay:
     def close(self) -> None:
         """Flush, unless the overlay failed, and release everything, the base too; idempotent.
 
-        Raises what `flush` raises, after everything was released.
+        Stop reading before: a read under way may fail. Raises what `flush` raises, after
+        everything was released.
         """
         if self._lock_fd < 0:
             return
@@ -435,9 +441,10 @@ class Overlay:
             self._release()
 
     def _release(self) -> None:
-        self._close_files()
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        with self._lock:  # a write that comes too late must not meet a reused descriptor
+            self._close_files()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
         self._base.close()
 
     def _close_files(self) -> None:

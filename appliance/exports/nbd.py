@@ -191,7 +191,9 @@ class NbdServer:
             self._thread.join()
             if isinstance(self._failure, ListenError):
                 raise StorageError(f"cannot listen: {self._failure}") from self._failure
-            raise UsageError(f"cannot serve: {self._failure}") from self._failure
+            if isinstance(self._failure, ValueError):
+                raise UsageError(f"cannot serve: {self._failure}") from self._failure
+            raise self._failure
 
     def stop(self) -> None:
         """Finish outstanding requests, close all connections, join every thread. Idempotent."""
@@ -231,7 +233,7 @@ class NbdServer:
             server = Server(exports, tls=tls, limits=self._limits)
             self._counters = server.counters
             await self._listen(server)
-        except (NbdServerError, ValueError) as error:
+        except Exception as error:  # `start` raises it in the caller's thread
             self._failure = error
             return
         finally:

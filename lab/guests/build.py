@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from appliance.base.atomic import fsync_directory
@@ -59,6 +60,7 @@ def _build_whole(kind: GuestKind, image: Path) -> None:
     fsync_directory(image.parent)
 
 
+@cache  # asking apt for versions takes most of a second
 def _recipe_hash(kind: GuestKind) -> str:
     recipe = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*")):

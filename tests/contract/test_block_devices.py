@@ -12,6 +12,7 @@ from appliance.blocks.extents import Extent
 from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
+from appliance.blocks.read_ahead import ReadAheadReader
 from tests.contract.block_device import BlockDeviceSuite
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.memory_device import MemoryDevice
@@ -53,6 +54,12 @@ class TestPrefetchReader(BlockReaderSuite):
     @pytest.fixture
     def make(self) -> MakeReader:
         return lambda content: PrefetchReader(MemoryDevice(content), [Extent(0, len(content))])
+
+
+class TestReadAheadReader(BlockReaderSuite):
+    @pytest.fixture
+    def make(self) -> MakeReader:
+        return lambda content: ReadAheadReader(MemoryDevice(content))
 
 
 class TestOverlayUntouched(BlockDeviceSuite):

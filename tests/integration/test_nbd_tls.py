@@ -14,7 +14,7 @@ from nbd_server.limits import Limits
 from nbd_server.protocol import OPTION_HEADER, OPTION_MAGIC, Option, OptionReply
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.nbd_client import NbdClient
-from tests.support.nbd_servers import serving
+from tests.support.nbd_servers import eventually, serving
 from tests.support.needs import needs
 from tests.support.programs import attempt, run
 from tests.support.sparse_device import SparseDevice
@@ -134,9 +134,27 @@ def test_rubbish_instead_of_a_tls_handshake_ends_the_connection(
                     break
             except ConnectionError:
                 break
-    with NbdClient(("127.0.0.1", server.port)) as silent:
-        assert silent.option(Option.STARTTLS) == [(OptionReply.ACK, b"")]
+    with NbdClient(("127.0.0.1", server.port)) as vanishing:
+        assert vanishing.option(Option.STARTTLS) == [(OptionReply.ACK, b"")]
     run("nbdinfo", uri(server, certificates / "client"))
+    eventually(lambda: server.counters.connections == 0)
+
+
+def test_a_half_made_tls_connection_ends_with_the_server_or_the_deadline(
+    certificates: Path,
+) -> None:
+    tls = NbdTls(directory=certificates / "server")
+    export = NbdExport(name="disk", disk=SparseDevice(512))
+    with serving(export, tls=tls, limits=Limits(handshake_s=0.2)) as server:
+        with NbdClient(("127.0.0.1", server.port)) as silent:
+            assert silent.option(Option.STARTTLS) == [(OptionReply.ACK, b"")]
+            assert silent.closed_by_server()
+        eventually(lambda: server.counters.connections == 0)
+    with serving(export, tls=tls) as server, NbdClient(("127.0.0.1", server.port)) as silent:
+        assert silent.option(Option.STARTTLS) == [(OptionReply.ACK, b"")]
+        server.stop()
+        assert silent.closed_by_server()
+        assert server.counters.connections == 0
 
 
 def test_negotiation_starts_again_inside_tls(server: NbdServer, certificates: Path) -> None:

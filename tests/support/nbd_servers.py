@@ -7,7 +7,8 @@ is a bug even when the client noticed nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def serving(
     server = NbdServer(exports, address=address or TcpAddress(), limits=limits, tls=tls)
     with complaints(), server:
         yield server
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.005)

@@ -21,7 +21,7 @@ from nbd_server.limits import Limits
 from nbd_server.protocol import Command, Option, OptionReply
 from nbd_server.tls import TlsPolicy, server_context
 from tests.support.nbd_client import NbdClient
-from tests.support.nbd_servers import complaints, serving
+from tests.support.nbd_servers import complaints, eventually, serving
 from tests.support.sparse_device import SparseDevice
 
 MIB = 1 << 20
@@ -50,13 +50,6 @@ class CountingDevice(SparseDevice):
         self.writing.release()
         assert self.gate.wait(20)
         super().write_at(offset, data)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "never happened"
-        time.sleep(0.005)
 
 
 def settled(value: Callable[[], int]) -> int:
@@ -91,6 +84,21 @@ def test_a_client_that_does_not_read_is_not_read_for(inline: bool) -> None:
             assert other.read(0, 4096).data == disk.content[:4096]
         cookies = {stalled.reply().cookie for _ in range(1000)}
         assert cookies == set(range(1000))
+
+
+@pytest.mark.parametrize("structured", [True, False], ids=["structured", "simple"])
+def test_large_reads_that_nobody_takes_are_not_read_from_the_disk(structured: bool) -> None:
+    """100 reads of 32 MiB and no reply taken: a few pieces are read, whatever the form."""
+    disk = CountingDevice(40 * MIB)
+    disk.content = b"\xa5" * (2 * MIB)
+    with (
+        serving(NbdExport(name="disk", disk=disk)) as server,
+        connect(server, structured=structured) as stalled,
+    ):
+        for cookie in range(100):
+            stalled.send(Command.READ, cookie=cookie, length=32 * MIB)
+        assert settled(lambda: disk.reads) < 16
+        assert stalled.reply().data == b"\xa5" * (32 * MIB)
 
 
 def test_a_small_server_shares_its_memory_evenly() -> None:

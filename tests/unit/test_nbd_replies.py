@@ -19,7 +19,7 @@ from nbd_server.replies import (
     read_reply,
     status_extents,
 )
-from nbd_server.requests import Request
+from nbd_server.requests import PartialWrite, Request
 
 
 def decoded(raw: bytes) -> list[tuple[int, int, bytes]]:
@@ -129,9 +129,9 @@ def test_a_payload_arrives_whole_however_it_is_cut(length: int, cuts: list[int])
             assert piece.offset == offset and piece.length == len(piece.payload) <= PIECE_BYTES
             assert 0 not in piece.payload[:1] and piece.payload[-1] != 0
             offset += piece.length
-            assert (piece.whole is None) == (length <= PIECE_BYTES)
-            if piece.whole:
-                assert piece.whole.received == incoming.complete
+            assert (piece.part_of is None) == (length <= PIECE_BYTES)
+            if isinstance(piece.part_of, PartialWrite):
+                assert piece.part_of.received == incoming.complete
     assert offset == 1000 + length
 
 

@@ -311,12 +311,61 @@ def test_disks_of_any_size_are_served_to_the_last_byte(size_bytes: int) -> None:
         assert sum(extent for extent, _ in status.extents) == length
 
 
-def test_the_largest_payloads_go_through() -> None:
-    content = random.Random(3).randbytes(32 * MIB)
+class HalfBrokenDevice(SparseDevice):
+    """Cannot be read behind its first 20 MiB."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if offset >= 20 * MIB:
+            raise StorageError("broken")
+        return super().read_at(offset, length)
+
+
+LARGE = random.Random(3).randbytes(12 * MIB) + bytes(8 * MIB) + random.Random(4).randbytes(12 * MIB)
+
+
+@pytest.mark.parametrize("structured", [True, False], ids=["structured", "simple"])
+def test_the_largest_payloads_go_through(structured: bool) -> None:
+    """32 MiB, in one write and in one read, with other requests before and behind it."""
     with (
-        serving(NbdExport(name="disk", disk=SparseDevice(40 * MIB), read_only=False)) as server,
+        serving(NbdExport(name="disk", disk=SlowDevice(40 * MIB), read_only=False)) as server,
+        connect(server, structured=structured) as client,
+    ):
+        assert client.write(5, LARGE).errno == 0
+        for _ in range(3):
+            expected = {}
+            for cookie in range(9):
+                length = 32 * MIB if cookie == 4 else 4096
+                expected[cookie] = LARGE[cookie : cookie + length]
+                client.send(Command.READ, cookie=cookie, offset=5 + cookie, length=length)
+            expected[4] += bytes(4)
+            answers = {reply.cookie: reply.data for reply in [client.reply() for _ in expected]}
+            assert answers == expected
+        assert client.read(5, 32 * MIB + 1).errno == NbdErrno.EINVAL
+        client.send(Command.READ, offset=5, length=32 * MIB)
+        client.send(Command.DISC)
+        assert client.reply().data == LARGE
+        assert client.closed_by_server()
+
+
+def test_a_large_read_that_must_not_fragment_is_one_chunk() -> None:
+    with (
+        serving(NbdExport(name="disk", disk=SparseDevice(40 * MIB, content=LARGE))) as server,
         connect(server) as client,
     ):
-        assert client.write(5, content).errno == 0
-        assert client.read(5, 32 * MIB).data == content
-        assert client.read(5, 32 * MIB + 1).errno == NbdErrno.EINVAL
+        reply = client.read(0, 32 * MIB, flags=CommandFlag.DF)
+        assert reply.data == LARGE and reply.content_chunks == 1
+        reply = client.read(0, 32 * MIB)
+        assert reply.data == LARGE and reply.hole_bytes == 8 * MIB
+
+
+def test_a_large_read_that_fails_half_way_says_so_or_closes() -> None:
+    """A simple reply has announced success already: closing is the only honest end."""
+    with serving(NbdExport(name="disk", disk=HalfBrokenDevice(40 * MIB))) as server:
+        with connect(server) as client:
+            assert client.read(0, 32 * MIB).errno == NbdErrno.EIO
+            assert client.read(20 * MIB, 8 * MIB).errno == NbdErrno.EIO
+            assert client.read(0, 512).errno == 0
+        with connect(server, structured=False) as client:
+            assert client.read(20 * MIB, 8 * MIB).errno == NbdErrno.EIO
+            with pytest.raises((EOFError, ConnectionError)):
+                client.read(0, 32 * MIB)

@@ -4,7 +4,7 @@
 #   change N                         write N MiB of new files, sync: CHANGED total
 #   sum                              md5 of every changed file: SUM hex
 #   fetch HOST PORT                  try an HTTP GET: FETCH ok | FETCH failed
-#   resolve NAME                     ask the name server: RESOLVE ok (it answered) | RESOLVE failed
+#   resolve NAME SERVER              ask a name server: RESOLVE ok (it answered) | RESOLVE failed
 #   poweroff                         clean shutdown, as the ACPI power button
 
 . /bin/start.sh holdfast-tiny
@@ -110,11 +110,12 @@ while true; do
         sum) say "SUM $(cat /data/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" ;;
         fetch)
             # busybox wget 1.35 (Debian's static build) crashes before it connects
-            printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 3 "$first" "$second" 2>/dev/null | grep -q . &&
+            printf 'GET / HTTP/1.0\r\n\r\n' | timeout 10 nc "$first" "$second" 2>/dev/null |
+                grep -q . &&
                 say "FETCH ok" || say "FETCH failed"
             ;;
         resolve)
-            nslookup "$first" 2>&1 | grep -q "no servers could be reached" &&
+            nslookup "$first" "$second" 2>&1 | grep -q "no servers could be reached" &&
                 say "RESOLVE failed" || say "RESOLVE ok"
             ;;
         poweroff) shut_down ;;
