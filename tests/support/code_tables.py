@@ -87,7 +87,7 @@ def reason_table() -> str:
                 for statement in node.body:
                     value = statement.value if isinstance(statement, ast.Assign) else None
                     if isinstance(value, ast.Constant):
-                        rows[str(value.value)] = f"| `{value.value}` | note | – |"
+                        rows[str(value.value)] = f"| `{value.value!s}` | note | – |"
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reason":
                 code, row = _reason(node)
                 rows[code] = row
@@ -104,7 +104,7 @@ def _reason(call: ast.Call) -> tuple[str, str]:
     quiet = isinstance(warning, ast.Constant) and warning.value is False
     step = given["next_step"]
     text = step.value if isinstance(step, ast.Constant) else "(said with the reason)"
-    return str(code.value), f"| `{code.value}` | {'note' if quiet else 'warning'} | {text} |"
+    return str(code.value), f"| `{code.value!s}` | {'note' if quiet else 'warning'} | {text} |"
 
 
 def _table(header: str, rows: dict[str, str]) -> str:
