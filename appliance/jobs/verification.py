@@ -106,12 +106,13 @@ def verify_boot(
             image = repository.open_image(manifest, disk.number)
             ahead = PrefetchReader(image, profile.get(disk.number, []))
             readers[disk.number] = RecordingReader(ahead)
+            stack.callback(readers[disk.number].close)
             overlay = Overlay.create(
                 folder / f"disk-{disk.number}",
                 readers[disk.number],
                 {"point": manifest.point_id, "disk": disk.number},
             )
-            stack.callback(overlay.close)
+            stack.callback(overlay.discard)
             exports.append(NbdExport(name=_export_name(disk), disk=overlay, read_only=False))
         socket_path = folder / "nbd"
         stack.enter_context(NbdServer(exports, address=socket_path))
