@@ -103,7 +103,7 @@ def _reason(call: ast.Call) -> tuple[str, str]:
     warning = given.get("warning")
     quiet = isinstance(warning, ast.Constant) and warning.value is False
     step = given["next_step"]
-    text = step.value if isinstance(step, ast.Constant) else "(said with the reason)"
+    text = str(step.value) if isinstance(step, ast.Constant) else "(said with the reason)"
     return str(code.value), f"| `{code.value!s}` | {'note' if quiet else 'warning'} | {text} |"
 
 
