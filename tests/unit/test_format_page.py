@@ -1,4 +1,4 @@
-"""docs/format.md and docs/overlay-format.md against the code: layouts, constants, enums, fields.
+"""docs/format.md, docs/overlay-format.md and docs/locking.md against the code: layouts, constants, enums, fields.
 
 A table is preceded by an HTML comment that names what it describes. Whatever the format modules
 define must have a table, and every row must say what the code says.
@@ -27,7 +27,7 @@ from appliance.repository.repository import Repository
 from tests.support.memory_reader import MemoryReader
 
 _ROOT = Path(__file__).parents[2]
-_PAGES = ("docs/format.md", "docs/overlay-format.md")
+_PAGES = ("docs/format.md", "docs/overlay-format.md", "docs/locking.md")
 _MODULES = ("appliance.repository.format", "appliance.blocks.overlay_journal")
 _DERIVED = {"HEADER_BYTES", "RECORD_BYTES", "RAW_LIMIT_BYTES"}  # said by other rows
 _TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "s": "bytes", "x": "zeros"}
