@@ -1,4 +1,4 @@
-"""docs/format.md, docs/overlay-format.md and docs/locking.md against the code: layouts, constants, enums, fields.
+"""The format pages and locking.md against the code: layouts, constants, enums, fields.
 
 A table is preceded by an HTML comment that names what it describes. Whatever the format modules
 define must have a table, and every row must say what the code says.
