@@ -114,7 +114,7 @@ class _DiskRestore:
         self._tree = tree
         self._size_bytes = size_bytes
         self._target = target
-        self._workers = workers
+        self._workers = workers + 1  # one writes (targets write one at a time), the rest decode
         self._context = context
         self._lock = threading.Lock()
         self.written_bytes = 0
