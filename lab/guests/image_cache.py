@@ -1,8 +1,9 @@
 """Builds lab guests once and keeps them: a cache keyed by recipe and package versions.
 
 The recipe is this folder's own files (without those named after another guest), so any change to
-them makes a new image; a Debian update does too. An image appears under its name only when it is whole; a lock file keeps two processes
-from building the same guest at once. Cached images are originals: boot a copy (`copy_sparse`).
+them makes a new image; a Debian update does too. An image appears under its name only when it is
+whole; a lock file keeps two processes from building the same guest at once. Cached images are
+originals: boot a copy (`copy_sparse`).
 """
 
 from __future__ import annotations
