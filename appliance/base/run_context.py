@@ -27,6 +27,10 @@ class CancelToken:
     def cancelled(self) -> bool:
         return self._event.is_set()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Return as soon as cancelled, or after `timeout_s`; whether it was cancelled."""
+        return self._event.wait(timeout_s)
+
     def check(self) -> None:
         """Raises CancelledError once `cancel` was called."""
         if self._event.is_set():

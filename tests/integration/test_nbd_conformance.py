@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from appliance.exports.nbd import NbdExport, NbdServer, TcpAddress
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.nbd_servers import serving
 from tests.support.needs import needs
 from tests.support.programs import attempt, guarded, run
+from tests.support.sparse_device import SparseDevice
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +29,7 @@ DATA = random.Random(20261120).randbytes(6 * MIB)
 SUPPORT = Path(__file__).parent.parent / "support"
 
 
-class BrakedDevice(MemoryDevice):
+class BrakedDevice(SparseDevice):
     """Takes 10 ms for a read while the brake is on."""
 
     braked = True
@@ -43,8 +43,8 @@ class BrakedDevice(MemoryDevice):
         return super().read_at(offset, length)
 
 
-def sample_disk() -> MemoryDevice:
-    disk = MemoryDevice(DISK_BYTES)
+def sample_disk() -> SparseDevice:
+    disk = SparseDevice(DISK_BYTES)
     disk.write_at(DATA_OFFSET, DATA)
     disk.write_at(DISK_BYTES - 512, b"end" * 170)
     return disk
@@ -57,8 +57,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NbdServer
     with serving(
         NbdExport(name="disk-0", disk=sample_disk(), read_only=False, description="first"),
         NbdExport(name="read only", disk=sample_disk()),
-        NbdExport(name="small", disk=MemoryDevice(MIB), read_only=False),
-        NbdExport(name="small-ro", disk=MemoryDevice(MIB)),
+        NbdExport(name="small", disk=SparseDevice(MIB), read_only=False),
+        NbdExport(name="small-ro", disk=SparseDevice(MIB)),
         address=address,
     ) as running:
         yield running
@@ -228,7 +228,7 @@ def test_a_stopped_client_does_not_stop_another(tmp_path: Path) -> None:
 def test_a_server_stopped_under_load_ends_its_clients(tmp_path: Path) -> None:
     """fio gets an error, not a hang, and stop returns with all threads joined."""
     needs("fio")
-    disk = MemoryDevice(DISK_BYTES)
+    disk = SparseDevice(DISK_BYTES)
     with serving(NbdExport(name="disk", disk=disk, read_only=False)) as server:
         command = guarded(
             *("fio", "--name=load", "--ioengine=nbd", f"--uri={server.uri('disk')}"),
@@ -247,7 +247,7 @@ def test_a_server_stopped_under_load_ends_its_clients(tmp_path: Path) -> None:
 
 def test_acknowledged_writes_are_there_for_the_next_server(tmp_path: Path) -> None:
     """The disk outlives the server: a second one shows what was written over the first."""
-    disk = MemoryDevice(DISK_BYTES)
+    disk = SparseDevice(DISK_BYTES)
     path = tmp_path / "nbd.sock"
     for number in range(3):
         with (

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from appliance.exports.nbd import NbdExport
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_servers import serving
 from tests.support.needs import needs
 from tests.support.programs import guarded, run
+from tests.support.sparse_device import SparseDevice
 
 pytestmark = pytest.mark.integration
 
@@ -105,7 +105,7 @@ def test_a_file_system_lives_on_our_server(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     chance, model = random.Random(seed), dict[str, bytes]()
-    disk = MemoryDevice(128 * MIB)
+    disk = SparseDevice(128 * MIB)
     for number in range(2):
         with (
             serving(

@@ -13,11 +13,11 @@ from appliance.exports.nbd import NbdExport, NbdServer, NbdTls
 from nbd_server.limits import Limits
 from nbd_server.protocol import OPTION_HEADER, OPTION_MAGIC, Option, OptionReply
 from tests.support.certificates import make_authority, make_certificate
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.nbd_servers import eventually, serving
 from tests.support.needs import needs
 from tests.support.programs import attempt, run
+from tests.support.sparse_device import SparseDevice
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +44,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(certificates: Path) -> Iterator[NbdServer]:
-    disk = MemoryDevice(DISK_BYTES, content=CONTENT)
+    disk = SparseDevice(DISK_BYTES, content=CONTENT)
     with serving(
         NbdExport(name="disk", disk=disk, read_only=False),
         tls=NbdTls(directory=certificates / "server"),
@@ -144,7 +144,7 @@ def test_a_half_made_tls_connection_ends_with_the_server_or_the_deadline(
     certificates: Path,
 ) -> None:
     tls = NbdTls(directory=certificates / "server")
-    export = NbdExport(name="disk", disk=MemoryDevice(512))
+    export = NbdExport(name="disk", disk=SparseDevice(512))
     with serving(export, tls=tls, limits=Limits(handshake_s=0.2)) as server:
         with NbdClient(("127.0.0.1", server.port)) as silent:
             assert silent.option(Option.STARTTLS) == [(OptionReply.ACK, b"")]

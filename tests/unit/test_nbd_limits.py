@@ -20,14 +20,14 @@ from nbd_server.handshake import TlsMode
 from nbd_server.limits import Limits
 from nbd_server.protocol import Command, Option, OptionReply
 from nbd_server.tls import TlsPolicy, server_context
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.nbd_servers import complaints, eventually, serving
+from tests.support.sparse_device import SparseDevice
 
 MIB = 1 << 20
 
 
-class CountingDevice(MemoryDevice):
+class CountingDevice(SparseDevice):
     """Counts how many reads it was asked for, and can hold writes until a gate opens."""
 
     def __init__(self, size_bytes: int, *, inline: bool = True) -> None:
@@ -110,7 +110,7 @@ def test_a_small_server_shares_its_memory_evenly() -> None:
 
 def test_half_sent_requests_hold_nobody_up() -> None:
     """A header cut in the middle, and a payload of 32 MiB that stops after its first bytes."""
-    disk = MemoryDevice(40 * MIB)
+    disk = SparseDevice(40 * MIB)
     with serving(NbdExport(name="disk", disk=disk, read_only=False)) as server:
         with connect(server) as header, connect(server) as payload, connect(server) as other:
             header.sock.sendall(protocol.REQUEST.pack(protocol.REQUEST_MAGIC, 0, 0, 1, 0, 4)[:13])
@@ -146,7 +146,7 @@ def test_a_busy_client_leaves_workers_to_the_others() -> None:
 
 def test_the_negotiation_has_a_deadline() -> None:
     limits = Limits(handshake_s=0.2)
-    with serving(NbdExport(name="disk", disk=MemoryDevice(512)), limits=limits) as server:
+    with serving(NbdExport(name="disk", disk=SparseDevice(512)), limits=limits) as server:
         with NbdClient(("127.0.0.1", server.port)) as silent:
             assert silent.closed_by_server()
         with connect(server) as client:
@@ -157,7 +157,7 @@ def test_the_negotiation_has_a_deadline() -> None:
 def test_options_are_counted() -> None:
     limits = Limits(options=5)
     with (
-        serving(NbdExport(name="disk", disk=MemoryDevice(512)), limits=limits) as server,
+        serving(NbdExport(name="disk", disk=SparseDevice(512)), limits=limits) as server,
         NbdClient(("127.0.0.1", server.port)) as client,
     ):
         for _ in range(5):
@@ -168,7 +168,7 @@ def test_options_are_counted() -> None:
 
 def test_oversized_options_are_skipped_and_refused() -> None:
     with (
-        serving(NbdExport(name="disk", disk=MemoryDevice(512))) as server,
+        serving(NbdExport(name="disk", disk=SparseDevice(512))) as server,
         NbdClient(("127.0.0.1", server.port)) as client,
     ):
         assert client.option(Option.GO, bytes(3 * MIB))[-1][0] == OptionReply.ERR_TOO_BIG
@@ -179,7 +179,7 @@ def test_oversized_options_are_skipped_and_refused() -> None:
 
 def test_connections_are_limited() -> None:
     limits = Limits(connections=2)
-    with serving(NbdExport(name="disk", disk=MemoryDevice(512)), limits=limits) as server:
+    with serving(NbdExport(name="disk", disk=SparseDevice(512)), limits=limits) as server:
         with connect(server), connect(server):
             with pytest.raises((EOFError, ConnectionError)):
                 connect(server)
@@ -194,7 +194,7 @@ def test_connections_are_limited() -> None:
 
 def test_a_unix_socket_is_private_and_goes_with_the_server(tmp_path: Path) -> None:
     path = tmp_path / "disk.sock"
-    with serving(NbdExport(name="disk", disk=MemoryDevice(512)), address=path) as server:
+    with serving(NbdExport(name="disk", disk=SparseDevice(512)), address=path) as server:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert server.uri("disk") == f"nbd+unix:///disk?socket={path}"
         with NbdClient(path) as client:
@@ -207,14 +207,14 @@ def test_a_socket_left_by_a_dead_server_is_replaced(tmp_path: Path) -> None:
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(path))
     dead.close()
-    with serving(NbdExport(name="disk", disk=MemoryDevice(512)), address=path):
+    with serving(NbdExport(name="disk", disk=SparseDevice(512)), address=path):
         NbdClient(path).sock.close()
 
 
 def test_a_living_server_and_other_files_are_left_alone(tmp_path: Path) -> None:
     path, precious = tmp_path / "disk.sock", tmp_path / "precious"
     precious.write_text("data")
-    export = NbdExport(name="disk", disk=MemoryDevice(512))
+    export = NbdExport(name="disk", disk=SparseDevice(512))
     with serving(export, address=path):
         for taken in (path, precious):
             with pytest.raises(StorageError):
@@ -225,7 +225,7 @@ def test_a_living_server_and_other_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_an_error() -> None:
-    export = NbdExport(name="disk", disk=MemoryDevice(512))
+    export = NbdExport(name="disk", disk=SparseDevice(512))
     with serving(export) as server:
         second = NbdServer([export], address=TcpAddress(port=server.port))
         with pytest.raises(StorageError):
@@ -234,14 +234,14 @@ def test_a_taken_port_is_an_error() -> None:
 
 
 def test_unusable_exports_are_an_error() -> None:
-    export = NbdExport(name="disk", disk=MemoryDevice(512))
-    for exports in ([], [export, export], [NbdExport(name="", disk=MemoryDevice(512))]):
+    export = NbdExport(name="disk", disk=SparseDevice(512))
+    for exports in ([], [export, export], [NbdExport(name="", disk=SparseDevice(512))]):
         with pytest.raises(UsageError):
             NbdServer(exports, address=TcpAddress()).start()
 
 
 def test_uris_quote_names(tmp_path: Path) -> None:
-    exports = [NbdExport(name="a b/ü?", disk=MemoryDevice(512))]
+    exports = [NbdExport(name="a b/ü?", disk=SparseDevice(512))]
     server = NbdServer(exports, address=TcpAddress(host="::1"))
     assert server.uri("a b/ü?") == "nbd://[::1]:0/a%20b%2F%C3%BC%3F"
     with pytest.raises(UsageError):
@@ -277,7 +277,7 @@ def test_stopping_finishes_what_was_asked_for() -> None:
             assert client.closed_by_server()
             stopping.join(20)
             assert not stopping.is_alive()
-    written = MemoryDevice.read_at(disk, 0, 20 * 512)
+    written = SparseDevice.read_at(disk, 0, 20 * 512)
     assert written == b"".join(bytes([cookie + 1]) * 512 for cookie in range(20))
 
 
@@ -301,7 +301,7 @@ def test_stopping_does_not_wait_for_ever_for_a_client() -> None:
 def test_a_stopped_server_answers_nobody_and_leaks_no_descriptor() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
-        with serving(NbdExport(name="disk", disk=MemoryDevice(512))) as server:
+        with serving(NbdExport(name="disk", disk=SparseDevice(512))) as server:
             clients = [connect(server) for _ in range(5)]
         for client in clients:
             assert client.closed_by_server()
@@ -313,7 +313,7 @@ def test_a_stopped_server_answers_nobody_and_leaks_no_descriptor() -> None:
 
 def test_counters_count(tmp_path: Path) -> None:
     with (
-        serving(NbdExport(name="disk", disk=MemoryDevice(8 * MIB), read_only=False)) as server,
+        serving(NbdExport(name="disk", disk=SparseDevice(8 * MIB), read_only=False)) as server,
         connect(server) as client,
     ):
         client.read(0, 1000)
@@ -335,7 +335,7 @@ def test_missing_or_broken_certificates_are_an_error(tmp_path: Path) -> None:
         (tmp_path / name).write_text("no certificate")
     with pytest.raises(TlsConfigError):
         server_context(tmp_path, verify_clients=True)
-    exports = [NbdExport(name="disk", disk=MemoryDevice(512))]
+    exports = [NbdExport(name="disk", disk=SparseDevice(512))]
     with pytest.raises(UsageError):
         NbdServer(exports, address=TcpAddress(), tls=NbdTls(directory=tmp_path)).start()
 

@@ -14,9 +14,9 @@ from appliance.exports.nbd import NbdExport, NbdServer, TcpAddress
 from nbd_server import protocol
 from nbd_server.limits import Limits
 from nbd_server.protocol import Option, OptionReply
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient, context_data, info_data
 from tests.support.nbd_servers import Complaints, complaints
+from tests.support.sparse_device import SparseDevice
 
 LIMITS = Limits(options=16, option_bytes=8192, handshake_s=10.0)
 MAX_ANSWER_BYTES = (LIMITS.options + 2) * 4096
@@ -26,7 +26,7 @@ CONTENT = b"content" * 1000
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[NbdServer, Complaints]]:
     exports = [
-        NbdExport(name=name, disk=MemoryDevice(1 << 20, content=CONTENT), read_only=False)
+        NbdExport(name=name, disk=SparseDevice(1 << 20, content=CONTENT), read_only=False)
         for name in ("a", "b/ü")
     ]
     with (

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from appliance.base.errors import StorageError
 from appliance.exports.nbd import NbdExport, NbdServer
 from nbd_server.protocol import Command, CommandFlag, NbdErrno, TransmissionFlag
-from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.nbd_servers import serving
+from tests.support.sparse_device import SparseDevice
 
 MIB = 1 << 20
 DISK_BYTES = 3 * MIB + 512
 
 
-class SlowDevice(MemoryDevice):
+class SlowDevice(SparseDevice):
     """Serves nothing at once, so every request takes the way over the worker threads."""
 
     def try_read_at(self, offset: int, length: int) -> bytes | None:
@@ -45,7 +45,7 @@ class GatedDevice(SlowDevice):
         return super().read_at(offset, length)
 
 
-class BrokenDevice(MemoryDevice):
+class BrokenDevice(SparseDevice):
     """Fails in every way a disk can."""
 
     def try_read_at(self, offset: int, length: int) -> bytes | None:
@@ -65,7 +65,7 @@ def connect(server: NbdServer, name: str = "disk", *, structured: bool = True) -
     return client.negotiate(name, structured=structured, allocation=structured)
 
 
-@pytest.fixture(scope="module", params=[MemoryDevice, SlowDevice], ids=["hits", "misses"])
+@pytest.fixture(scope="module", params=[SparseDevice, SlowDevice], ids=["hits", "misses"])
 def server(request: pytest.FixtureRequest) -> Iterator[NbdServer]:
     with serving(NbdExport(name="disk", disk=request.param(DISK_BYTES), read_only=False)) as it:
         yield it
@@ -255,7 +255,7 @@ def test_misses_are_answered_out_of_order() -> None:
 
 
 def test_fua_and_flush_reach_the_disk_before_the_reply() -> None:
-    disk = MemoryDevice(8 * MIB)
+    disk = SparseDevice(8 * MIB)
     with (
         serving(NbdExport(name="disk", disk=disk, read_only=False)) as server,
         connect(server) as client,
@@ -274,7 +274,7 @@ def test_fua_and_flush_reach_the_disk_before_the_reply() -> None:
 def test_errors_of_the_disk_become_errors_of_the_protocol() -> None:
     """EIO for a broken disk, also for a short read, which must never hang the client."""
     disk = BrokenDevice(8 * MIB)
-    full = MemoryDevice(8 * MIB, capacity_bytes=MIB)
+    full = SparseDevice(8 * MIB, capacity_bytes=MIB)
     with serving(
         NbdExport(name="broken", disk=disk, read_only=False),
         NbdExport(name="full", disk=full, read_only=False),
@@ -298,7 +298,7 @@ def test_errors_of_the_disk_become_errors_of_the_protocol() -> None:
 @pytest.mark.parametrize("size_bytes", [62 << 40, 1, 513])
 def test_disks_of_any_size_are_served_to_the_last_byte(size_bytes: int) -> None:
     with (
-        serving(NbdExport(name="disk", disk=MemoryDevice(size_bytes), read_only=False)) as server,
+        serving(NbdExport(name="disk", disk=SparseDevice(size_bytes), read_only=False)) as server,
         connect(server) as client,
     ):
         assert client.size_bytes == size_bytes
@@ -311,7 +311,7 @@ def test_disks_of_any_size_are_served_to_the_last_byte(size_bytes: int) -> None:
         assert sum(extent for extent, _ in status.extents) == length
 
 
-class HalfBrokenDevice(MemoryDevice):
+class HalfBrokenDevice(SparseDevice):
     """Cannot be read behind its first 20 MiB."""
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -349,7 +349,7 @@ def test_the_largest_payloads_go_through(structured: bool) -> None:
 
 def test_a_large_read_that_must_not_fragment_is_one_chunk() -> None:
     with (
-        serving(NbdExport(name="disk", disk=MemoryDevice(40 * MIB, content=LARGE))) as server,
+        serving(NbdExport(name="disk", disk=SparseDevice(40 * MIB, content=LARGE))) as server,
         connect(server) as client,
     ):
         reply = client.read(0, 32 * MIB, flags=CommandFlag.DF)

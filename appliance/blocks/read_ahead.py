@@ -1,0 +1,108 @@
+"""Read-ahead for sequential readers of a disk: decode the next MiB while the client copies.
+
+A layer over a reader that caches. Large reads are noted; one that goes on where an earlier one
+ended makes a stream, and half a window before the client gets there the next window is read into
+the base's cache. Small reads are not looked at: a guest's random reads pay nothing, and its boot
+has its own profile (`layers.PrefetchReader`).
+
+Thread model: as of BlockReader. Noting never blocks and costs about a microsecond; reading ahead
+runs on one thread, started by the first stream and joined by `close`.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from appliance.base.errors import ApplianceError
+from appliance.base.units import KIB, MIB
+from appliance.blocks.device import BlockReader
+from appliance.blocks.layers import ReaderLayer
+
+_NOTED_BYTES = 64 * KIB  # reads below this are not noted
+_WINDOW_BYTES = 8 * MIB
+_STEP_BYTES = 1 * MIB  # fetched at once, so that the first of a window is there early
+_STREAMS = 8  # a copying client has a few connections
+
+
+class _Stream:
+    def __init__(self, end: int) -> None:
+        self.end = end  # where the last read stopped
+        self.fetched = end  # fetched or asked for up to here
+
+
+class ReadAheadReader(ReaderLayer):
+    def __init__(self, base: BlockReader) -> None:
+        super().__init__(base)
+        self._streams: list[_Stream] = []  # most recently used last
+        self._wanted: list[tuple[int, int]] = []
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if length >= _NOTED_BYTES:
+            self._note(offset, length)
+        return self._base.read_at(offset, length)
+
+    def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
+        data = self._base.try_read_at(offset, length)
+        if data is not None and length >= _NOTED_BYTES:
+            self._note(offset, length)
+        return data
+
+    def close(self) -> None:
+        """The step that is being read is finished first."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join()
+        super().close()
+
+    def _note(self, offset: int, length: int) -> None:
+        with self._condition:
+            stream = self._stream_at(offset)
+            if stream is None:
+                self._streams.append(_Stream(offset + length))
+                del self._streams[:-_STREAMS]
+                return
+            stream.end = max(stream.end, offset + length)
+            if stream.fetched - stream.end < _WINDOW_BYTES // 2:
+                start = max(stream.fetched, stream.end)
+                stream.fetched = min(stream.end + _WINDOW_BYTES, self.size_bytes)
+                if start < stream.fetched:
+                    self._want(start, stream.fetched)
+
+    def _stream_at(self, offset: int) -> _Stream | None:
+        """The stream that a read at `offset` goes on with; clients may run a little ahead."""
+        for number, stream in enumerate(self._streams):
+            if stream.end - _WINDOW_BYTES // 2 <= offset <= stream.end + MIB:
+                self._streams.append(self._streams.pop(number))
+                return stream
+        return None
+
+    def _want(self, start: int, end: int) -> None:
+        if self._closed:
+            return
+        self._wanted.append((start, end))
+        del self._wanted[:-_STREAMS]
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="read-ahead")
+            self._thread.start()
+        self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._wanted and not self._closed:
+                    self._condition.wait()
+                if self._closed:
+                    return
+                start, end = self._wanted.pop(0)
+            while start < end and not self._closed:
+                step = min(_STEP_BYTES, end - start)
+                try:
+                    self._base.read_at(start, step)
+                except ApplianceError:  # the client's own read meets it again and reports it
+                    break
+                start += step

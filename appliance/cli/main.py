@@ -1,0 +1,86 @@
+"""`holdfast`: the command line. Each group of commands is a module with an `add` function.
+
+Modules of the product are imported by the command that needs them, so that a short command stays
+short. Exit code: 0 success, 1 failed, 2 usage, 3 finished with warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.run_context import CancelToken
+from appliance.cli import (
+    backup_commands,
+    export_commands,
+    point_commands,
+    repo_commands,
+    restore_commands,
+    verify_commands,
+)
+from appliance.cli.options import common_options
+from appliance.cli.output import ExitCode, note, show_error
+
+_GROUPS = (
+    repo_commands,
+    backup_commands,
+    point_commands,
+    restore_commands,
+    export_commands,
+    verify_commands,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="holdfast", description="Agentless backup and instant recovery for virtual machines."
+    )
+    parser.add_argument("--version", action="version", version=f"holdfast {version('holdfast')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = common_options()
+    for group in _GROUPS:
+        group.add(commands, common)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    args.cancel = _cancel_on_signals()
+    try:
+        return int(args.run(args))
+    except UsageError as error:
+        show_error(args, error)
+        return ExitCode.USAGE
+    except CancelledError:
+        note("holdfast: cancelled; nothing was committed")
+        return ExitCode.FAILED
+    except ApplianceError as error:
+        show_error(args, error)
+        return ExitCode.FAILED
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+
+
+def _cancel_on_signals() -> CancelToken:
+    """The first Ctrl-C or SIGTERM asks for an orderly end, the second ends at once."""
+    cancel = CancelToken()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if cancel.cancelled:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        cancel.cancel()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return cancel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What the command line shows: one JSON document or text on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any
+
+from appliance.base.errors import ApplianceError
+from appliance.base.reasons import Reason
+from appliance.base.run_context import Progress, ProgressSnapshot
+from appliance.base.units import format_duration, format_rate, format_size
+
+_TERMINAL_EVERY_S = 0.5
+_LOG_EVERY_S = 10.0
+
+
+class ExitCode(IntEnum):
+    SUCCESS = 0
+    FAILED = 1
+    USAGE = 2
+    WARNING = 3
+
+
+def show(args: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:
+    """Print `document` for --json, else what `text` returns."""
+    if args.json:
+        print(json.dumps(document, indent=1, default=str), flush=True)
+    else:
+        shown = text()
+        if shown:
+            print(shown, flush=True)
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Columns padded to their widest cell; numbers are the caller's to format."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def note_reasons(reasons: Sequence[Reason]) -> None:
+    for reason in dict.fromkeys(reasons):
+        mark = "warning" if reason.warning else "note"
+        note(f"{mark} [{reason.code}] {reason.text}; next step: {reason.next_step}")
+
+
+def next_step(error: ApplianceError) -> str:
+    """The operator's text of an error: the docstring of its class."""
+    return " ".join((type(error).__doc__ or "").split())
+
+
+def show_error(args: argparse.Namespace | None, error: ApplianceError) -> None:
+    if args is not None and getattr(args, "json", False):
+        document = {
+            "code": error.code,
+            "message": str(error),
+            "retryable": error.retryable,
+            "next_step": next_step(error),
+        }
+        print(json.dumps({"error": document}, indent=1), flush=True)
+    note(f"holdfast: [{error.code}] {error}\n  {next_step(error)}")
+
+
+@contextmanager
+def progress_shown(args: argparse.Namespace, progress: Progress) -> Iterator[None]:
+    """Show `progress` on stderr until the block ends: a live line, or a line now and then."""
+    if args.quiet:
+        yield
+        return
+    live = sys.stderr.isatty()
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(_TERMINAL_EVERY_S if live else _LOG_EVERY_S):
+            line = progress_line(progress.snapshot())
+            print(f"\r\033[K{line}" if live else line, end="" if live else "\n", file=sys.stderr)
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=follow, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def progress_line(now: ProgressSnapshot) -> str:
+    parts = [format_size(now.done_bytes)]
+    if now.total_bytes:
+        share = min(now.done_bytes / now.total_bytes, 1.0)
+        parts = [f"{share:4.0%} of {format_size(now.total_bytes)}"]
+    parts.append(format_rate(now.bytes_per_s))
+    if now.eta_s is not None and now.total_bytes:
+        parts.append(f"{format_duration(max(now.eta_s, 0))} left")
+    if now.bottleneck is not None:
+        parts.append(f"bottleneck: {now.bottleneck}")
+    return ", ".join(parts)

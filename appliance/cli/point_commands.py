@@ -1,0 +1,185 @@
+"""`holdfast point …` and `holdfast prune`: recovery points and their retention."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from appliance.base.units import format_size
+from appliance.cli.options import open_repository
+from appliance.cli.output import ExitCode, note, show, table
+
+if TYPE_CHECKING:
+    from appliance.repository.manifest import Manifest
+
+_RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    group = commands.add_parser("point", help="recovery points")
+    verbs = group.add_subparsers(metavar="VERB", required=True)
+
+    listing = verbs.add_parser("list", parents=[common], help="list them, oldest first")
+    listing.add_argument("--vm", metavar="NAME")
+    listing.set_defaults(run=run_list)
+
+    showing = verbs.add_parser("show", parents=[common], help="everything about one")
+    showing.add_argument("point", metavar="P")
+    showing.set_defaults(run=run_show)
+
+    diff = verbs.add_parser("diff", parents=[common], help="what differs between two")
+    diff.add_argument("point", metavar="P")
+    diff.add_argument("other", metavar="Q")
+    diff.set_defaults(run=run_diff)
+
+    forget = verbs.add_parser("forget", parents=[common], help="remove a recovery point")
+    forget.add_argument("points", nargs="+", metavar="P")
+    forget.set_defaults(run=run_forget)
+
+    prune = commands.add_parser(
+        "prune", parents=[common], help="remove recovery points that the policy does not keep"
+    )
+    prune.add_argument("--vm", metavar="NAME", help="only this VM (default: each VM by itself)")
+    prune.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
+    for rule in _RULES:
+        prune.add_argument(f"--keep-{rule}", type=int, default=0, metavar="N")
+    prune.set_defaults(run=run_prune)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    with open_repository(args) as repository:
+        manifests, damaged = repository.points.readable()
+    chosen = [manifest for manifest in manifests if args.vm in (None, manifest.vm)]
+    for error in damaged.values():
+        note(f"warning [{error.code}] {error}")
+    document = [_summary(manifest) for manifest in chosen]
+
+    def text() -> str:
+        rows = [
+            (
+                manifest.point_id,
+                manifest.vm,
+                f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
+                manifest.consistency,
+                str(len(manifest.disks)),
+                format_size(manifest.size_bytes),
+                format_size(sum(disk.stored_bytes for disk in manifest.disks)),
+            )
+            for manifest in chosen
+        ]
+        return table(rows, ("POINT", "VM", "CREATED", "CONSISTENCY", "DISKS", "SIZE", "STORED"))
+
+    show(args, document, text)
+    return ExitCode.WARNING if damaged else ExitCode.SUCCESS
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "point_id": manifest.point_id,
+        "vm": manifest.vm,
+        "created_at": manifest.created_at.isoformat(),
+        "consistency": manifest.consistency,
+        "parent": manifest.parent,
+        "size_bytes": manifest.size_bytes,
+        "stored_bytes": sum(disk.stored_bytes for disk in manifest.disks),
+        "disks": len(manifest.disks),
+    }
+
+
+def run_show(args: argparse.Namespace) -> int:
+    with open_repository(args) as repository:
+        manifest = repository.points.find(args.point)
+
+    def text() -> str:
+        lines = [
+            f"recovery point  {manifest.point_id}",
+            f"VM              {manifest.vm}",
+            f"created         {manifest.created_at.isoformat()}",
+            f"committed       {manifest.committed_at.isoformat()}",
+            f"consistency     {manifest.consistency}",
+            f"source          {manifest.source}",
+            f"built upon      {manifest.parent or 'nothing'}",
+        ]
+        lines += [
+            f"disk {disk.number}          {disk.label}, {format_size(disk.size_bytes)}, "
+            f"changed {format_size(disk.changed_bytes)}, stored {format_size(disk.stored_bytes)}, "
+            f"root {disk.root_hex[:16]}…"
+            for disk in manifest.disks
+        ]
+        return "\n".join(lines)
+
+    show(args, manifest.model_dump(mode="json"), text)
+    return ExitCode.SUCCESS
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    from appliance.repository.point_diff import diff_points
+
+    with open_repository(args) as repository:
+        first, second = repository.points.find(args.point), repository.points.find(args.other)
+        differences = diff_points(repository, first, second)
+    document = {
+        "point_id": first.point_id,
+        "other_point_id": second.point_id,
+        "disks": [
+            {
+                "number": disk.number,
+                "changed_bytes": disk.changed_bytes,
+                "extents": [
+                    {"start": extent.offset, "length": extent.length} for extent in disk.extents
+                ],
+            }
+            for disk in differences
+        ],
+    }
+
+    def text() -> str:
+        return "\n".join(
+            f"disk {disk.number}: {format_size(disk.changed_bytes)} differ "
+            f"in {len(disk.extents)} extents"
+            for disk in differences
+        )
+
+    show(args, document, text)
+    return ExitCode.SUCCESS
+
+
+def run_forget(args: argparse.Namespace) -> int:
+    with open_repository(args) as repository:
+        chosen = [repository.points.find(text) for text in args.points]
+        for manifest in chosen:
+            repository.points.forget(manifest.id)
+    forgotten = [manifest.point_id for manifest in chosen]
+    show(args, {"forgotten": forgotten}, lambda: "\n".join(f"forgot {p}" for p in forgotten))
+    note("`holdfast repo gc` frees their space")
+    return ExitCode.SUCCESS
+
+
+def run_prune(args: argparse.Namespace) -> int:
+    from appliance.repository.retention import (
+        Action,
+        PointSummary,
+        RetentionPolicy,
+        plan_retention,
+    )
+
+    policy = RetentionPolicy(**{f"keep_{rule}": getattr(args, f"keep_{rule}") for rule in _RULES})
+    with open_repository(args) as repository:
+        points = [
+            PointSummary(point_id=manifest.id, vm=manifest.vm, created_at=manifest.created_at)
+            for manifest in repository.points.list(args.vm)
+        ]
+        plan = plan_retention(points, policy)
+        if not args.dry_run:
+            for decision in plan:
+                if decision.action is Action.REMOVE:
+                    repository.points.forget(decision.point_id)
+    document = {"dry_run": args.dry_run, "points": [asdict(decision) for decision in plan]}
+
+    def text() -> str:
+        rows = [(decision.point_id, decision.action, decision.reason) for decision in plan]
+        return table(rows, ("POINT", "ACTION", "REASON"))
+
+    show(args, document, text)
+    return ExitCode.SUCCESS

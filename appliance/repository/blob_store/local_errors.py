@@ -1,0 +1,23 @@
+"""The one translation of operating-system errors of a local repository into ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from appliance.base.errors import StorageError, StorageFullError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+
+def is_absent(error: OSError) -> bool:
+    """Whether the name is not there, be it for a missing folder or a file in a folder's place."""
+    return error.errno in _ABSENT or isinstance(error, FileNotFoundError)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError | StorageFullError:
+    kind = StorageFullError if error.errno in _FULL else StorageError
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return kind(f"{path}: {reason}")

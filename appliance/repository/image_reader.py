@@ -1,0 +1,253 @@
+"""One disk of a recovery point as a `BlockReader`: tree and chunk store behind a bounded cache.
+
+Data path: exports, overlay and restore read here. Chunks are decoded whole and kept in an LRU
+cache bounded in bytes and shared by all readers of a repository; leaves are kept per reader.
+Every chunk is proven against its digest when it is decoded.
+
+Thread model: any number of threads. `try_read_at` never waits: cache hits, and a few chunks whose
+records are in the page cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+
+from appliance.base.units import MIB
+from appliance.blocks.device import check_range
+from appliance.blocks.extents import ExtentKind, MappedExtent
+from appliance.repository.chunk_store import ChunkStore
+from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
+from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
+
+_CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
+_MAPPED_SEGMENTS = 64  # per answer of map_extents
+_DECODE_AT_ONCE = 2  # chunks that try_read_at may decode: about 0.1 ms each
+DEFAULT_CACHE_BYTES = 256 * MIB
+
+
+class ChunkCache:
+    """Decoded chunks by digest, least recently used out first. Thread-safe."""
+
+    def __init__(self, limit_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, digest: bytes) -> bytes | None:
+        raw = self._chunks.get(digest)
+        if raw is not None:
+            with suppress(KeyError):  # evicted by another thread since: the bytes are good
+                self._chunks.move_to_end(digest)
+        return raw
+
+    def put(self, digest: bytes, raw: bytes) -> None:
+        with self._lock:
+            if digest in self._chunks:
+                return
+            self._chunks[digest] = raw
+            self._held_bytes += len(raw)
+            while self._held_bytes > self._limit_bytes:
+                _, dropped = self._chunks.popitem(last=False)
+                self._held_bytes -= len(dropped)
+
+
+class ImageReader:
+    def __init__(
+        self,
+        chunks: ChunkStore,
+        root: bytes,
+        size_bytes: int,
+        cache: ChunkCache,
+        *,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._chunks = chunks
+        self._tree = TreeReader(root, chunks.load)
+        self._size_bytes = size_bytes
+        self._cache = cache
+        self._leaves: OrderedDict[int, Leaf] = OrderedDict()
+        self._on_close = on_close
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def tree(self) -> TreeReader:
+        return self._tree
+
+    def close(self) -> None:
+        on_close, self._on_close = self._on_close, lambda: None
+        on_close()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        check_range(offset, length, self._size_bytes)
+        at_once = self._read_inside(offset, length, self._cache.get)
+        if at_once is not None:
+            return bytes(at_once)
+        pieces: list[bytes | memoryview] = []
+        done = 0
+        while done < length:
+            segment, start = divmod(offset + done, SEGMENT_BYTES)
+            part = min(SEGMENT_BYTES - start, length - done)
+            entries = _overlapping(self._leaf(segment), start, start + part)
+            raw_of = self._chunks_of(entries)
+            pieces += _pieces(start, part, entries, [raw_of[entry.digest] for entry in entries])
+            done += part
+        return b"".join(pieces)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_range(offset, len(buffer), self._size_bytes)
+        buffer[:] = self.read_at(offset, len(buffer))
+
+    def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
+        check_range(offset, length, self._size_bytes)
+        inside = self._read_inside(offset, length, self._cached_or_near)
+        if inside is not None:
+            return inside
+        segment, start = divmod(offset, SEGMENT_BYTES)
+        leaf = self._leaves.get(segment)
+        if leaf is None or start + length > SEGMENT_BYTES:
+            return None
+        entries = _overlapping(leaf, start, start + length)
+        raws: list[bytes] = []
+        missing = _DECODE_AT_ONCE
+        for entry in entries:
+            raw = self._cache.get(entry.digest)
+            if raw is None:
+                missing -= 1
+                raw = self._cached_or_near(entry.digest) if missing >= 0 else None
+            if raw is None:
+                return None
+            raws.append(raw)
+        return b"".join(_pieces(start, length, entries, raws))
+
+    def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
+        check_range(offset, length, self._size_bytes)
+        end = offset + length
+        first, last = offset // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)
+        mapped: list[MappedExtent] = []
+        position = offset
+        for looked_at, (segment, digest) in enumerate(self._tree.leaves(first, last)):
+            if looked_at == _MAPPED_SEGMENTS:
+                break
+            base = segment * SEGMENT_BYTES
+            for start, stop in _data_runs(self._leaf(segment, digest)):
+                low, high = max(base + start, position), min(base + stop, end)
+                if low < high:
+                    _add(mapped, position, low, ExtentKind.ZERO)
+                    _add(mapped, low, high, ExtentKind.DATA)
+                    position = high
+        else:
+            _add(mapped, position, end, ExtentKind.ZERO)
+            return mapped
+        _add(mapped, position, min(segment * SEGMENT_BYTES, end), ExtentKind.ZERO)
+        return mapped
+
+    def _read_inside(
+        self, offset: int, length: int, get: Callable[[bytes], bytes | None]
+    ) -> bytes | memoryview | None:
+        """Serve a range that lies inside one chunk or hole, the common small read."""
+        segment, start = divmod(offset, SEGMENT_BYTES)
+        leaf = self._leaves.get(segment)
+        if leaf is None:
+            return None
+        number = leaf.first_at_or_after(start // BLOCK_BYTES)
+        if number == len(leaf.entries):
+            return bytes(length) if start + length <= SEGMENT_BYTES else None
+        entry = leaf.entries[number]
+        begin = start - entry.start * BLOCK_BYTES
+        if begin < 0:
+            return bytes(length) if begin + length <= 0 else None
+        if begin + length > entry.blocks * BLOCK_BYTES:
+            return None
+        raw = get(entry.digest)
+        return None if raw is None else memoryview(raw)[begin : begin + length]
+
+    def _cached_or_near(self, digest: bytes) -> bytes | None:
+        raw = self._cache.get(digest)
+        if raw is None:
+            raw = self._chunks.try_load(digest)
+            if raw is not None:
+                self._cache.put(digest, raw)
+        return raw
+
+    def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
+        raw_of: dict[bytes, bytes] = {}
+        missing = []
+        for entry in entries:
+            raw = self._cache.get(entry.digest)
+            if raw is None:
+                missing.append(entry.digest)
+            else:
+                raw_of[entry.digest] = raw
+        if missing:
+            for digest, raw in self._chunks.load_many(missing).items():
+                self._cache.put(digest, raw)
+                raw_of[digest] = raw
+        return raw_of
+
+    def _leaf(self, segment: int, digest: bytes | None = None) -> Leaf:
+        leaf = self._leaves.get(segment)
+        if leaf is None:
+            digest = self._tree.leaf_digest(segment) if digest is None else digest
+            leaf = EMPTY_LEAF if digest == EMPTY_DIGEST else decode_leaf(self._chunks.load(digest))
+            self._leaves[segment] = leaf
+            if len(self._leaves) > _CACHED_LEAVES:
+                self._leaves.popitem(last=False)
+        return leaf
+
+
+def _overlapping(leaf: Leaf, start: int, end: int) -> list[LeafEntry]:
+    """The entries that touch bytes [start, end) of the segment."""
+    first = leaf.first_at_or_after(start // BLOCK_BYTES)
+    stop = -(-end // BLOCK_BYTES)
+    number = first
+    while number < len(leaf.entries) and leaf.entries[number].start < stop:
+        number += 1
+    return list(leaf.entries[first:number])
+
+
+def _pieces(
+    start: int, length: int, entries: list[LeafEntry], raws: list[bytes]
+) -> list[bytes | memoryview]:
+    """The bytes [start, start + length) of a segment, as parts of chunks and zeros for holes."""
+    pieces: list[bytes | memoryview] = []
+    position, end = start, start + length
+    for entry, raw in zip(entries, raws, strict=True):
+        begin = entry.start * BLOCK_BYTES
+        if begin > position:
+            pieces.append(bytes(begin - position))
+            position = begin
+        high = min(begin + len(raw), end)
+        whole = position == begin and high == begin + len(raw)
+        pieces.append(raw if whole else memoryview(raw)[position - begin : high - begin])
+        position = high
+    if position < end:
+        pieces.append(bytes(end - position))
+    return pieces
+
+
+def _data_runs(leaf: Leaf) -> list[tuple[int, int]]:
+    """Byte runs of a segment that chunks cover, neighbours joined."""
+    runs: list[tuple[int, int]] = []
+    for entry in leaf.entries:
+        start, end = entry.start * BLOCK_BYTES, entry.end * BLOCK_BYTES
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+    return runs
+
+
+def _add(mapped: list[MappedExtent], start: int, end: int, kind: ExtentKind) -> None:
+    """Append [start, end), joined to the last one when it is of the same kind."""
+    if start >= end:
+        return
+    if mapped and mapped[-1].kind is kind:
+        start = mapped.pop().offset
+    mapped.append(MappedExtent(start, end - start, kind))

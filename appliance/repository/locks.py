@@ -1,0 +1,336 @@
+# ruff: noqa: PTH102, PTH108, PTH208  (the crash tests count and cut system calls on module os)
+"""Who is at work in a repository on a local file system, and who keeps whom out.
+
+A session is a file `locks/<kind>-<run id>.lock`, a small JSON document that its process holds with
+flock. It becomes visible whole and locked (written in a temporary file, then linked), so a file
+that can be locked belongs to nobody alive, and whoever finds it removes it. Beside them lie lock
+files without content that are never removed:
+
+- `locks/gc`: garbage collection holds it exclusively, from mark to the end of the sweep.
+- `locks/index`: backups and garbage collection share it, rebuild-index holds it exclusively.
+- `locks/unlisted`: a reader that cannot write its session file (the storage is full or read-only)
+  shares it, garbage collection holds it exclusively. So one can always restore from a full
+  repository, and garbage collection, whose own session file may fail, can always make room.
+
+Nothing here waits: what cannot start is told who is in the way, by a LockedError.
+
+Lock table
+==========
+
+Rows start while columns run. A dot: both go on and neither notices.
+
+| starting       | backup | read | check | forget | gc mark | gc sweep | rebuild-index |
+|----------------|--------|------|-------|--------|---------|----------|---------------|
+| backup         | .      | .    | .     | 1      | 2       | 3        | refused       |
+| read           | .      | .    | .     | 1      | 1       | 4        | 5             |
+| check          | 6      | .    | .     | 1      | 1       | 4        | 5             |
+| forget, prune  | 1      | 1    | 1     | 7      | 8       | 8        | .             |
+| gc (mark)      | 2      | 1    | 1     | 8      | refused | refused  | refused       |
+| gc (sweep)     | 3      | 4    | 4     | 8      | -       | -        | -             |
+| rebuild-index  | refused| 5    | 5     | .      | refused | refused  | refused       |
+
+"read" is restore, export, instant recovery and diff; a backup is one of its parent point as well.
+
+1. Who reads a point registers a session that pins its roots, and *then* looks whether the manifest
+   is (still) there. Forget removes manifests and asks nobody. Mark lists the manifests *first* and
+   reads the pins *then*. So a pinned point stays readable until its session closes, forgotten or
+   not; and a point forgotten before it was pinned is not found, which is an orderly error.
+2. A running backup owns packs that no manifest names yet, and may refer to old chunks that mark
+   finds unused. Therefore sweeping waits, see 3; a backup that ends during mark is one of these.
+3. After mark, garbage collection announces: what is doomed is no longer offered for deduplication
+   (whatever an older backup adds to the index until the sweep has ended), and the generation is
+   one higher. Only then it lists the backups. It sweeps when none of an older generation is
+   alive (`older_backups`), after marking once more from the manifests that appeared since the
+   first mark. A backup of the new generation cannot refer to doomed chunks, and is not waited for.
+   `register` reads the generation again once the session is visible, so that a backup cannot slip
+   in with an old generation between announcement and listing.
+4. What the pins reach is never swept, but may move to another pack. A place in a pack is a hint:
+   a reader that finds the pack gone looks the digest up again.
+5. rebuild-index makes a new index beside the old one and puts it in its place; readers look up in
+   the one or the other.
+6. Check starts from the manifests it listed and takes no notice of newer ones.
+7. Removing a manifest that is gone already is no error.
+8. Mark may count a point that is being forgotten; the next collection removes what it kept.
+
+Thread model: any thread, any process of one machine (or of several, where flock works across them).
+A process that holds a session must not fork children that outlive it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from appliance.base.atomic import write_all
+from appliance.base.clock import Clock, SystemClock
+from appliance.base.errors import ApplianceError, StorageError, StorageFullError
+from appliance.base.ids import RunId
+from appliance.base.locked_file import LockMode, create_locked, try_lock
+
+SESSION_LIMIT_BYTES = 64 << 20  # of a check that pins 100,000 points of 9 disks
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+_TEMPORARY = re.compile(r"\d+-[0-9a-f]{16}")
+
+
+class SessionKind(StrEnum):
+    BACKUP = "backup"
+    READER = "reader"
+    GC = "gc"
+    REBUILD_INDEX = "rebuild-index"
+
+
+_SESSION_FILE = re.compile(rf"({'|'.join(SessionKind)})-[0-9A-Za-z-]{{1,64}}\.lock")
+_Lock = tuple[str, LockMode]
+_GC, _INDEX, _UNLISTED = "gc", "index", "unlisted"
+_TAKES: dict[SessionKind, tuple[_Lock, ...]] = {
+    SessionKind.BACKUP: ((_INDEX, LockMode.SHARED),),
+    SessionKind.READER: (),
+    SessionKind.GC: (
+        (_GC, LockMode.EXCLUSIVE),
+        (_INDEX, LockMode.SHARED),
+        (_UNLISTED, LockMode.EXCLUSIVE),
+    ),
+    SessionKind.REBUILD_INDEX: ((_INDEX, LockMode.EXCLUSIVE),),
+}
+_UNLISTED_TAKES: dict[SessionKind, tuple[_Lock, ...]] = {
+    SessionKind.READER: ((_UNLISTED, LockMode.SHARED),),
+    SessionKind.GC: (),  # its locks protect it; only its name is missing from listings
+    SessionKind.REBUILD_INDEX: (),
+}
+
+
+class SessionDetails(BaseModel):
+    """What a session says about itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purpose: str = Field(default="", max_length=500)
+    """For the operator who is told that it is in the way: `backup of web`."""
+    roots: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = ()
+    """Root digests (hex) of the images it reads: pinned until it ends."""
+
+
+class LiveSession(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: SessionKind
+    run_id: RunId
+    pid: int
+    started_at: datetime
+    generation: int
+    """Announcements of garbage collection that its index honours."""
+    details: SessionDetails
+
+    def __str__(self) -> str:
+        purpose = f" ({self.details.purpose})" if self.details.purpose else ""
+        return f"{self.kind} {self.run_id}{purpose}, process {self.pid}"
+
+
+class LockedError(ApplianceError):
+    """Another operation is at work in the repository; wait for it or stop it, then run again."""
+
+    code = "repository.locked"
+    retryable = True
+
+    def __init__(self, kind: SessionKind, holders: Sequence[LiveSession]) -> None:
+        names = "; ".join(map(str, holders)) or "a session that is not listed"
+        super().__init__(f"{kind} cannot start beside: {names}")
+        self.kind = kind
+        self.holders = tuple(holders)
+
+
+class SessionLocks:
+    def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
+        self._folder = root / "locks"
+        self._clock = clock or SystemClock()
+
+    def prepare(self) -> None:
+        """Make folder and lock files; part of `init`, so that a full disk can still be locked."""
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            for name in (_GC, _INDEX, _UNLISTED):
+                os.close(self._open(name))
+        except OSError as error:
+            raise _storage_error(self._folder, error) from error
+
+    @contextmanager
+    def register(
+        self,
+        kind: SessionKind,
+        run_id: RunId,
+        *,
+        details: SessionDetails | None = None,
+        generation: Callable[[], int] = lambda: 0,
+    ) -> Iterator[LiveSession]:
+        """Hold a session for the block; it ends with the process at the latest.
+
+        Args:
+            run_id: globally unique and never used again, not even by the next process.
+            generation: reads the announced generation. The session's index must honour at least
+                the generation it was given in the end.
+
+        Raises:
+            LockedError: an operation is at work that this one cannot run beside.
+            StorageFullError, StorageError: the session cannot be written (backups only, when
+                full) or locked.
+        """
+        with ExitStack() as stack:
+            try:
+                for name, mode in _TAKES[kind]:
+                    self._take(stack, kind, name, mode)
+                session = self._enlist(stack, kind, run_id, details or SessionDetails(), generation)
+            except OSError as error:
+                raise _storage_error(self._folder, error) from error
+            yield session
+
+    def live(self, kind: SessionKind | None = None) -> list[LiveSession]:
+        """List who is alive, by run id; remove what dead ones left.
+
+        Raises:
+            StorageError: it cannot be told. Never a partial answer: sweeping depends on it.
+        """
+        try:
+            names = sorted(os.listdir(self._folder))
+            found = [self._look(name) for name in names if _is_session(name, kind)]
+        except FileNotFoundError:
+            return []  # no session ever
+        except OSError as error:
+            raise _storage_error(self._folder, error) from error
+        return sorted((s for s in found if s is not None), key=lambda s: (s.run_id, s.kind))
+
+    def older_backups(self, generation: int) -> list[LiveSession]:
+        """Backups that do not honour the announcement `generation`: sweeping waits for them."""
+        return [s for s in self.live(SessionKind.BACKUP) if s.generation < generation]
+
+    def _take(self, stack: ExitStack, kind: SessionKind, name: str, mode: LockMode) -> None:
+        fd = self._open(name)
+        if not try_lock(fd, mode):
+            os.close(fd)
+            raise LockedError(kind, self._holders(kind, name, mode))
+        stack.callback(os.close, fd)
+
+    def _holders(self, kind: SessionKind, name: str, mode: LockMode) -> list[LiveSession]:
+        """Who can hold lock `name` against `mode`, as far as they are listed."""
+        return [
+            session
+            for session in self.live()
+            for held, held_mode in _TAKES[session.kind]
+            if held == name and LockMode.EXCLUSIVE in (mode, held_mode)
+        ]
+
+    def _enlist(
+        self,
+        stack: ExitStack,
+        kind: SessionKind,
+        run_id: RunId,
+        details: SessionDetails,
+        generation: Callable[[], int],
+    ) -> LiveSession:
+        while True:
+            session = LiveSession(
+                kind=kind,
+                run_id=run_id,
+                pid=os.getpid(),
+                started_at=self._clock.now(),
+                generation=generation(),
+                details=details,
+            )
+            with ExitStack() as visible:
+                try:
+                    self._publish(visible, session)
+                except OSError as error:
+                    if error.errno not in _UNWRITABLE or kind not in _UNLISTED_TAKES:
+                        raise
+                    for name, mode in _UNLISTED_TAKES[kind]:
+                        self._take(visible, kind, name, mode)
+                if generation() == session.generation:
+                    stack.push(visible.pop_all())
+                    return session
+
+    def _publish(self, stack: ExitStack, session: LiveSession) -> None:
+        """Make the session visible until `stack` closes. Raises OSError."""
+        with suppress(FileExistsError):
+            os.mkdir(self._folder, 0o700)
+        path = self._folder / f"{session.kind}-{session.run_id}.lock"
+        if not _is_session(path.name, session.kind):
+            raise ValueError(f"not a run id: {session.run_id!r}")
+        fd, temporary = create_locked(self._folder)
+        stack.callback(os.close, fd)
+        try:
+            write_all(fd, session.model_dump_json().encode())
+            os.link(temporary, path)
+            stack.callback(_remove, path)
+        except FileExistsError:
+            holder = self._look(path.name)
+            raise LockedError(session.kind, [holder] if holder else []) from None
+        finally:
+            _remove(temporary)
+
+    def _look(self, name: str) -> LiveSession | None:
+        """Return the session of a file, or None when it is dead, then removed. Raises OSError."""
+        path = self._folder / name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            if try_lock(fd, LockMode.SHARED):  # its maker, alive, would hold it exclusively
+                if os.fstat(fd).st_nlink:  # else it ended in order, and the name may be in use
+                    _remove(path)
+                return None
+            return None if _TEMPORARY.fullmatch(name) else _read(path, fd)
+        finally:
+            os.close(fd)
+
+    def _open(self, name: str) -> int:
+        """Open a lock file, making it if need be. Raises OSError."""
+        path = self._folder / name
+        try:
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _is_session(name: str, kind: SessionKind | None) -> bool:
+    """Temporary files count as sessions of every kind, so that dead ones are removed."""
+    match = _SESSION_FILE.fullmatch(name)
+    if match is None:
+        return _TEMPORARY.fullmatch(name) is not None
+    return kind is None or match[1] == kind
+
+
+def _read(path: Path, fd: int) -> LiveSession:
+    """Raises OSError; StorageError: nobody knows what the session protects."""
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes > SESSION_LIMIT_BYTES:
+        raise StorageError(f"{path}: a living session of {size_bytes} bytes")
+    try:
+        return LiveSession.model_validate_json(os.read(fd, size_bytes))
+    except ValidationError as error:
+        raise StorageError(f"{path}: a living session that cannot be read") from error
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # read-only, or another process was faster
+        os.unlink(path)
+
+
+def _storage_error(path: Path, error: OSError) -> ApplianceError:
+    kind = StorageFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+    return kind(f"{error.filename or path}: {os.strerror(error.errno or 0)}")

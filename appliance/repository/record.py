@@ -1,0 +1,148 @@
+"""Framing of one record: zstd, then AES-256-GCM where the repository is encrypted, then CRC32C.
+
+Data path: chunk_store -> RecordCodec -> pack. The header's CRC lets a damaged record be told from
+a damaged place; the payload's CRC lets `check` and a replica find flipped bits without any key.
+
+Thread model: a codec is shared; each thread gets its own zstd contexts.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import google_crc32c
+import zstandard
+
+from appliance.repository.crypto import RecordCipher
+from appliance.repository.digest import Digester
+from appliance.repository.errors import ChunkCorruptError, CorruptError
+from appliance.repository.format import (
+    RAW_LIMIT_BYTES,
+    RECORD_HEADER,
+    RECORD_LIMIT_BYTES,
+    RECORD_MAGIC,
+    RecordFlag,
+    RecordKind,
+)
+
+_CRC_AT = RECORD_HEADER.size - 4
+DEFAULT_LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    kind: RecordKind
+    flags: RecordFlag
+    digest: bytes
+    raw_bytes: int
+    payload_bytes: int
+    payload_crc: int
+
+    @property
+    def stored_bytes(self) -> int:
+        return RECORD_HEADER.size + self.payload_bytes
+
+
+def parse_header(record: bytes | memoryview) -> RecordHeader:
+    """Check and return the header at the start of `record`. Raises CorruptError."""
+    if len(record) < RECORD_HEADER.size:
+        raise CorruptError("record header is cut short")
+    magic, kind, flags, reserved, digest, raw, payload, payload_crc, crc = (
+        RECORD_HEADER.unpack_from(record)
+    )
+    if magic != RECORD_MAGIC or google_crc32c.value(bytes(record[:_CRC_AT])) != crc:
+        raise CorruptError("record header is damaged")
+    if reserved or kind not in RAW_LIMIT_BYTES or flags & ~3:
+        raise CorruptError(f"record of unknown kind {kind} or flags {flags:#x}")
+    if raw > RAW_LIMIT_BYTES[kind] or payload > RECORD_LIMIT_BYTES - RECORD_HEADER.size:
+        raise CorruptError(f"record claims {raw} raw and {payload} stored bytes")
+    return RecordHeader(RecordKind(kind), RecordFlag(flags), digest, raw, payload, payload_crc)
+
+
+def payload_matches(header: RecordHeader, payload: bytes) -> bool:
+    return (
+        len(payload) == header.payload_bytes and google_crc32c.value(payload) == header.payload_crc
+    )
+
+
+class RecordCodec:
+    def __init__(
+        self, digester: Digester, cipher: RecordCipher | None, *, level: int = DEFAULT_LEVEL
+    ) -> None:
+        self._digester = digester
+        self._cipher = cipher
+        self._level = level
+        self._local = threading.local()
+
+    def encode(self, kind: RecordKind, digest: bytes, raw: bytes | memoryview) -> list[bytes]:
+        """Return [header, payload] of the record. `raw` that does not shrink is kept as it is."""
+        flags = RecordFlag.ZSTD
+        payload = self._compressor().compress(raw)
+        if len(payload) >= len(raw):
+            flags, payload = RecordFlag(0), bytes(raw)
+        if self._cipher is not None:
+            flags |= RecordFlag.SEALED
+            payload = self._cipher.seal(payload, kind, digest)
+        head = RECORD_HEADER.pack(
+            RECORD_MAGIC,
+            kind,
+            flags,
+            0,
+            digest,
+            len(raw),
+            len(payload),
+            google_crc32c.value(payload),
+            0,
+        )[:_CRC_AT]
+        return [head + google_crc32c.value(head).to_bytes(4, "little"), payload]
+
+    def decode(self, record: bytes | memoryview, digest: bytes) -> bytes:
+        """Return the raw bytes of a whole record, proven to hash to `digest`.
+
+        Raises:
+            ChunkCorruptError: anything about the record is not as written.
+        """
+        try:
+            header = parse_header(record)
+        except CorruptError as error:
+            raise ChunkCorruptError(digest, str(error)) from error
+        payload = bytes(record[RECORD_HEADER.size : header.stored_bytes])
+        if header.digest != digest or len(payload) != header.payload_bytes:
+            raise ChunkCorruptError(digest, "another record stands in its place")
+        if header.flags & RecordFlag.SEALED:
+            payload = self._unseal(payload, header)
+        if header.flags & RecordFlag.ZSTD:
+            payload = self._decompress(payload, header)
+        if len(payload) != header.raw_bytes or self._digester.of(header.kind, payload) != digest:
+            raise ChunkCorruptError(digest, "content does not hash to its digest")
+        return payload
+
+    def _unseal(self, payload: bytes, header: RecordHeader) -> bytes:
+        if self._cipher is None:
+            raise ChunkCorruptError(header.digest, "encrypted, in a repository that is not")
+        try:
+            return self._cipher.open(payload, header.kind, header.digest)
+        except CorruptError as error:
+            raise ChunkCorruptError(header.digest, str(error)) from error
+
+    def _decompress(self, payload: bytes, header: RecordHeader) -> bytes:
+        try:
+            if zstandard.frame_content_size(payload) != header.raw_bytes:
+                raise ChunkCorruptError(header.digest, "zstd frame of another size")
+            return self._decompressor().decompress(payload, max_output_size=header.raw_bytes)
+        except zstandard.ZstdError as error:
+            raise ChunkCorruptError(header.digest, f"zstd: {error}") from error
+
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
+        if compressor is None:
+            compressor = zstandard.ZstdCompressor(level=self._level, write_content_size=True)
+            self._local.compressor = compressor
+        return compressor
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+        if decompressor is None:
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+        return decompressor

@@ -1,0 +1,91 @@
+"""Time to readiness of the debian guest, from its raw file and from the repository over NBD.
+
+Both boot in the same sandbox with the same probes. The raw file is a fresh copy per round, in the
+page cache; the repository starts with a recovery point that was never booted (no boot profile) and
+is then booted again with the profile of that boot. Seconds count from the start of QEMU; what
+`verify` does before that is a row of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from appliance.base.run_context import CancelToken
+from appliance.sandbox.boot import boot
+from appliance.sandbox.probes import parse_probe
+from appliance.sandbox.spec import MachineSpec, RawFile
+from lab.guests import GuestKind, build, copy_sparse
+from tests.perf import holdfast, sparse
+from tests.perf.context import Bench, Figures, Results, alternate
+from tests.perf.programs import NotMeasuredError, require
+from tests.perf.table import Goal, Ratio, Row
+
+NAME = "boot"
+PROBES = ("serial:HOLDFAST-READY debian", "http:80/")
+LIMIT_S = 300.0
+
+
+def run(bench: Bench) -> list[Row]:
+    require("qemu-system-x86_64")
+    guest = build(GuestKind.DEBIAN)
+    sparse.warm(guest)
+
+    def ours(number: int) -> Figures:
+        with bench.folder(f"boot-{number}") as folder:
+            repository = folder / "repository"
+            holdfast.init(repository)
+            _, point_id = holdfast.backup(repository, "guest", [guest])
+            first = _verify(repository, point_id, folder)
+            again = _verify(repository, point_id, folder)
+        return {**first, **{f"{name} again": value for name, value in again.items()}}
+
+    results = alternate(
+        bench.rounds, {"holdfast": ours, "raw file": lambda n: _boot_raw(bench, guest, n)}
+    )
+    return _rows(results)
+
+
+def _boot_raw(bench: Bench, guest: Path, number: int) -> Figures:
+    with bench.folder(f"boot-raw-{number}") as folder:
+        disk = folder / "disk.raw"
+        copy_sparse(guest, disk)
+        report = boot(
+            MachineSpec(disks=(RawFile(path=disk),)),
+            [parse_probe(text) for text in PROBES],
+            LIMIT_S,
+            CancelToken(),
+            artifact_folder=folder / "artifacts",
+        )
+    if report.ready_s is None:
+        raise NotMeasuredError("the guest did not come up from its raw file")
+    return {"ready": report.ready_s}
+
+
+def _verify(repository: Path, point_id: str, folder: Path) -> dict[str, float]:
+    probes = [word for probe in PROBES for word in ("--probe", probe)]
+    artifacts = ["--artifacts", str(folder / "artifacts")]
+    words = ["verify", point_id, "--boot", *probes, *artifacts, "--json", "--repo"]
+    report = json.loads(holdfast.call(*words, repository).stdout)
+    return {"start": float(report["start_seconds"]), "ready": float(report["ready_seconds"])}
+
+
+def _rows(results: Results) -> list[Row]:
+    def row(measure: str, figure: str, peer: str = "", goal: Goal | None = None) -> Row:
+        return Row(
+            section=NAME,
+            measure=measure,
+            unit="s",
+            ours=results.value("holdfast", figure),
+            peer=peer,
+            theirs=results.value(peer, "ready") if peer else None,
+            divide=Ratio.OURS_BY_PEER if peer else Ratio.OURS,
+            goal=goal,
+        )
+
+    goal = Goal(limit=1.1, at_most=True)
+    return [
+        row("debian guest ready, first boot", "ready", "raw file", goal),
+        row("debian guest ready, with boot profile", "ready again", "raw file", goal),
+        row("from the request to QEMU running", "start"),
+    ]

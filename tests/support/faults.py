@@ -1,0 +1,32 @@
+"""Scripted faults under the code that is tested."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from appliance.blocks.device import BlockReader
+from appliance.blocks.layers import ReaderLayer
+
+
+class FaultyReader(ReaderLayer):
+    """Asks `fault` before every read; it may raise, wait, or let the read pass."""
+
+    def __init__(self, base: BlockReader, fault: Callable[[int, int], None]) -> None:
+        super().__init__(base)
+        self._fault = fault
+        self._lock = threading.Lock()
+        self.reads: list[tuple[int, int]] = []  # (offset, length) of every read that passed
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self._fault(offset, length)
+        with self._lock:
+            self.reads.append((offset, length))
+        return super().read_at(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
+
+    def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
+        super().try_read_at(offset, length)  # for its range check
+        return None
