@@ -1,4 +1,4 @@
-"""The in-memory disk that others are compared with is itself compared with a bytearray."""
+"""The sparse in-memory disk that others are compared with is itself compared with a bytearray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from appliance.base.errors import OutOfRangeError, StorageFullError
 from appliance.blocks.extents import ExtentKind
-from tests.support.memory_device import BLOCK_BYTES, MemoryDevice
+from tests.support.sparse_device import BLOCK_BYTES, SparseDevice
 
 SIZE_BYTES = 5 * BLOCK_BYTES + 100
 ranges = st.tuples(st.integers(0, SIZE_BYTES), st.integers(0, SIZE_BYTES)).map(
@@ -22,7 +22,7 @@ def test_it_is_a_bytearray_with_holes(
     operations: list[tuple[bool, tuple[int, int], int]], asked: tuple[int, int]
 ) -> None:
     """Reads give what was written, and what is mapped as ZERO reads as zeros."""
-    disk, model = MemoryDevice(SIZE_BYTES), bytearray(SIZE_BYTES)
+    disk, model = SparseDevice(SIZE_BYTES), bytearray(SIZE_BYTES)
     for is_write, (offset, length), value in operations:
         data = bytes([value]) * length if is_write else bytes(length)
         if is_write:
@@ -47,7 +47,7 @@ def test_it_is_a_bytearray_with_holes(
 
 @given(ranges)
 def test_zeroing_frees_whole_blocks(zeroed: tuple[int, int]) -> None:
-    disk = MemoryDevice(SIZE_BYTES, content=b"x" * SIZE_BYTES)
+    disk = SparseDevice(SIZE_BYTES, content=b"x" * SIZE_BYTES)
     disk.zero_at(*zeroed)
     first, end = zeroed[0], sum(zeroed)
     kept = [
@@ -59,7 +59,7 @@ def test_zeroing_frees_whole_blocks(zeroed: tuple[int, int]) -> None:
 
 
 def test_it_can_be_full_and_knows_its_end() -> None:
-    disk = MemoryDevice(SIZE_BYTES, capacity_bytes=2 * BLOCK_BYTES)
+    disk = SparseDevice(SIZE_BYTES, capacity_bytes=2 * BLOCK_BYTES)
     disk.write_at(0, bytes(2 * BLOCK_BYTES))
     with pytest.raises(StorageFullError):
         disk.write_at(3 * BLOCK_BYTES, b"x")
