@@ -26,12 +26,12 @@ def parse_size(text: str) -> int:
 
 def format_size(size_bytes: float) -> str:
     """Return `1.5 GiB`: binary units, three significant digits."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    value, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
 
 
 def format_rate(bytes_per_s: float) -> str:

@@ -11,6 +11,7 @@ runs on one thread, started by the first stream and joined by `close`.
 
 from __future__ import annotations
 
+import signal
 import threading
 
 from appliance.base.errors import ApplianceError
@@ -92,6 +93,8 @@ class ReadAheadReader(ReaderLayer):
         self._condition.notify()
 
     def _run(self) -> None:
+        # Signals are for the main thread, which they must wake; a FUSE export waits in C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         while True:
             with self._condition:
                 while not self._wanted and not self._closed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +109,9 @@ def _nbd_exports(
     exports = []
     for disk in disks:
         served: BlockReader = ReadAheadReader(repository.open_image(manifest, disk.number))
+        stack.callback(served.close)
         if args.writable:
             served = _overlay(args, served, manifest, disk, stack)
-        stack.callback(served.close)
         exports.append(
             NbdExport(
                 name=f"disk-{disk.number}",
@@ -144,8 +143,7 @@ def _overlay(
         note(f"going on with the overlay in {folder}")
     except OverlayMissingError:
         overlay = Overlay.create(folder, image, identity)
-    if args.discard:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stack.callback(overlay.discard if args.discard else overlay.close)
     return overlay
 
 

@@ -58,7 +58,8 @@ def _hash(args: argparse.Namespace, repository: Repository, manifest: Manifest) 
     from appliance.jobs.verification import verify_hashes
 
     context = RunContext(args.cancel, Progress())
-    outcome = verify_hashes(repository, manifest, context)
+    with progress_shown(args, context.progress):
+        outcome = verify_hashes(repository, manifest, context)
     document = {
         "point_id": manifest.point_id,
         "verified": True,
@@ -94,10 +95,9 @@ def _boot(args: argparse.Namespace, repository: Repository, manifest: Manifest) 
     )
     probes = [parse_probe(text) for text in args.probe]
     note(f"booting {manifest.vm} from {manifest.point_id}")
-    with progress_shown(argparse.Namespace(quiet=True), context.progress):
-        outcome = verify_boot(
-            repository, manifest, probes, context, options=options, artifact_folder=artifacts
-        )
+    outcome = verify_boot(
+        repository, manifest, probes, context, options=options, artifact_folder=artifacts
+    )
     show(args, _as_json(manifest, outcome), lambda: _as_text(manifest, outcome))
     return ExitCode.SUCCESS if outcome.report.ok else ExitCode.FAILED
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.base.bounded_map import bounded_map
 from appliance.base.run_context import RunContext
 from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.repository.boot_profile import BootProfile, load_profile, save_profile
+from appliance.repository.format import SEGMENT_BYTES
 from appliance.repository.image_tree import TreeReader
 from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
@@ -27,8 +29,6 @@ from appliance.sandbox.boot import BootReport, boot
 from appliance.sandbox.probes import Probe
 from appliance.sandbox.spec import DiskInterface, MachineSpec
 from appliance.sandbox.spec import NbdExport as SandboxDisk
-
-_LEAVES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +45,25 @@ def verify_hashes(repository: Repository, manifest: Manifest, context: RunContex
     """
     started_s = time.perf_counter()
     seen: set[bytes] = set()
-    verified_bytes = 0
-    for disk in manifest.disks:
-        tree = TreeReader(disk.root, repository.chunks.load)
-        leaves = [digest for _, digest in tree.leaves()]
-        context.progress.expect(len(leaves))
-        for start in range(0, len(leaves), _LEAVES_AT_ONCE):
-            context.cancel.check()
-            for digest in leaves[start : start + _LEAVES_AT_ONCE]:
+
+    def prove(digests: set[bytes]) -> int:
+        context.cancel.check()
+        raws = repository.chunks.load_many(digests)
+        return sum(len(raw) for raw in raws.values())
+
+    def unproven() -> Iterator[set[bytes]]:
+        for disk in manifest.disks:
+            tree = TreeReader(disk.root, repository.chunks.load)
+            context.progress.expect(disk.size_bytes)
+            for _, digest in tree.leaves():
                 wanted = {entry.digest for entry in tree.load_leaf(digest).entries} - seen
-                seen |= wanted
-                raws = repository.chunks.load_many(wanted)
-                verified_bytes += sum(len(raw) for raw in raws.values())
-                context.progress.advance(1)
+                seen.update(wanted)
+                context.progress.advance(SEGMENT_BYTES)
+                yield wanted
+
+    workers = repository.options.workers
+    with closing(bounded_map(prove, unproven(), workers=workers, name="verify")) as proven:
+        verified_bytes = sum(proven)
     return HashOutcome(
         chunk_count=len(seen),
         verified_bytes=verified_bytes,
@@ -106,12 +112,13 @@ def verify_boot(
             image = repository.open_image(manifest, disk.number)
             ahead = PrefetchReader(image, profile.get(disk.number, []))
             readers[disk.number] = RecordingReader(ahead)
+            stack.callback(readers[disk.number].close)
             overlay = Overlay.create(
                 folder / f"disk-{disk.number}",
                 readers[disk.number],
                 {"point": manifest.point_id, "disk": disk.number},
             )
-            stack.callback(overlay.close)
+            stack.callback(overlay.discard)
             exports.append(NbdExport(name=_export_name(disk), disk=overlay, read_only=False))
         socket_path = folder / "nbd"
         stack.enter_context(NbdServer(exports, address=socket_path))

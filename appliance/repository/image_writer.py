@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
+from appliance.base.bounded_map import bounded_map
 from appliance.base.run_context import RunContext, Stage
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, ExtentKind, align, split_by
@@ -39,8 +39,6 @@ from appliance.repository.image_tree import (
     segment_count,
 )
 from appliance.repository.segment_chunking import SegmentBuffer
-
-_SEGMENTS_AHEAD = 4  # per worker, so that taking results in order never starves one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,19 +120,11 @@ class _DiskWrite:
 
     def run(self) -> ImageResult:
         builder = TreeBuilder(self._parent, self._store_inner)
-        waiting: deque[Future[tuple[int, bytes]]] = deque()
-        workers = self._owner._workers
-        with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
-            try:
-                for segment, extents in self._work():
-                    waiting.append(pool.submit(self._segment, segment, extents))
-                    if len(waiting) >= workers * _SEGMENTS_AHEAD:
-                        builder.set_leaf(*waiting.popleft().result())
-                while waiting:
-                    builder.set_leaf(*waiting.popleft().result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with closing(
+            bounded_map(self._segment, self._work(), workers=self._owner._workers, name="segment")
+        ) as leaves:
+            for segment, digest in leaves:
+                builder.set_leaf(segment, digest)
         totals = self._totals
         return ImageResult(
             root=builder.finish(),
@@ -190,7 +180,8 @@ class _DiskWrite:
 
     # One segment, on a worker thread
 
-    def _segment(self, segment: int, extents: list[Extent]) -> tuple[int, bytes]:
+    def _segment(self, work: tuple[int, list[Extent]]) -> tuple[int, bytes]:
+        segment, extents = work
         self._owner._context.cancel.check()
         old_digest = self._parent.leaf_digest(segment)
         old = self._parent.load_leaf(old_digest)

@@ -107,6 +107,8 @@ class SegmentBuffer:
 
     def rechunk(self, runs: Sequence[BlockRun]) -> list[LeafEntry]:
         """Return the entries of the segment after the changes in `runs` (from `changed_runs`)."""
+        if runs and runs[0] == (0, self.blocks):
+            return self._chunk_all()
         old = self.old.entries
         result: list[LeafEntry] = []
         taken = 0  # old entries before this number are copied or replaced
@@ -129,6 +131,18 @@ class SegmentBuffer:
                 taken += 1
         result.extend(old[taken:])
         return [entry for entry in result if entry.start < self.blocks]
+
+    def _chunk_all(self) -> list[LeafEntry]:
+        """The common first backup: everything is here and nothing can be kept."""
+        digest_of, view = self._digester.chunk, self.view
+        return [
+            LeafEntry(
+                start,
+                blocks,
+                digest_of(view[start * BLOCK_BYTES : (start + blocks) * BLOCK_BYTES]),
+            )
+            for start, blocks in self._chunker.chunks(self.data(0, self.blocks))
+        ]
 
     def _restart(self, block: int) -> int:
         """Where chunking must begin for a change at `block`: see the module's invariant."""

@@ -73,7 +73,7 @@ def change(disk: bytearray, source: random.Random) -> list[Extent]:
 
 
 seeds = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
