@@ -45,6 +45,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         choices=("auto", "raw", "qcow2", "vmdk", "vhdx", "vhd"),
         help="format of the disks (auto: by content)",
     )
+    image.add_argument(
+        "--allow-external",
+        action="store_true",
+        help="open images that take content from other files; only those no guest has written",
+    )
     image.add_argument("--full", action="store_true", help="do not build on an earlier point")
     image.set_defaults(run=run_backup_image)
 
@@ -90,7 +95,9 @@ def run_backup_image(args: argparse.Namespace) -> int:
         created_at = repository.clock.now()
         disks = []
         for number, path in enumerate(args.disks):
-            reader = opened.enter_context(open_disk_image(path, ImageFormat(args.format)))
+            reader = opened.enter_context(
+                open_disk_image(path, ImageFormat(args.format), allow_external=args.allow_external)
+            )
             listed = changed[number]
             extents = None if listed is None else read_changed(listed)
             if extents and extents[-1].end > reader.size_bytes:

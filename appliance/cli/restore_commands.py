@@ -9,7 +9,7 @@ from typing import Any
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
 from appliance.cli.options import open_repository
-from appliance.cli.output import ExitCode, progress_shown, show
+from appliance.cli.output import ExitCode, note_reasons, progress_shown, show
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def run_restore_image(args: argparse.Namespace) -> int:
                 force=args.force,
                 context=context,
             )
+    note_reasons(result.reasons)
     document = {
         "point_id": manifest.point_id,
         "disk": args.disk,
@@ -50,6 +51,7 @@ def run_restore_image(args: argparse.Namespace) -> int:
         "size_bytes": result.size_bytes,
         "written_bytes": result.written_bytes,
         "seconds": round(result.seconds, 3),
+        "reasons": [reason.as_json() for reason in result.reasons],
     }
     rate = format_rate(result.written_bytes / max(result.seconds, 1e-9))
     show(
@@ -61,4 +63,4 @@ def run_restore_image(args: argparse.Namespace) -> int:
             f"{format_duration(result.seconds)} ({rate})"
         ),
     )
-    return ExitCode.SUCCESS
+    return ExitCode.WARNING if result.reasons else ExitCode.SUCCESS

@@ -10,7 +10,7 @@ from appliance.base.errors import UsageError
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
 from appliance.cli.options import home_path, open_repository
-from appliance.cli.output import ExitCode, note, progress_shown, show
+from appliance.cli.output import ExitCode, note, note_reasons, progress_shown, show
 
 if TYPE_CHECKING:
     from appliance.jobs.verification import BootOutcome
@@ -98,6 +98,7 @@ def _boot(args: argparse.Namespace, repository: Repository, manifest: Manifest) 
     outcome = verify_boot(
         repository, manifest, probes, context, options=options, artifact_folder=artifacts
     )
+    note_reasons([outcome.report.accelerator_reason])
     show(args, _as_json(manifest, outcome), lambda: _as_text(manifest, outcome))
     return ExitCode.SUCCESS if outcome.report.ok else ExitCode.FAILED
 
@@ -114,7 +115,7 @@ def _as_json(manifest: Manifest, outcome: BootOutcome) -> dict[str, Any]:
         "read_bytes": outcome.read_bytes,
         "prefetched_bytes": outcome.prefetched_bytes,
         "accelerator": report.accelerator,
-        "accelerator_reason": report.accelerator_reason,
+        "reasons": [report.accelerator_reason.as_json()],
         "probes": [
             {
                 "probe": probe.probe,

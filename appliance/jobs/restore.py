@@ -11,14 +11,13 @@ nothing is left behind; `restore_targets` holds the rules.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.base.bounded_map import bounded_map
 from appliance.base.errors import ApplianceError
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext, Stage
@@ -34,7 +33,7 @@ from appliance.sources.image_format import ImageFormat
 
 __all__ = ["ImageFormat", "RestoreResult", "restore_image"]
 
-_SEGMENTS_AHEAD = 2  # per worker: queued, not loaded
+_AHEAD = 2  # segments per worker: queued, not loaded
 _ZERO_MOST_BYTES = GIB  # so that cancelling is noticed
 # About 2 MiB. With a whole segment at once the allocator returns and faults in 8 MiB for each:
 # 520,000 page faults and 1.0 s of system time per 1.5 GiB, against none and 0.05 s (measured).
@@ -119,27 +118,25 @@ class _DiskRestore:
         self._target = target
         self._workers = workers + 1  # one writes (targets write one at a time), the rest decode
         self._context = context
-        self._lock = threading.Lock()
         self.written_bytes = 0
 
     def run(self) -> None:
         self._context.progress.expect(self._size_bytes)
-        waiting: deque[Future[None]] = deque()
+        written = bounded_map(
+            self._segment, self._leaves(), workers=self._workers, ahead=_AHEAD, name="restore"
+        )
+        with closing(written):
+            for written_bytes in written:
+                self.written_bytes += written_bytes
+
+    def _leaves(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (segment, leaf), leaving out what is between them."""
         done = 0
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="restore") as pool:
-            try:
-                for segment, digest in self._tree.leaves(0, segment_count(self._size_bytes)):
-                    self._leave_out(done, segment * SEGMENT_BYTES)
-                    waiting.append(pool.submit(self._segment, segment, digest))
-                    if len(waiting) >= self._workers * _SEGMENTS_AHEAD:
-                        waiting.popleft().result()
-                    done = (segment + 1) * SEGMENT_BYTES
-                self._leave_out(done, self._size_bytes)
-                while waiting:
-                    waiting.popleft().result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        for segment, digest in self._tree.leaves(0, segment_count(self._size_bytes)):
+            self._leave_out(done, segment * SEGMENT_BYTES)
+            yield segment, digest
+            done = (segment + 1) * SEGMENT_BYTES
+        self._leave_out(done, self._size_bytes)
 
     def _leave_out(self, start: int, end: int) -> None:
         """Account for [start, end), which is all zeros."""
@@ -157,7 +154,9 @@ class _DiskRestore:
 
     # One segment, on a worker thread
 
-    def _segment(self, segment: int, digest: bytes) -> None:
+    def _segment(self, work: tuple[int, bytes]) -> int:
+        """Write one segment; return the bytes written."""
+        segment, digest = work
         self._context.cancel.check()
         base = segment * SEGMENT_BYTES
         length = min(SEGMENT_BYTES, self._size_bytes - base)
@@ -175,8 +174,7 @@ class _DiskRestore:
         if self._zeroes and position < length:
             self._target.zero(base + position, length - position)
         self._context.progress.advance(length)
-        with self._lock:
-            self.written_bytes += written
+        return written
 
     def _load(self, entries: Sequence[LeafEntry], length: int) -> list[_Run]:
         """Return the contiguous runs of these chunks, cut at `length`."""

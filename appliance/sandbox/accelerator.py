@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from appliance.base.reasons import Reason
+
 QEMU = "qemu-system-x86_64"
 _KVM_DEVICE = Path("/dev/kvm")
 _PROBE_TIMEOUT_S = 2.0  # TCG needs 0.06 s; what is slower than this is of no use
@@ -32,19 +34,26 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
-class AcceleratorReason(StrEnum):
-    """Why an accelerator was taken; the values are stable codes for reports."""
-
-    KVM_WORKS = "sandbox.kvm-works"
-    KVM_ABSENT = "sandbox.kvm-absent"
-    KVM_UNUSABLE = "sandbox.kvm-unusable"
-    REQUESTED = "sandbox.requested"
+KVM_WORKS = Reason("sandbox.kvm-works", "KVM runs guests here", "none", warning=False)
+KVM_ABSENT = Reason(
+    "sandbox.kvm-absent",
+    "there is no /dev/kvm, so the guest is emulated and boots several times slower",
+    "enable hardware virtualisation for this machine",
+    warning=False,
+)
+KVM_UNUSABLE = Reason(
+    "sandbox.kvm-unusable",
+    "/dev/kvm is there but does not run a guest, so it is emulated and boots several times slower",
+    "enable nested virtualisation, or check the permissions of /dev/kvm",
+    warning=False,
+)
+REQUESTED = Reason("sandbox.requested", "this accelerator was asked for", "none", warning=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorChoice:
     accelerator: Accelerator
-    reason: AcceleratorReason
+    reason: Reason
 
 
 _cached: AcceleratorChoice | None = None
@@ -95,10 +104,10 @@ def executes_guest_code(
 
 def _choose() -> AcceleratorChoice:
     if not _KVM_DEVICE.exists():
-        return AcceleratorChoice(accelerator=Accelerator.TCG, reason=AcceleratorReason.KVM_ABSENT)
+        return AcceleratorChoice(accelerator=Accelerator.TCG, reason=KVM_ABSENT)
     if executes_guest_code(Accelerator.KVM):
-        return AcceleratorChoice(accelerator=Accelerator.KVM, reason=AcceleratorReason.KVM_WORKS)
-    return AcceleratorChoice(accelerator=Accelerator.TCG, reason=AcceleratorReason.KVM_UNUSABLE)
+        return AcceleratorChoice(accelerator=Accelerator.KVM, reason=KVM_WORKS)
+    return AcceleratorChoice(accelerator=Accelerator.TCG, reason=KVM_UNUSABLE)
 
 
 def _probe_disk() -> bytes:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import UsageError
+from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
-from appliance.sandbox.accelerator import Accelerator, AcceleratorReason
+from appliance.sandbox.accelerator import Accelerator
 from appliance.sandbox.errors import SandboxError
 from appliance.sandbox.machine import Machine, PowerOff
 from appliance.sandbox.probes import Attempt, Probe
@@ -40,7 +41,7 @@ class BootReport:
     """Times are seconds since QEMU was started; None: it did not come to that."""
 
     accelerator: Accelerator
-    accelerator_reason: AcceleratorReason
+    accelerator_reason: Reason
     first_serial_byte_s: float | None
     ready_s: float | None  # every probe had passed
     probes: tuple[ProbeResult, ...]

@@ -25,7 +25,7 @@ from typing import IO
 
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import ExternalProgramError
-from appliance.sandbox.accelerator import AcceleratorChoice, AcceleratorReason, choose_accelerator
+from appliance.sandbox.accelerator import REQUESTED, AcceleratorChoice, choose_accelerator
 from appliance.sandbox.console import Console
 from appliance.sandbox.errors import QmpError, SandboxError
 from appliance.sandbox.qmp import QmpClient
@@ -269,4 +269,4 @@ class Machine:
 def _acceleration(spec: MachineSpec) -> AcceleratorChoice:
     if spec.accelerator is None:
         return choose_accelerator()
-    return AcceleratorChoice(accelerator=spec.accelerator, reason=AcceleratorReason.REQUESTED)
+    return AcceleratorChoice(accelerator=spec.accelerator, reason=REQUESTED)
