@@ -110,5 +110,5 @@ def test_closing_joins_the_thread() -> None:
     go_on.set()
     closer.join(30)
     assert not closer.is_alive()
-    assert [length for _, length in disk.reads].count(STEP) == 1
+    assert [length for _, length in disk.reads].count(STEP) <= 2  # one step of each thread
     assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
