@@ -15,7 +15,7 @@ class Limits:
     connections: int = 128
     workers: int = 8  # threads for misses, writes and flushes of all connections
     jobs_per_connection: int = 4  # so that one client leaves threads to the others
-    memory_bytes: int = 1024 * _MIB
+    memory_bytes: int = 256 * _MIB
     handshake_s: float = 30.0
     options: int = 64  # per connection; real clients send fewer than ten
     option_bytes: int = 64 << 10  # longer ones are skipped and refused

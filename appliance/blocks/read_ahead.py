@@ -6,12 +6,15 @@ the base's cache. Small reads are not looked at: a guest's random reads pay noth
 has its own profile (`layers.PrefetchReader`).
 
 Thread model: as of BlockReader. Noting never blocks and costs about a microsecond; reading ahead
-runs on one thread, started by the first stream and joined by `close`.
+runs on two threads, started by the first stream and joined by `close`.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections import deque
+from contextlib import suppress
 
 from appliance.base.errors import ApplianceError
 from appliance.base.units import KIB, MIB
@@ -22,6 +25,8 @@ _NOTED_BYTES = 64 * KIB  # reads below this are not noted
 _WINDOW_BYTES = 8 * MIB
 _STEP_BYTES = 1 * MIB  # fetched at once, so that the first of a window is there early
 _STREAMS = 8  # a copying client has a few connections
+_STEPS_MOST = _STREAMS * _WINDOW_BYTES // _STEP_BYTES
+_THREADS = 2  # decoding releases the GIL
 
 
 class _Stream:
@@ -34,9 +39,10 @@ class ReadAheadReader(ReaderLayer):
     def __init__(self, base: BlockReader) -> None:
         super().__init__(base)
         self._streams: list[_Stream] = []  # most recently used last
-        self._wanted: list[tuple[int, int]] = []
+        # Of a client that jumps about, the oldest steps are dropped.
+        self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS_MOST)
         self._condition = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._closed = False
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -54,9 +60,9 @@ class ReadAheadReader(ReaderLayer):
         """The step that is being read is finished first."""
         with self._condition:
             self._closed = True
-            self._condition.notify()
-        if self._thread is not None:
-            self._thread.join()
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
         super().close()
 
     def _note(self, offset: int, length: int) -> None:
@@ -84,25 +90,25 @@ class ReadAheadReader(ReaderLayer):
     def _want(self, start: int, end: int) -> None:
         if self._closed:
             return
-        self._wanted.append((start, end))
-        del self._wanted[:-_STREAMS]
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="read-ahead")
-            self._thread.start()
-        self._condition.notify()
+        while start < end:
+            step = min(_STEP_BYTES, end - start)
+            self._steps.append((start, step))
+            start += step
+        while len(self._threads) < _THREADS:
+            thread = threading.Thread(target=self._run, name="read-ahead")
+            self._threads.append(thread)
+            thread.start()
+        self._condition.notify_all()
 
     def _run(self) -> None:
+        # Signals are for the main thread, which they must wake; a FUSE export waits in C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         while True:
             with self._condition:
-                while not self._wanted and not self._closed:
+                while not self._steps and not self._closed:
                     self._condition.wait()
                 if self._closed:
                     return
-                start, end = self._wanted.pop(0)
-            while start < end and not self._closed:
-                step = min(_STEP_BYTES, end - start)
-                try:
-                    self._base.read_at(start, step)
-                except ApplianceError:  # the client's own read meets it again and reports it
-                    break
-                start += step
+                start, length = self._steps.popleft()
+            with suppress(ApplianceError):  # the client's own read meets it again and reports it
+                self._base.read_at(start, length)

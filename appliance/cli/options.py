@@ -71,7 +71,7 @@ def recovery_key(args: argparse.Namespace) -> Secret | None:
 
 def open_repository(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Repository:
     """Raises what `Repository.open` raises."""
-    from appliance.repository.image_reader import DEFAULT_CACHE_BYTES
+    from appliance.repository.chunk_cache import DEFAULT_CACHE_BYTES
     from appliance.repository.repository import Repository, RepositoryOptions
 
     options = RepositoryOptions(

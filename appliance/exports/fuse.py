@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.units import KIB
 from appliance.blocks.device import BlockReader
-from appliance.exports.read_ahead import ReadAhead
+from appliance.blocks.read_ahead import ReadAheadReader
 
 _READ_MOST_BYTES = 128 * KIB  # libfuse2 asks for no more at once
 _BLOCK_BYTES = 4 * KIB
@@ -101,15 +101,12 @@ class FuseExport:
         check_folder(self._folder)
         fuse = _load_fuse()
         with ExitStack() as stack:
-            disks: dict[str, ReadAhead] = {}
-            sizes: dict[str, int] = {}
+            disks: dict[str, BlockReader] = {}
             for disk in self._point.disks:
-                reader = self._images.open_image(self._point.point_id, disk.number)
+                image = self._images.open_image(self._point.point_id, disk.number)
+                disks[f"disk-{disk.number}.raw"] = reader = ReadAheadReader(image)
                 stack.callback(reader.close)
-                name = f"disk-{disk.number}.raw"
-                disks[name], sizes[name] = ReadAhead(reader), reader.size_bytes
-                stack.callback(disks[name].close)
-            files = _Files(disks, sizes, self._point.created_at, shared=self._allow_other)
+            files = _Files(disks, self._point.created_at, shared=self._allow_other)
             stack.enter_context(_default_signals())
             try:
                 fuse.FUSE(files, str(self._folder), **self._options())
@@ -179,14 +176,12 @@ class _Files:
 
     def __init__(
         self,
-        disks: dict[str, ReadAhead],
-        sizes: dict[str, int],
+        disks: dict[str, BlockReader],
         created_at: datetime,
         *,
         shared: bool,
     ) -> None:
         self._disks = disks
-        self._sizes = sizes
         self._created_ns = int(created_at.timestamp()) * 10**9 + created_at.microsecond * 1000
         self._folder_mode, self._file_mode = (0o555, 0o444) if shared else (0o500, 0o400)
 
@@ -209,7 +204,7 @@ class _Files:
     def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
         if path == "/":
             return self._attributes(stat.S_IFDIR | self._folder_mode, 0, links=2)
-        size_bytes = self._sizes[self._name(path)]
+        size_bytes = self._disks[self._name(path)].size_bytes
         return self._attributes(stat.S_IFREG | self._file_mode, size_bytes, links=1)
 
     def readdir(self, path: str, handle: int) -> list[str]:
@@ -224,10 +219,14 @@ class _Files:
         return 0
 
     def read(self, path: str, length: int, offset: int, handle: int) -> bytes:
-        return self._disks[self._name(path)].read(offset, length)
+        """Fewer bytes only at the end of the disk."""
+        disk = self._disks[self._name(path)]
+        length = max(min(length, disk.size_bytes - offset), 0)
+        at_once = disk.try_read_at(offset, length)
+        return bytes(at_once) if at_once is not None else disk.read_at(offset, length)
 
     def statfs(self, path: str) -> dict[str, int]:
-        total_bytes = sum(self._sizes.values())
+        total_bytes = sum(disk.size_bytes for disk in self._disks.values())
         return {
             "f_bsize": _BLOCK_BYTES,
             "f_frsize": _BLOCK_BYTES,

@@ -19,7 +19,7 @@ class Digester:
 
     def __init__(self, digest_key: bytes) -> None:
         node_key = blake3(digest_key, derive_key_context="holdfast 2026 tree nodes").digest()
-        self._key_of_kind = {
+        self._key_of_kind: dict[int, bytes] = {
             RecordKind.CHUNK: digest_key,
             RecordKind.LEAF: node_key,
             RecordKind.INNER: node_key,
@@ -29,5 +29,5 @@ class Digester:
     def chunk(self, raw: bytes | memoryview) -> Digest:
         return Digest(blake3(raw, key=self._chunk_key).digest())
 
-    def of(self, kind: RecordKind, raw: bytes | memoryview) -> Digest:
+    def of(self, kind: int, raw: bytes | memoryview) -> Digest:
         return Digest(blake3(raw, key=self._key_of_kind[kind]).digest())

@@ -10,14 +10,12 @@ records are in the page cache.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 
-from appliance.base.units import MIB
 from appliance.blocks.device import check_range
 from appliance.blocks.extents import ExtentKind, MappedExtent
+from appliance.repository.chunk_cache import ChunkCache
 from appliance.repository.chunk_store import ChunkStore
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
@@ -25,34 +23,6 @@ from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeRea
 _CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
 _MAPPED_SEGMENTS = 64  # per answer of map_extents
 _DECODE_AT_ONCE = 2  # chunks that try_read_at may decode: about 0.1 ms each
-DEFAULT_CACHE_BYTES = 256 * MIB
-
-
-class ChunkCache:
-    """Decoded chunks by digest, least recently used out first. Thread-safe."""
-
-    def __init__(self, limit_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._held_bytes = 0
-        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, digest: bytes) -> bytes | None:
-        raw = self._chunks.get(digest)
-        if raw is not None:
-            with suppress(KeyError):  # evicted by another thread since: the bytes are good
-                self._chunks.move_to_end(digest)
-        return raw
-
-    def put(self, digest: bytes, raw: bytes) -> None:
-        with self._lock:
-            if digest in self._chunks:
-                return
-            self._chunks[digest] = raw
-            self._held_bytes += len(raw)
-            while self._held_bytes > self._limit_bytes:
-                _, dropped = self._chunks.popitem(last=False)
-                self._held_bytes -= len(dropped)
 
 
 class ImageReader:
@@ -177,19 +147,7 @@ class ImageReader:
         return raw
 
     def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
-        raw_of: dict[bytes, bytes] = {}
-        missing = []
-        for entry in entries:
-            raw = self._cache.get(entry.digest)
-            if raw is None:
-                missing.append(entry.digest)
-            else:
-                raw_of[entry.digest] = raw
-        if missing:
-            for digest, raw in self._chunks.load_many(missing).items():
-                self._cache.put(digest, raw)
-                raw_of[digest] = raw
-        return raw_of
+        return self._cache.get_or_load([entry.digest for entry in entries], self._chunks.load_many)
 
     def _leaf(self, segment: int, digest: bytes | None = None) -> Leaf:
         leaf = self._leaves.get(segment)

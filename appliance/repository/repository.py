@@ -28,6 +28,7 @@ from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
 from appliance.repository.blob_store.local_folder import LocalFolderStore
+from appliance.repository.chunk_cache import DEFAULT_CACHE_BYTES, ChunkCache
 from appliance.repository.chunk_store import ChunkStore, ChunkWriter
 from appliance.repository.chunker import Chunker
 from appliance.repository.crypto import (
@@ -54,7 +55,7 @@ from appliance.repository.format import (
     REPOSITORY_VERSION,
     index_segment_name,
 )
-from appliance.repository.image_reader import DEFAULT_CACHE_BYTES, ChunkCache, ImageReader
+from appliance.repository.image_reader import ImageReader
 from appliance.repository.image_writer import ImageWriter
 from appliance.repository.index import ChunkIndex
 from appliance.repository.index_segment import read_segment, write_segment

@@ -114,10 +114,14 @@ class Console:
         return self._partial.decode("utf-8", "replace").rstrip("\r")
 
     def _write_log(self, data: bytes) -> None:
+        """A full disk ends the log, not the machine: the window goes on without it."""
         if self._closed or self._log_bytes >= LOG_BYTES_MAX:
             return
         piece = data[: LOG_BYTES_MAX - self._log_bytes]
-        self._log.write(piece)
         self._log_bytes += len(piece)
-        if self._log_bytes >= LOG_BYTES_MAX:
-            self._log.write(_LOG_CUT)
+        try:
+            self._log.write(piece)
+            if self._log_bytes >= LOG_BYTES_MAX:
+                self._log.write(_LOG_CUT)
+        except OSError:
+            self._log_bytes = LOG_BYTES_MAX

@@ -212,12 +212,18 @@ class Machine:
             self._serial_peer.close()  # so that QEMU's end closing is seen as the end
             self._qmp_peer.close()
             self._spawned.set()
-        with self._process as process:
-            assert process.stderr is not None
-            self._pump(process.stderr)
+        process = self._process
+        assert process.stderr is not None
+        try:
+            with process.stderr as stderr:
+                self._pump(stderr)  # QEMU's stderr ends only with QEMU
+        except BaseException:
+            process.kill()
+            raise
+        finally:
             process.wait()
-        self.console.close()
-        self._ended.set()
+            self.console.close()
+            self._ended.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         inherited = (self._serial_peer.fileno(), self._qmp_peer.fileno())

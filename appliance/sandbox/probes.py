@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.base.errors import UsageError
@@ -113,7 +113,6 @@ class SerialProbe:
     """Passes when a line of the serial console matches; an unfinished line counts too."""
 
     pattern: re.Pattern[str]
-    cursor: LineCursor = field(default_factory=LineCursor, compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -124,7 +123,7 @@ class SerialProbe:
         return None
 
     def attempt(self, machine: ProbedMachine) -> Attempt:
-        match = machine.console.search(self.pattern, self.cursor, unfinished=True)
+        match = machine.console.search(self.pattern, LineCursor(), unfinished=True)
         return Attempt(True, match[0]) if match else Attempt(False, "no line matched")
 
 

@@ -5,8 +5,8 @@
 `python -m lab.guests tiny|debian` prints the path of the cached image.
 """
 
-from lab.guests.build import GuestKind, build, default_cache_folder
 from lab.guests.disk import copy_sparse
+from lab.guests.image_cache import GuestKind, build, default_cache_folder
 from lab.guests.journal import JournalError, read_journal
 
 __all__ = [

@@ -17,6 +17,7 @@ from tests.contract.block_device import BlockDeviceSuite
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.memory_device import MemoryDevice
 from tests.support.raw_file_reader import RawFileReader
+from tests.support.sparse_device import SparseDevice
 
 SMALL = Geometry(block_bytes=4 * KIB, segment_blocks=16)
 
@@ -36,6 +37,12 @@ class TestMemoryDevice(BlockDeviceSuite):
     @pytest.fixture
     def make(self) -> MakeReader:
         return MemoryDevice
+
+
+class TestSparseDevice(BlockDeviceSuite):
+    @pytest.fixture
+    def make(self) -> MakeReader:
+        return lambda content: SparseDevice(len(content), content=content)
 
 
 class TestRawFileReader(BlockReaderSuite):

@@ -9,7 +9,8 @@ import pytest
 
 from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
-from appliance.repository.image_reader import ChunkCache, ImageReader
+from appliance.repository.chunk_cache import ChunkCache
+from appliance.repository.image_reader import ImageReader
 from appliance.repository.repository import Repository
 from tests.contract.block_reader import BlockReaderSuite, MakeReader
 from tests.support.memory_device import MemoryDevice

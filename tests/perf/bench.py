@@ -75,7 +75,8 @@ def _section(name: str, bench: Bench) -> list[Row]:
         rows: list[Row] = importlib.import_module(SECTIONS[name]).run(bench)
     except NotMeasuredError as reason:
         rows = [Row(section=name, measure="all", unit="", ours=Missing(reason=str(reason)))]
-    print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+    load = os.getloadavg()[0]  # above 2 to 3 on two cores: others were at work, distrust times
+    print(f"  {time.perf_counter() - started:.0f} s, load average {load:.1f}", flush=True)
     return rows
 
 

@@ -40,13 +40,25 @@ def backup(
     """Back up and return what it took and the id of the recovery point."""
     options: list[str | Path] = ["--changed", changed] if changed else []
     run = call("backup", "image", "--vm", vm, *disks, *options, "--repo", repository, "--json")
-    return run, str(json.loads(run.stdout)["point_id"])
+    return run, str(_field(_document(run), "point_id"))
 
 
 def new_bytes(run: Run) -> int:
     """Unique raw bytes that a backup added, over its disks."""
-    disks = json.loads(run.stdout)["disks"]
-    return sum(int(disk["new_bytes"]) for disk in disks)
+    disks = _field(_document(run), "disks")
+    assert isinstance(disks, list)
+    return sum(int(str(_field(disk, "new_bytes"))) for disk in disks)
+
+
+def verify_boot(
+    repository: Path, point_id: str, probes: Sequence[str], artifacts: Path
+) -> tuple[float, float]:
+    """Boot a point; return seconds from the request until QEMU runs, and from then to readiness."""
+    words = [word for probe in probes for word in ("--probe", probe)]
+    place: list[str | Path] = ["--artifacts", artifacts, "--json", "--repo", repository]
+    document = _document(call("verify", point_id, "--boot", *words, *place))
+    start, ready = (_field(document, name) for name in ("start_seconds", "ready_seconds"))
+    return float(str(start)), float(str(ready))
 
 
 def restore(repository: Path, point_id: str, disk_number: int, output: Path) -> Run:
@@ -67,10 +79,13 @@ def nbd_export(
 
     def ready(stdout: IO[bytes]) -> bool:
         stdout.seek(0)
-        line = stdout.readline()
-        if not line.endswith(b"\n"):
+        try:
+            document = json.load(stdout)  # may be on several lines, may be half written
+        except ValueError:
             return False
-        uris.append(_uri(json.loads(line)))
+        if not isinstance(document, dict) or "uri" not in document:
+            return False  # an error document: the program is about to end
+        uris.append(str(document["uri"]))
         return True
 
     options: list[str] = ["--disk", str(disk_number), "--unix", str(socket), "--json"]
@@ -81,13 +96,17 @@ def nbd_export(
         yield uris[0]
 
 
-def _uri(document: object) -> str:
-    """The `uri` of the first export, wherever the document keeps it."""
-    if isinstance(document, dict):
-        if isinstance(document.get("uri"), str):
-            return str(document["uri"])
-        found = [_uri(value) for value in document.values() if isinstance(value, dict | list)]
-        return next((uri for uri in found if uri), "")
-    if isinstance(document, list):
-        return next((uri for uri in map(_uri, document) if uri), "")
-    return ""
+def _document(run: Run) -> object:
+    try:
+        return json.loads(run.stdout)
+    except ValueError as error:
+        raise NotMeasuredError(f"holdfast printed no JSON: {run.stdout[:200]!r}") from error
+
+
+def _field(document: object, *path: str) -> object:
+    """The value at a path of names; a missing one is a reason, not a crash."""
+    for name in path:
+        if not isinstance(document, dict) or name not in document:
+            raise NotMeasuredError(f"holdfast's JSON has no {name!r}")
+        document = document[name]
+    return document

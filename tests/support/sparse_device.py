@@ -82,6 +82,8 @@ class SparseDevice:
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
+        if not length:
+            return []
         first, end = offset // BLOCK_BYTES, offset + length
         with self._lock:
             there = sorted(n for n in self._blocks if first <= n and n * BLOCK_BYTES < end)

@@ -58,6 +58,15 @@ def test_log_lines_and_window_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     assert console.lines[-1] == f"line {console_module.LINES_MAX + 49}"
 
 
+def test_a_full_disk_ends_the_log_and_not_the_machine() -> None:
+    """Probes go on matching when the log cannot be written any more."""
+    console = Console(Path("/dev/full"), SystemClock())
+    console.feed(b"one\n")
+    console.feed(b"two\n")
+    console.close()
+    assert console.lines == ["one", "two"]
+
+
 def test_a_long_line_is_cut_and_the_next_is_whole(tmp_path: Path) -> None:
     """Cutting one line does not eat into its neighbour."""
     console = Console(tmp_path / "serial.log", SystemClock())

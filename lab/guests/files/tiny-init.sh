@@ -100,6 +100,9 @@ power_button &
 network
 httpd -p 8080 -h /data/www
 nc -ll -p 7777 -e /bin/greet &
+until [ "$(netstat -ltn | grep -c -E ':(7777|8080) ')" -ge 2 ]; do
+    sleep 0.05
+done
 say "HOLDFAST-READY tiny $boot_id"
 
 while true; do

@@ -8,7 +8,6 @@ is then booted again with the profile of that boot. Seconds count from the start
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from appliance.base.run_context import CancelToken
@@ -63,11 +62,8 @@ def _boot_raw(bench: Bench, guest: Path, number: int) -> Figures:
 
 
 def _verify(repository: Path, point_id: str, folder: Path) -> dict[str, float]:
-    probes = [word for probe in PROBES for word in ("--probe", probe)]
-    artifacts = ["--artifacts", str(folder / "artifacts")]
-    words = ["verify", point_id, "--boot", *probes, *artifacts, "--json", "--repo"]
-    report = json.loads(holdfast.call(*words, repository).stdout)
-    return {"start": float(report["start_seconds"]), "ready": float(report["ready_seconds"])}
+    start, ready = holdfast.verify_boot(repository, point_id, PROBES, folder / "artifacts")
+    return {"start": start, "ready": ready}
 
 
 def _rows(results: Results) -> list[Row]:

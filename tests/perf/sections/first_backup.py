@@ -72,6 +72,10 @@ def run(bench: Bench) -> list[Row]:
         row("three disks", "s", "seconds", "borg", goal=Goal(limit=5)),
         row("three disks", "s", "seconds", "borg --sparse", goal=Goal(limit=5)),
         row("three disks", "s", "seconds", "restic", goal=Goal(limit=15)),
+        # Says what the work costs, also where something else keeps the cores busy.
+        row("processor time, three disks", "s", "cpu_seconds", "borg"),
+        row("processor time, three disks", "s", "cpu_seconds", "borg --sparse"),
+        row("processor time, three disks", "s", "cpu_seconds", "restic"),
         row("stored", "MiB", "stored_mib", "borg", divide=Ratio.OURS_BY_PEER),
         row(
             "stored",

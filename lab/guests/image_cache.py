@@ -1,8 +1,9 @@
 """Builds lab guests once and keeps them: a cache keyed by recipe and package versions.
 
-The recipe is this folder's own files, so any change to them makes a new image; a Debian update
-does too. An image appears under its name only when it is whole; a lock file keeps two processes
-from building the same guest at once. Cached images are originals: boot a copy (`copy_sparse`).
+The recipe is this folder's own files (without those named after another guest), so any change to
+them makes a new image; a Debian update does too. An image appears under its name only when it is
+whole; a lock file keeps two processes from building the same guest at once. Cached images are
+originals: boot a copy (`copy_sparse`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def build(kind: GuestKind, *, cache_folder: Path | None = None) -> Path:
     folder = cache_folder or default_cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     image = folder / f"guest-{kind}-{_recipe_hash(kind)}.raw"
-    with _lock(folder / f".guest-{kind}.lock"):
-        if not image.exists():
-            _build_whole(kind, image)
+    if not image.exists():
+        with _lock(folder / f".guest-{kind}.lock"):
+            if not image.exists():  # another process may have built it while we waited
+                _build_whole(kind, image)
     return image
 
 
@@ -63,8 +65,9 @@ def _build_whole(kind: GuestKind, image: Path) -> None:
 @cache  # asking apt for versions takes most of a second
 def _recipe_hash(kind: GuestKind) -> str:
     recipe = hashlib.sha256()
+    others = tuple(other.value for other in GuestKind if other is not kind)
     for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".sh"):
+        if path.suffix in (".py", ".sh") and not path.name.startswith(others):
             recipe.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     for name, version in sorted(versions(_PACKAGES[kind]).items()):
         recipe.update(f"{name} {version}\n".encode())
