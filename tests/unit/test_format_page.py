@@ -29,7 +29,12 @@ from tests.support.memory_reader import MemoryReader
 _ROOT = Path(__file__).parents[2]
 _PAGES = ("docs/format.md", "docs/overlay-format.md", "docs/locking.md")
 _MODULES = ("appliance.repository.format", "appliance.blocks.overlay_journal")
-_DERIVED = {"HEADER_BYTES", "RECORD_BYTES", "RAW_LIMIT_BYTES"}  # said by other rows
+_DERIVED = {
+    "PACK_FRAME_BYTES",
+    "HEADER_BYTES",
+    "RECORD_BYTES",
+    "RAW_LIMIT_BYTES",
+}  # said by other rows
 _TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "s": "bytes", "x": "zeros"}
 
 
