@@ -56,7 +56,7 @@ def run(bench: Bench) -> list[Row]:
             section=NAME,
             measure=f"{entries:,} chunks: {name}",
             unit=_UNITS[name],
-            ours=Samples((value,)),
+            ours=Samples(values=(value,)),
         )
         for name, value in measured.items()
     ]
