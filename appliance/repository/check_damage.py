@@ -29,9 +29,12 @@ def quarantine_damage(
     listed_at: datetime,
     manifests: Sequence[Manifest],
     bad: Sequence[BadRecord],
-    missing: PrefixSet,
-) -> list[BadRecord]:
-    """Quarantine what is used of `bad`, note what is missing; return what of `bad` is unused."""
+    suspected: PrefixSet,
+) -> tuple[list[BadRecord], list[bytes]]:
+    """Quarantine what is used of `bad`, note what is missing of what is `suspected` to be.
+
+    Returns: what of `bad` nobody uses; the digests that are missing.
+    """
     used: list[BadRecord] = []
     dead: list[BadRecord] = []
     places = repository.index.find_many([record.digest for record in bad])
@@ -39,10 +42,10 @@ def quarantine_damage(
         place = places.get(record.digest)
         here = place is not None and (place.pack_id, place.offset) == record[1:3]
         (used if here else dead).append(record)
-    if not used and not len(missing.array()):
-        return dead
+    if not used and not len(suspected.array()):
+        return dead, []
     digests = {record.digest for record in used}
-    hits = find_hits(repository, manifests, digests, missing)
+    hits = find_hits(repository, manifests, digests, suspected)
     by_pack: dict[bytes | None, list[DamagedRecord]] = defaultdict(list)
     for record in used:
         by_pack[record.pack_id].append(
@@ -50,9 +53,13 @@ def quarantine_damage(
                 digest_hex=record.digest.hex(), offset=record.offset, reason=record.reason
             )
         )
-    for digest in sorted({hit.digest for hit in hits} - digests):
-        if len(missing.array()):
-            by_pack[None].append(DamagedRecord(digest_hex=digest.hex(), reason="missing"))
+    missing = [  # looked up once more: garbage collection may have moved it under our eyes
+        digest
+        for digest in sorted({hit.digest for hit in hits} - digests)
+        if repository.index.find(digest) is None and not repository.index.is_quarantined(digest)
+    ]
+    for digest in missing:
+        by_pack[None].append(DamagedRecord(digest_hex=digest.hex(), reason="missing"))
     for pack_id, records in by_pack.items():
         ours = {record.digest for record in records}
         repository.quarantine.add(
@@ -66,8 +73,8 @@ def quarantine_damage(
             )
         )
     repository.index.quarantine((record.digest, record.pack_id) for record in used)
-    repository.index.hold_bad(bytes.fromhex(record.digest_hex) for record in by_pack.get(None, ()))
-    return dead
+    repository.index.hold_bad(missing)
+    return dead, missing
 
 
 def _affected(hits: Iterable[Hit]) -> list[AffectedDisk]:

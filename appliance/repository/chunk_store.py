@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from appliance.base.run_context import Progress, Stage
 from appliance.base.units import KIB, MIB
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
-from appliance.repository.errors import ChunkMissingError
+from appliance.repository.errors import ChunkCorruptError, ChunkMissingError
 from appliance.repository.format import (
     DIGEST_BYTES,
     FOOTER_ENTRY,
@@ -62,9 +62,9 @@ class ChunkStore:
                     place.offset,
                     min(place.stored_bytes, RECORD_LIMIT_BYTES),
                 )
-            except BlobNotFoundError:
+            except BlobNotFoundError as error:
                 if last_try:
-                    raise
+                    raise ChunkCorruptError(digest, "its pack is missing") from error
                 continue  # garbage collection moved it between the two calls
             return self._codec.decode(record, digest)
         raise self._missing(digest)

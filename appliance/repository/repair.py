@@ -20,6 +20,7 @@ from appliance.repository.format import (
     RecordKind,
     index_segment_name,
     pack_id_of,
+    pack_name,
 )
 from appliance.repository.gc_sweep import grouped, rewrite_packs, survivors_of
 from appliance.repository.index import PackInfo
@@ -102,18 +103,26 @@ def read_or_scan(repository: Repository, pack_id: bytes, size_bytes: int) -> Sea
 def repair_packs(repository: Repository, packs: Sequence[PackInfo]) -> set[bytes]:
     """Move the records of packs with a damaged header or footer; return the packs that are gone.
 
-    Not beside a collection that has announced: doomed records may yet be rescued.
+    Not beside a collection that has announced: doomed records may yet be rescued. Nor while a
+    point needs a damaged record of the pack, should its storage come to its senses.
     """
     run_id = repository.new_run_id()
     try:
         with repository.locks.register(SessionKind.GC, run_id, details=_DETAILS):
             if repository.index.announcement() is not None:
                 return set()
+            kept = {s.pack_id for s in repository.quarantine.standing() if s.missing}
+            on_disk = {blob.name: blob.size_bytes for blob in repository.store.list(PACKS)}
+            packs = [
+                pack
+                for pack in packs
+                if pack.pack_id not in kept or pack_name(pack.pack_id) not in on_disk
+            ]
             rewrite_packs(
                 repository,
                 packs,
                 survivors_of(repository, packs),
-                {blob.name: blob.size_bytes for blob in repository.store.list(PACKS)},
+                on_disk,
                 RunContext.quiet(),
             )
     except LockedError:

@@ -143,9 +143,9 @@ class _Check:
             trees = TreeCheck(repository, self._context.cancel)
             trees.walk(manifests)
             self._bad_nodes(trees)
-            missing = self._missing(trees)
-            dead = quarantine_damage(
-                repository, check_id, listed_at, manifests, list(self._bad.values()), missing
+            bad = list(self._bad.values())
+            dead, missing = quarantine_damage(
+                repository, check_id, listed_at, manifests, bad, self._suspected(trees)
             )
             self._report_records(dead, missing)
             self._repair_packs(results)
@@ -259,21 +259,20 @@ class _Check:
             if place is not None:
                 self._add_bad([BadRecord(digest, place.pack_id, place.offset, reason)])
 
-    def _missing(self, trees: TreeCheck) -> PrefixSet:
+    def _suspected(self, trees: TreeCheck) -> PrefixSet:
         """Return the prefixes of what points need and neither index nor quarantine knows."""
         missing = PrefixSet()
         missing.add(trees.needed.missing_from(known_prefixes(self._repository)))
         return missing
 
-    def _report_records(self, dead: Sequence[BadRecord], missing: PrefixSet) -> None:
+    def _report_records(self, dead: Sequence[BadRecord], missing: Sequence[bytes]) -> None:
         unused = set(dead)
         for record in self._bad.values():
             if record not in unused:
                 where = f"{record.digest.hex()} in pack {record.pack_id.hex()} at {record.offset}"
                 self._found(DamageKind.RECORD, where, record.reason)
-        for prefix in missing.array().tolist()[:100]:
-            name = int(prefix).to_bytes(8, "big").hex() + "…"
-            self._found(DamageKind.MISSING, name, "is not in the index: it may be in a lost pack")
+        for digest in missing[:100]:
+            self._found(DamageKind.MISSING, digest.hex(), "is not in the index")
 
     def _repair_packs(self, results: Sequence[PackResult]) -> None:
         broken = [result for result in results if result.structure]

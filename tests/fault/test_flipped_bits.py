@@ -25,6 +25,7 @@ from appliance.repository.format import (
     PackKind,
 )
 from appliance.repository.gc import collect_garbage
+from appliance.repository.image_tree import TreeReader
 from appliance.repository.index import IndexDamagedError
 from appliance.repository.mark import GcRefusedError
 from appliance.repository.pack import iter_entries, read_footer
@@ -185,6 +186,59 @@ def test_the_next_backup_reads_all_without_being_told(copy: Copy) -> None:
         back_up_bytes(repository, OTHER, "other", changed=[])
         assert restored(repository, parent.point_id) == OTHER
         check_repository(repository)
+
+
+@pytest.mark.parametrize("how", ["lost", "empty", "cut"])
+@pytest.mark.parametrize("kind", [PackKind.DATA, PackKind.TREE], ids=["chunks", "nodes"])
+def test_a_lost_or_cut_pack_is_found_named_and_healed(copy: Copy, kind: PackKind, how: str) -> None:
+    """What was in it counts as damaged; the next backups store it anew, and checks are clean."""
+    with copy.open() as repository:
+        pack_id = packs_of(repository, kind)[0]
+        sealed = read_footer(repository.store, pack_id, repository.id)
+    path = copy.path / sealed.name
+    path.chmod(0o600)
+    if how == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if how == "cut" else b"")
+    with copy.open() as repository:
+        points = repository.points.list()
+        disks = dict(zip([p.point_id for p in points], [WEB, OTHER, changed_web()], strict=True))
+        report = check(repository, read_data=True)
+        assert DamageKind.PACK in {damage.kind for damage in report.damages}
+        assert report.affected_points
+        for point_id in disks.keys() - report.affected_points:
+            assert restored(repository, point_id) == disks[point_id]
+        for vm, disk in (("web", changed_web()), ("other", OTHER), ("web", WEB)):
+            back_up_bytes(repository, disk, vm, full=True)
+        for point_id, disk in disks.items():
+            assert restored(repository, point_id) == disk
+        check(repository, read_data=True)  # repairs what was kept for its damaged records
+        check_repository(repository)
+        collect_garbage(repository)
+        check_repository(repository)
+        for point_id, disk in disks.items():
+            assert restored(repository, point_id) == disk
+
+
+def test_entries_that_the_index_lost_are_missing_until_a_backup_brings_them(copy: Copy) -> None:
+    """Nothing says where they are: the points are named, and their next backup heals them."""
+    with copy.open() as repository:
+        points = repository.points.list("other")
+        rows = [row for row, _ in repository.index.entries()]
+        leaves = TreeReader(points[0].disks[0].root, repository.chunks.load)
+        digest = leaves.leaf(0).entries[0].digest
+        assert digest in rows
+        repository.index.announce([digest])
+        repository.index.end_announcement()
+        report = check(repository)
+        assert [(d.kind, d.name) for d in report.damages] == [(DamageKind.MISSING, digest.hex())]
+        assert report.affected_points == {points[0].point_id}
+        back_up_bytes(repository, OTHER, "other", changed=[])
+        check_repository(repository)
+        assert restored(repository, points[0].point_id) == OTHER
+        collect_garbage(repository)
+        assert list(repository.store.list(QUARANTINE)) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
