@@ -24,7 +24,7 @@ from appliance.repository.format import (
     pack_id_of,
 )
 from appliance.repository.gc_quarantine import quarantined_packs, tidy
-from appliance.repository.gc_sweep import Swept, sweep
+from appliance.repository.gc_sweep import Swept, small_packs, sweep
 from appliance.repository.index import Announcement, PackInfo
 from appliance.repository.index_rows import digests_of
 from appliance.repository.locks import LiveSession, SessionDetails, SessionKind
@@ -66,7 +66,7 @@ class PackPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
     drop: tuple[PackPlan, ...]  # nothing in them is needed
-    rewrite: tuple[PackPlan, ...]  # little in them is needed
+    rewrite: tuple[PackPlan, ...]  # little in them is needed, or they are small and many
     unlisted: tuple[PackPlan, ...]  # of killed runs: in no index segment
     total_bytes: int  # of all packs
     live_bytes: int
@@ -177,6 +177,7 @@ def _plan(repository: Repository, options: GcOptions, context: RunContext) -> tu
     packs = repository.index.packs()
     live_of = live_bytes(repository, mark, packs)
     forced, kept = quarantined_packs(repository, mark)
+    forced |= small_packs(repository, [p for p in packs if p.pack_id not in held_back])
     drop, rewrite = [], []
     for pack in packs:
         planned = _pack_plan(pack, int(live_of[pack.number]))

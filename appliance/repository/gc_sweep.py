@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _READ_MOST_BYTES = 4 * MIB
 _READ_GAP_BYTES = 64 * KIB
+_SMALL_PACKS = 16  # of a kind, before they are merged
+_SMALL_SHARE = 8  # of the target size
 _ENTRIES_PER_SEGMENT = 1 << 18  # 12 MiB
 
 
@@ -82,18 +84,31 @@ def sweep(
     drop |= {pack_id for pack_id in pack_ids if pack_id not in listed}
     drop &= {pack_id for name in on_disk if (pack_id := pack_id_of(name))} | listed.keys()
     swept = _freed(repository, drop, (), on_disk)  # first, because rewriting needs space
+    small = small_packs(repository, ours)
     rewrite = [
         pack
         for pack in ours
         if pack.pack_id not in drop
         and (
             pack.pack_id in forced
+            or pack.pack_id in small
             or _packed_bytes(survivors[pack.number]) < rewrite_below * pack.size_bytes
         )
     ]
     swept += rewrite_packs(repository, rewrite, survivors, on_disk, context)
     repository.index.end_announcement()
     return swept
+
+
+def small_packs(repository: Repository, packs: Sequence[PackInfo]) -> set[bytes]:
+    """Packs to be merged: small runs leave small packs, and thousands make everything slow."""
+    limit = repository.options.pack_target_bytes // _SMALL_SHARE
+    found: set[bytes] = set()
+    for kind in PackKind:
+        small = {p.pack_id for p in packs if p.kind is kind and p.size_bytes < limit}
+        if len(small) >= _SMALL_PACKS:
+            found |= small
+    return found
 
 
 def _packed_bytes(rows: NDArray[Any]) -> int:

@@ -25,7 +25,7 @@ from tests.support.small_backups import overwrite, random_disk
 
 OPTIONS = RepositoryOptions(pack_target_bytes=256 << 10, workers=1, cache_bytes=0)
 POOL = [bytes(random_disk(seed, 120)) for seed in range(8)]
-ROUNDS = int(os.environ.get("HOLDFAST_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("HOLDFAST_ROUNDS", "80"))
 
 
 def start(work: Callable[[], None]) -> int:

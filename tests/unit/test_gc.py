@@ -375,6 +375,20 @@ def test_a_damaged_pack_is_not_rewritten(repository: Repository, tmp_path: Path)
     assert path.exists()
 
 
+def test_many_small_packs_become_few(repository: Repository) -> None:
+    """Nothing is freed, but opening and walking stay quick after thousands of small runs."""
+    disk, points = OLD, {}
+    for seed in range(20):
+        disk = changed(disk, seed, 1)
+        points[back_up_bytes(repository, disk).point_id] = disk
+    before = len(all_packs(repository))
+    collect(repository)
+    assert len(all_packs(repository)) <= before * 0.6
+    assert plan_gc(repository).packs == ()
+    for point_id, expected in points.items():
+        assert restored(repository, point_id) == expected
+
+
 def test_a_higher_limit_rewrites_more(repository: Repository) -> None:
     """`rewrite_below` is the live share below which a pack is worth rewriting."""
     first = back_up_bytes(repository, OLD)
