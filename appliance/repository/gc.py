@@ -10,6 +10,7 @@ Thread model: one thread, one collection at a time per repository (lock `gc`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -246,17 +247,19 @@ def _held_back(repository: Repository) -> tuple[set[bytes], list[Reason]]:
 
 
 def _announce(repository: Repository, plan: GcPlan, mark: Mark) -> Announcement:
-    import numpy as np
-
     ids = {pack.pack_id for pack in plan.packs}
     numbers = [pack.number for pack in repository.index.packs() if pack.pack_id in ids]
-    doomed: list[bytes] = []
-    for rows in index_arrays(repository):
-        mine = rows[np.isin(rows["number"], numbers)]
-        dead = mine[~mark.live.contains(mine["prefix"].astype(np.uint64))]
-        doomed += digests_of(dead)
+    doomed = _dead_digests(repository, mark, numbers)
     generation = repository.index.announce(doomed, sorted(ids))
     return Announcement(generation, tuple(sorted(ids)))
+
+
+def _dead_digests(repository: Repository, mark: Mark, numbers: list[int]) -> Iterator[bytes]:
+    import numpy as np
+
+    for rows in index_arrays(repository):
+        mine = rows[np.isin(rows["number"], numbers)]
+        yield from digests_of(mine[~mark.live.contains(mine["prefix"].astype(np.uint64))])
 
 
 def _wait(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.base.ids import RecoveryPointId
 from appliance.base.run_context import RunContext
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import MappedExtent
@@ -16,7 +18,7 @@ from appliance.repository.format import INDEX_SEGMENTS, PACKS
 from appliance.repository.gc import GcOptions, GcOutcome, collect_garbage, plan_gc
 from appliance.repository.locks import LockedError, SessionKind
 from appliance.repository.manifest import Consistency, Manifest
-from appliance.repository.mark import GcRefusedError
+from appliance.repository.mark import GcRefusedError, roots_of_now
 from appliance.repository.repository import Repository
 from tests.support.check_repository import check_repository, packed_bytes, restored
 from tests.support.memory_reader import MemoryReader
@@ -324,6 +326,27 @@ def test_whoever_opens_the_repository_in_the_middle_of_a_sweep_brings_nothing_ba
     for digest, _ in repository.index.entries():
         assert repository.chunks.load(digest)
     assert restored(repository, second.point_id) == new
+
+
+def test_no_point_is_forgotten_while_its_roots_are_collected(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a reader could pin it after the sessions were listed, and be missed with it."""
+    point = back_up_bytes(repository, OLD)
+    ids = repository.points.ids
+    forgetting = threading.Thread(target=lambda: forget(repository, point))
+
+    def listing() -> list[RecoveryPointId]:
+        forgetting.start()
+        forgetting.join(0.2)
+        assert forgetting.is_alive()
+        return ids()
+
+    monkeypatch.setattr(repository.points, "ids", listing)
+    roots = roots_of_now(repository)
+    forgetting.join(30)
+    assert [root.digest for root in roots] == [point.disks[0].root]
+    assert ids() == []
 
 
 def test_packs_of_a_running_backup_are_left_alone(repository: Repository) -> None:
