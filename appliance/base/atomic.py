@@ -7,6 +7,7 @@ Crash guarantee of each function stands in its docstring. All calls are synchron
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,6 +18,15 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folders(path: Path) -> None:
+    """Create `path` and what is missing above it, to survive a power cut. Raises OSError."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # a parent that may be passed, but not opened
+        fsync_directory(path.parent)  # also when it was there: its maker may have been cut off
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

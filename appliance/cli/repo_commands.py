@@ -13,7 +13,7 @@ from appliance.cli.options import (
     recovery_key,
     repository_path,
 )
-from appliance.cli.output import ExitCode, note, show
+from appliance.cli.output import ExitCode, note, note_reasons, progress_shown, show
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -30,6 +30,29 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
     stats = verbs.add_parser("stats", parents=[common], help="what is stored and what it takes")
     stats.set_defaults(run=run_stats)
+
+    check = verbs.add_parser("check", parents=[common], help="find damage and what it affects")
+    check.add_argument("--read-data", action="store_true", help="read and prove every byte")
+    check.set_defaults(run=run_check)
+
+    collect = verbs.add_parser("gc", parents=[common], help="free what no recovery point needs")
+    collect.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
+    collect.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to wait for backups that began before (default: leave it to the next gc)",
+    )
+    collect.set_defaults(run=run_gc)
+
+    rebuild = verbs.add_parser(
+        "rebuild-index", parents=[common], help="make the local index anew from the repository"
+    )
+    rebuild.add_argument(
+        "--from-packs", action="store_true", help="also list packs that no index segment lists"
+    )
+    rebuild.set_defaults(run=run_rebuild_index)
 
     change = verbs.add_parser(
         "change-passphrase", parents=[common], help="new passphrase, no data rewritten"
@@ -89,6 +112,99 @@ def run_stats(args: argparse.Namespace) -> int:
 
     show(args, stats.as_json(), text)
     return ExitCode.SUCCESS
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from appliance.base.run_context import Progress, RunContext
+    from appliance.repository.verify import check
+
+    context = RunContext(args.cancel, Progress())
+    with open_repository(args) as repository, progress_shown(args, context.progress):
+        report = check(repository, read_data=args.read_data, context=context)
+
+    def text() -> str:
+        lines = [
+            f"{report.point_count} recovery points, {report.node_count} tree nodes, "
+            f"{report.pack_count} packs in {report.seconds:.1f} s"
+        ]
+        if args.read_data:
+            lines.append(f"{format_size(report.read_bytes)} in {report.record_count} records read")
+        lines += [
+            f"{'repaired' if damage.repaired else 'damaged'}: {damage.kind} {damage.name}: "
+            f"{damage.reason}"
+            for damage in report.damages
+        ]
+        lines += [
+            f"affected: {disk.point_id} of {disk.vm}, disk {disk.disk}, "
+            f"{len(disk.extents) + disk.more_extents} extents"
+            for disk in report.affected
+        ]
+        lines.append("clean" if report.clean else "NOT clean")
+        return "\n".join(lines)
+
+    show(args, report.as_json(), text)
+    if report.clean:
+        return ExitCode.SUCCESS
+    healed = not report.affected and all(damage.repaired for damage in report.damages)
+    return ExitCode.WARNING if healed else ExitCode.FAILED
+
+
+def run_gc(args: argparse.Namespace) -> int:
+    from appliance.base.run_context import Progress, RunContext
+    from appliance.repository.gc import GcOptions, collect_garbage, plan_gc
+
+    context = RunContext(args.cancel, Progress())
+    options = GcOptions(wait_s=args.wait)
+    with open_repository(args) as repository:
+        if args.dry_run:
+            plan = plan_gc(repository, options, context)
+            show(
+                args,
+                {"dry_run": True, "plan": plan.as_json()},
+                lambda: (
+                    f"would free {format_size(plan.freed_bytes)} of "
+                    f"{format_size(plan.total_bytes)}: {len(plan.drop)} packs dropped, "
+                    f"{len(plan.rewrite)} rewritten, {len(plan.unlisted)} of killed runs"
+                ),
+            )
+            note_reasons(plan.reasons)
+            return ExitCode.SUCCESS
+        with progress_shown(args, context.progress):
+            outcome = collect_garbage(repository, options, context)
+    show(
+        args,
+        {"dry_run": False} | outcome.as_json(),
+        lambda: (
+            f"freed {format_size(outcome.freed_bytes)}: {outcome.dropped_packs} packs dropped, "
+            f"{outcome.rewritten_packs} rewritten; {format_size(outcome.pending_bytes)} pending"
+        ),
+    )
+    note_reasons(outcome.reasons)
+    warned = any(reason.warning for reason in outcome.reasons)
+    return ExitCode.WARNING if warned else ExitCode.SUCCESS
+
+
+def run_rebuild_index(args: argparse.Namespace) -> int:
+    from appliance.repository.rebuild import rebuild_index
+
+    report = rebuild_index(
+        repository_path(args),
+        passphrase=passphrase(args),
+        recovery_key=recovery_key(args),
+        from_packs=args.from_packs,
+    )
+    show(
+        args,
+        report.as_json(),
+        lambda: (
+            f"{report.entry_count} entries of {report.pack_count} packs in {report.seconds:.1f} s"
+            + ("" if report.complete else "; recovery points need more than was found")
+        ),
+    )
+    for name in report.missing_packs:
+        note(f"warning: {name} is listed, but not there; run `holdfast repo check`")
+    whole = report.complete and not report.missing_packs
+    return ExitCode.SUCCESS if whole else ExitCode.WARNING
 
 
 def run_change_passphrase(args: argparse.Namespace) -> int:

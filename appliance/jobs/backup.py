@@ -109,8 +109,9 @@ def back_up(
         CancelledError, SourceError, StorageFullError, StorageError: no point was made.
     """
     run_id = run_id or repository.new_run_id()
-    with repository.begin_run(run_id, context) as run:
-        parent = None if full else repository.points.latest(vm.name)
+    newest = None if full else repository.points.latest(vm.name)
+    with repository.begin_run(run_id, context, newest) as run:
+        parent = run.parent
         quarantined = parent is not None and repository.is_affected(parent)
         outcomes = tuple(
             _write_disk(run, disk, parent, full=full, quarantined=quarantined) for disk in vm.disks

@@ -67,7 +67,10 @@ class ChunkStore:
                     raise
                 continue  # garbage collection moved it between the two calls
             return self._codec.decode(record, digest)
-        raise ChunkMissingError(digest)
+        raise self._missing(digest)
+
+    def _missing(self, digest: bytes) -> ChunkMissingError:
+        return ChunkMissingError(digest, quarantined=self._index.is_quarantined(digest))
 
     def try_load(self, digest: bytes) -> bytes | None:
         """Return what `load` would if the record is in the page cache, else None."""
@@ -87,7 +90,7 @@ class ChunkStore:
         wanted = list(dict.fromkeys(digests))
         places = self._index.find_many(wanted)
         if len(places) < len(wanted):
-            raise ChunkMissingError(next(digest for digest in wanted if digest not in places))
+            raise self._missing(next(digest for digest in wanted if digest not in places))
         loaded: dict[bytes, bytes] = {}
         for group in _groups(places):
             first, last = group[0][1], group[-1][1]

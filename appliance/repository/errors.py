@@ -46,13 +46,15 @@ class ChunkCorruptError(CorruptError):
 
 
 class ChunkMissingError(CorruptError):
-    """A chunk or tree node is not in the index. `holdfast repo rebuild-index` may find it."""
+    """A chunk or tree node cannot be found. `holdfast repo check` says what is affected."""
 
     code = "repository.chunk-missing"
 
-    def __init__(self, digest: bytes) -> None:
-        super().__init__(f"{digest.hex()[:16]}… is not in the repository")
+    def __init__(self, digest: bytes, *, quarantined: bool = False) -> None:
+        why = "was found damaged and is in quarantine" if quarantined else "is not in the index"
+        super().__init__(f"{digest.hex()[:16]}… {why}")
         self.digest = digest
+        self.quarantined = quarantined
 
 
 class PointNotFoundError(RepositoryError):

@@ -12,7 +12,10 @@ files without content that are never removed:
   shares it, garbage collection holds it exclusively. So one can always restore from a full
   repository, and garbage collection, whose own session file may fail, can always make room.
 
-Nothing here waits: what cannot start is told who is in the way, by a LockedError.
+- `locks/points`: forget shares it for its one delete; garbage collection holds it exclusively while
+  it looks what there is (rule 9). The only lock that is waited for: both are short.
+
+Whatever else cannot start is told who is in the way, by a LockedError; nothing waits.
 
 Lock table
 ==========
@@ -51,6 +54,27 @@ Rows start while columns run. A dot: both go on and neither notices.
 6. Check starts from the manifests it listed and takes no notice of newer ones.
 7. Removing a manifest that is gone already is no error.
 8. Mark may count a point that is being forgotten; the next collection removes what it kept.
+9. Why a sweep loses nothing. Let T be the moment, after the last older backup has ended, at which
+   garbage collection holds `points` and has listed the sessions; then it lists the manifests. No
+   manifest vanishes between the two, and a backup that ends there has committed before it ends.
+   So what it sees covers every manifest and every pin that there is at T. All of it is marked, and
+   what of it was doomed is rescued: offered again, its record kept.
+   Whatever appears later refers to (a) records that it wrote itself, into packs that are not in
+   the announcement; (b) digests that the index offered to it: it is of the new generation, so none
+   that is doomed; (c) chunks of its parent, which it has pinned and *then* seen to be there: the
+   parent is one of T, or a later one, to which the same applies.
+   The sweep removes packs of the announcement only, and moves every record in them that the index
+   offers at that time, whether a point refers to it or not. So what a backup may have looked up is
+   never lost; only doomed records are, and to these nobody can come back.
+10. Until it is swept a doomed record can be read: a backup older than the announcement may commit a
+   point that refers to it, and that point is whole at once, not only when it has been rescued.
+11. The sweep's order: new packs; the names of the new index segments, noted in the index; these
+   segments, without the removed packs; the index in one transaction (fsynced); old index segments
+   deleted; packs deleted; and only then the index forgets the names of the old segments. So nobody
+   who opens the repository meanwhile takes in a segment, old or new, that would bring back doomed
+   entries: taking in looks, inside its transaction, whether the segment is still there and still
+   unknown. Killed anywhere, the sweep leaves packs that no segment or index lists, or records that
+   nobody uses: the next collection's work.
 
 Thread model: any thread, any process of one machine (or of several, where flock works across them).
 A process that holds a session must not fork children that outlive it.
@@ -59,6 +83,7 @@ A process that holds a session must not fork children that outlive it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +101,7 @@ from appliance.base.errors import ApplianceError, StorageError, StorageFullError
 from appliance.base.ids import RunId
 from appliance.base.locked_file import LockMode, create_locked, try_lock
 
+LOCKS = "locks"
 SESSION_LIMIT_BYTES = 64 << 20  # of a check that pins 100,000 points of 9 disks
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 _TEMPORARY = re.compile(r"\d+-[0-9a-f]{16}")
@@ -90,7 +116,7 @@ class SessionKind(StrEnum):
 
 _SESSION_FILE = re.compile(rf"({'|'.join(SessionKind)})-[0-9A-Za-z-]{{1,64}}\.lock")
 _Lock = tuple[str, LockMode]
-_GC, _INDEX, _UNLISTED = "gc", "index", "unlisted"
+_GC, _INDEX, _UNLISTED, _POINTS = "gc", "index", "unlisted", "points"
 _TAKES: dict[SessionKind, tuple[_Lock, ...]] = {
     SessionKind.BACKUP: ((_INDEX, LockMode.SHARED),),
     SessionKind.READER: (),
@@ -150,7 +176,7 @@ class LockedError(ApplianceError):
 
 class SessionLocks:
     def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
-        self._folder = root / "locks"
+        self._folder = root / LOCKS
         self._clock = clock or SystemClock()
 
     def prepare(self) -> None:
@@ -158,7 +184,7 @@ class SessionLocks:
         try:
             with suppress(FileExistsError):
                 os.mkdir(self._folder, 0o700)
-            for name in (_GC, _INDEX, _UNLISTED):
+            for name in (_GC, _INDEX, _UNLISTED, _POINTS):
                 os.close(self._open(name))
         except OSError as error:
             raise _storage_error(self._folder, error) from error
@@ -211,6 +237,30 @@ class SessionLocks:
     def older_backups(self, generation: int) -> list[LiveSession]:
         """Backups that do not honour the announcement `generation`: sweeping waits for them."""
         return [s for s in self.live(SessionKind.BACKUP) if s.generation < generation]
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Around the removal of a manifest; waits for a short while. Raises StorageError."""
+        with self._waited_for(LockMode.SHARED):
+            yield
+
+    @contextmanager
+    def points_stay(self) -> Iterator[None]:
+        """No manifest is removed in the block, so keep it short. Raises StorageError."""
+        with self._waited_for(LockMode.EXCLUSIVE):
+            yield
+
+    @contextmanager
+    def _waited_for(self, mode: LockMode) -> Iterator[None]:
+        try:
+            fd = self._open(_POINTS)
+        except OSError as error:
+            raise _storage_error(self._folder, error) from error
+        try:
+            fcntl.flock(fd, mode)
+            yield
+        finally:
+            os.close(fd)
 
     def _take(self, stack: ExitStack, kind: SessionKind, name: str, mode: LockMode) -> None:
         fd = self._open(name)

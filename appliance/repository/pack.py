@@ -44,6 +44,10 @@ class SealedPack:
     entries: bytes
 
     @property
+    def name(self) -> str:
+        return pack_name(self.pack_id)
+
+    @property
     def entry_count(self) -> int:
         return len(self.entries) // FOOTER_ENTRY.size
 
@@ -99,6 +103,8 @@ def read_pack_header(store: BlobStore, pack_id: bytes, repository_id: bytes) -> 
     magic, version, kind, owner, written_id = PACK_HEADER.unpack(raw)
     if magic != PACK_MAGIC or version != REPOSITORY_VERSION or kind not in (1, 2):
         raise CorruptError(f"{name}: not a pack of version {REPOSITORY_VERSION}")
+    if raw != PACK_HEADER.pack(magic, version, kind, owner, written_id):
+        raise CorruptError(f"{name}: reserved bytes are not zero")
     if owner != repository_id or written_id != pack_id:
         raise CorruptError(f"{name}: belongs elsewhere")
     return PackKind(kind)

@@ -7,6 +7,9 @@ later frees what only that point needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from appliance.base.errors import UsageError
 from appliance.base.ids import RecoveryPointId, parse_point_id
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
@@ -20,9 +23,17 @@ from appliance.repository.manifest import Manifest
 class RecoveryPoints:
     """Thread-safe and process-safe: it keeps nothing but an immutable cache."""
 
-    def __init__(self, store: BlobStore, codec: DocumentCodec) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        codec: DocumentCodec,
+        *,
+        forgetting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`forgetting` is held around the removal of a manifest, see `locks.py`."""
         self._store = store
         self._codec = codec
+        self._forgetting = forgetting
         self._cache: dict[str, Manifest] = {}
 
     def ids(self) -> list[RecoveryPointId]:
@@ -74,6 +85,18 @@ class RecoveryPoints:
         self._cache[point_id] = manifest
         return manifest
 
+    def exists(self, point_id: str) -> bool:
+        """Whether the point is there now, asked of the store. Raises StorageError."""
+        try:
+            self._store.size_bytes(point_name(parse_point_id(point_id)))
+        except BlobNotFoundError:
+            return False
+        return True
+
+    def drop_cache(self) -> None:
+        """Read manifests anew, as a check must."""
+        self._cache.clear()
+
     def find(self, text: str) -> Manifest:
         """Return the point that a person means: an id, a unique prefix of one, or `latest:VM`."""
         if text.startswith("latest:"):
@@ -104,6 +127,8 @@ class RecoveryPoints:
 
     def forget(self, point_id: RecoveryPointId) -> None:
         """Remove the point; its space comes back with the next garbage collection. Idempotent."""
-        self._store.delete(point_name(parse_point_id(point_id)))
+        name = point_name(parse_point_id(point_id))
+        with self._forgetting():
+            self._store.delete(name)
         self._store.delete(profile_name(point_id))
         self._cache.pop(point_id, None)

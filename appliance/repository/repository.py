@@ -15,19 +15,31 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from blake3 import blake3
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from appliance.base.atomic import make_folders
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.ids import RunId, new_run_id
 from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
 from appliance.repository.blob_store.local_folder import LocalFolderStore
+from appliance.repository.blob_store.names import UNFINISHED_FOLDER
 from appliance.repository.chunk_cache import DEFAULT_CACHE_BYTES, ChunkCache
 from appliance.repository.chunk_store import ChunkStore, ChunkWriter
 from appliance.repository.chunker import Chunker
@@ -68,8 +80,16 @@ from appliance.repository.key_slots import (
     recovery_slot,
     unlock,
 )
+from appliance.repository.locks import (
+    LOCKS,
+    LiveSession,
+    SessionDetails,
+    SessionKind,
+    SessionLocks,
+)
 from appliance.repository.manifest import Manifest
 from appliance.repository.pack import SealedPack
+from appliance.repository.quarantine import Quarantine
 from appliance.repository.record import DEFAULT_LEVEL, RecordCodec
 from appliance.repository.recovery_points import RecoveryPoints
 
@@ -83,6 +103,18 @@ class RepositoryConfig(BaseModel):
     repository_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     created_at: AwareDatetime
     encrypted: bool
+    checksum: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.checksum and self.checksum != self.expected_checksum():
+            raise ValueError("checksum does not match")
+        return self
+
+    def expected_checksum(self) -> str:
+        """BLAKE3 (32 hex digits) over the other fields, so that no flipped bit goes unnoticed."""
+        text = self.model_dump_json(exclude={"checksum"})
+        return blake3(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +136,7 @@ class Repository:
         keys: RepositoryKeys,
         options: RepositoryOptions,
         clock: Clock,
+        locks: SessionLocks,
     ) -> None:
         """For `open`; it joins the parts and reads nothing."""
         cipher = RecordCipher(keys.record_key) if config.encrypted else None
@@ -119,7 +152,9 @@ class Repository:
         self.chunker = Chunker(keys.chunker_seed)
         self.codec = RecordCodec(self.digester, cipher, level=options.compression_level)
         self.chunks = ChunkStore(store, index, self.codec)
-        self.points = RecoveryPoints(store, self.documents)
+        self.locks = locks
+        self.points = RecoveryPoints(store, self.documents, forgetting=locks.forgetting)
+        self.quarantine = Quarantine(store, self.documents, index)
         self.cache = ChunkCache(options.cache_bytes)
 
     # Making and opening
@@ -138,10 +173,12 @@ class Repository:
 
         Raises: RepositoryExistsError, StorageError, UsageError.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and _is_unfinished(path)):
             raise RepositoryExistsError(f"{path} is not an empty folder")
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path)
         store = LocalFolderStore(path)
+        for blob in list(store.list(KEY_SLOTS)):  # of a creation that was cut off
+            store.delete(blob.name)
         config = RepositoryConfig(
             version=REPOSITORY_VERSION,
             repository_id=secrets.token_hex(16),
@@ -158,6 +195,8 @@ class Repository:
                 slots.append(recovery_slot(data_key, recovery_key, repository_id=identity))
         for slot in slots:
             store.put(_slot_name(slot.kind), slot.to_bytes())
+        SessionLocks(path).prepare()
+        config = config.model_copy(update={"checksum": config.expected_checksum()})
         store.put(CONFIG_NAME, config.model_dump_json(indent=1).encode())
         return config
 
@@ -224,7 +263,13 @@ class Repository:
         keys = RepositoryKeys.derive(data_key)
         index = ChunkIndex(path / "lmdb")
         repository = cls(
-            store, index, config, keys, options or RepositoryOptions(), clock or SystemClock()
+            store,
+            index,
+            config,
+            keys,
+            options or RepositoryOptions(),
+            clock or SystemClock(),
+            SessionLocks(path, clock=clock),
         )
         try:
             repository.take_in_segments()
@@ -249,12 +294,39 @@ class Repository:
 
     # The index
 
-    def take_in_segments(self) -> None:
-        """Add index segments that this LMDB has not seen; another appliance wrote them."""
+    def take_in_segments(self) -> dict[str, CorruptError]:
+        """Add index segments that this LMDB has not seen: another appliance, or a killed run,
+        wrote them. Return those that are damaged; `check` repairs them.
+
+        GC may remove a segment between listing and inserting, hence the look inside the
+        transaction: GC knows the name until the blob is gone.
+        """
+        damaged: dict[str, CorruptError] = {}
         known = self.index.segments()
         for blob in self.store.list(INDEX_SEGMENTS):
-            if blob.name not in known:
-                self.index.insert(blob.name, self.read_segment(blob.name))
+            if blob.name in known:
+                continue
+            try:
+                packs = self.read_segment(blob.name)
+            except BlobNotFoundError:
+                continue
+            except CorruptError as error:
+                damaged[blob.name] = error
+                continue
+            self.index.insert(
+                blob.name,
+                packs,
+                without=self.quarantine.places(),
+                unless=partial(self._is_gone, blob.name),
+            )
+        return damaged
+
+    def _is_gone(self, name: str) -> bool:
+        try:
+            self.store.size_bytes(name)
+        except BlobNotFoundError:
+            return True
+        return name in self.index.segments()
 
     def read_segment(self, name: str) -> list[SealedPack]:
         return read_segment(
@@ -263,33 +335,63 @@ class Repository:
 
     def publish_segment(self, name: str, packs: Sequence[SealedPack]) -> None:
         """Commit an index segment, then take it into LMDB. The packs are committed already."""
+        self.write_segment(name, packs)
+        self.index.insert(name, packs)
+
+    def write_segment(self, name: str, packs: Sequence[SealedPack]) -> None:
+        """Commit an index segment, without taking it in."""
         write_segment(
             self.store, name, packs, repository_id=self.id, authenticator=self.authenticator
         )
-        self.index.insert(name, packs)
 
     # Writing and reading
 
-    def begin_run(self, run_id: RunId, context: RunContext) -> WriteRun:
-        return WriteRun(self, run_id, context)
+    def begin_run(
+        self, run_id: RunId, context: RunContext, parent: Manifest | None = None
+    ) -> WriteRun:
+        """Start a run that writes; `parent` is pinned until it ends. Enter and leave it.
+
+        Raises: LockedError, StorageFullError, StorageError.
+        """
+        return WriteRun(self, run_id, context, parent)
 
     def new_run_id(self) -> RunId:
         return new_run_id(self.clock.now())
 
     def is_affected(self, manifest: Manifest) -> bool:
         """Whether a check has found damaged chunks in this point that were not healed since."""
-        return False
+        return self.quarantine.affects(manifest)
 
     def open_image(self, point: str | Manifest, disk_number: int) -> ImageReader:
         """Open one disk of a recovery point for reading; `close` it.
 
-        Raises: PointNotFoundError, CorruptError.
+        Until then garbage collection keeps what it reads, even if the point is forgotten.
+
+        Raises: PointNotFoundError, CorruptError, StorageError.
         """
         manifest = self.points.get(point) if isinstance(point, str) else point
         disk = manifest.disk(disk_number)
         if disk is None:
             raise PointNotFoundError(f"{manifest.point_id} disk {disk_number}")
-        return ImageReader(self.chunks, disk.root, disk.size_bytes, self.cache)
+        with ExitStack() as stack:
+            purpose = f"reads disk {disk_number} of {manifest.vm[:200]} {manifest.point_id}"
+            stack.enter_context(self.reading((disk.root_hex,), purpose))
+            if not self.points.exists(manifest.point_id):
+                raise PointNotFoundError(manifest.point_id)
+            return ImageReader(
+                self.chunks,
+                disk.root,
+                disk.size_bytes,
+                self.cache,
+                on_close=stack.pop_all().close,
+            )
+
+    def reading(
+        self, roots_hex: tuple[str, ...], purpose: str
+    ) -> AbstractContextManager[LiveSession]:
+        """Pin the images of these roots. Look *then* whether the points are there."""
+        details = SessionDetails(purpose=purpose, roots=roots_hex)
+        return self.locks.register(SessionKind.READER, self.new_run_id(), details=details)
 
 
 class WriteRun:
@@ -298,11 +400,35 @@ class WriteRun:
     Left without a commit, by an error or by cancelling, it leaves unreferenced bytes at most.
     """
 
-    def __init__(self, repository: Repository, run_id: RunId, context: RunContext) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        run_id: RunId,
+        context: RunContext,
+        parent: Manifest | None = None,
+    ) -> None:
+        """Raises: LockedError, StorageFullError, StorageError."""
         self.run_id = run_id
+        self.parent = parent
+        """The parent to build upon; None also when it was forgotten before it was pinned."""
         self._repository = repository
         self._segments = 0
-        self._chunks = ChunkWriter(
+        self._session = ExitStack()
+        self._session.enter_context(
+            repository.locks.register(
+                SessionKind.BACKUP,
+                run_id,
+                details=SessionDetails(
+                    purpose=f"backup of {parent.vm[:200]}" if parent else "",
+                    roots=tuple(disk.root_hex for disk in parent.disks) if parent else (),
+                ),
+                generation=repository.index.generation,
+            )
+        )
+        repository.index.check_current()
+        if parent is not None and not repository.points.exists(parent.point_id):
+            self.parent = None
+        self.chunks = ChunkWriter(
             repository.store,
             repository.index,
             repository.codec,
@@ -313,7 +439,7 @@ class WriteRun:
         )
         self.images = ImageWriter(
             repository.chunks,
-            self._chunks,
+            self.chunks,
             repository.chunker,
             repository.digester,
             workers=repository.options.workers,
@@ -329,11 +455,12 @@ class WriteRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._chunks.abort()
+        with self._session:  # ends last: the commit is visible before the session goes
+            self.chunks.abort()
 
     def flush(self) -> None:
         """Make everything written so far durable and indexed; nothing can be written after."""
-        self._chunks.commit()
+        self.chunks.commit()
 
     def commit(self, manifest: Manifest) -> None:
         """Call after `flush`: the recovery point exists once this returns."""
@@ -343,6 +470,11 @@ class WriteRun:
         name = index_segment_name(self.run_id, self._segments)
         self._segments += 1
         self._repository.publish_segment(name, packs)
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether there is nothing, or only what a creation leaves that was cut off."""
+    return {entry.name for entry in path.iterdir()} <= {KEY_SLOTS, UNFINISHED_FOLDER, LOCKS}
 
 
 def _slot_name(kind: str) -> str:

@@ -81,7 +81,12 @@ def said(child: subprocess.Popen[str]) -> str:
 
 
 def files(root: Path) -> set[str]:
-    return {path.name for path in (root / "locks").iterdir()} - {"gc", "index", "unlisted"}
+    return {path.name for path in (root / "locks").iterdir()} - {
+        "gc",
+        "index",
+        "unlisted",
+        "points",
+    }
 
 
 def test_a_session_is_seen_while_its_block_runs(tmp_path: Path) -> None:
@@ -317,7 +322,13 @@ def test_only_session_files_are_touched(tmp_path: Path) -> None:
     (tmp_path / "locks" / "README").write_text("foreign")
     (tmp_path / "locks" / "123-0123456789abcdef").write_text("half of a ses")
     assert locks.live(GC) == []
-    assert {p.name for p in (tmp_path / "locks").iterdir()} == {"README", "gc", "index", "unlisted"}
+    assert {p.name for p in (tmp_path / "locks").iterdir()} == {
+        "README",
+        "gc",
+        "index",
+        "unlisted",
+        "points",
+    }
 
 
 def test_a_run_id_is_no_path_and_not_shared(tmp_path: Path) -> None:

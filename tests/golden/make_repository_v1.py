@@ -1,0 +1,90 @@
+"""Makes `repository-v1.tar.gz`: small repositories of format version 1, frozen for ever after.
+
+    python -m tests.golden.make_repository_v1
+
+Run once per format version, by hand; the archive is then never made again. It holds `clear` and
+`encrypted` (passphrase below), each with two points of one VM with two disks, and `expected.json`
+with the BLAKE3 of every disk. The local index is left out: it is no part of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tarfile
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blake3 import blake3
+
+from appliance.base.run_context import RunContext
+from appliance.base.secret import Secret
+from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.repository.format import BLOCK_BYTES, SEGMENT_BYTES
+from appliance.repository.manifest import Consistency
+from appliance.repository.repository import Repository, RepositoryOptions
+from tests.support.memory_reader import MemoryReader
+
+ARCHIVE = Path(__file__).with_name("repository-v1.tar.gz")
+PASSPHRASE = Secret(b"frozen in 2026")
+KINDS = {"clear": None, "encrypted": PASSPHRASE}
+
+
+def disks(generation: int) -> list[bytes]:
+    """One disk of two segments with holes and text, one that ends inside a block."""
+    source = random.Random(generation)
+    large = bytearray(SEGMENT_BYTES + 50 * BLOCK_BYTES)
+    for number in range(12):
+        text = f"generation {generation if number > 9 else 0} part {number}\n".encode()
+        start = number * 170 * BLOCK_BYTES
+        large[start : start + 8 * BLOCK_BYTES] = (text * 4096)[: 8 * BLOCK_BYTES]
+    return [bytes(large), source.randbytes(2 * BLOCK_BYTES + 77)]
+
+
+def make(folder: Path) -> dict[str, dict[str, list[str]]]:
+    expected: dict[str, dict[str, list[str]]] = {}
+    for kind, passphrase in KINDS.items():
+        path = folder / kind
+        Repository.create(path, passphrase=passphrase)
+        options = RepositoryOptions(pack_target_bytes=8 << 10, workers=1)
+        with Repository.open(path, passphrase=passphrase, options=options) as repository:
+            for generation in (1, 2):
+                data = disks(generation)
+                frozen = FrozenVm(
+                    name="web",
+                    created_at=datetime(2026, 11, 20 + generation, tzinfo=UTC),
+                    consistency=Consistency.APPLICATION,
+                    source="image",
+                    disks=[
+                        FrozenDisk(number=number, label=f"disk {number}", reader=MemoryReader(disk))
+                        for number, disk in enumerate(data)
+                    ],
+                    hardware={"cpus": 2, "firmware": "efi"},
+                )
+                manifest = back_up(repository, frozen, RunContext.quiet()).manifest
+                digests = [blake3(disk).hexdigest() for disk in data]
+                expected.setdefault(kind, {})[manifest.point_id] = digests
+    return expected
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "expected.json").write_text(json.dumps(make(folder), indent=1))
+        with tarfile.open(ARCHIVE, "w:gz") as archive:
+            archive.add(folder, arcname=".", filter=_plain)
+    print(f"{ARCHIVE}: {ARCHIVE.stat().st_size} bytes")
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Without the local index, locks and whoever made it."""
+    if set(Path(entry.name).parts) & {"lmdb", "locks", "tmp"}:
+        return None
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+if __name__ == "__main__":
+    main()
