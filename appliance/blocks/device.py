@@ -54,6 +54,17 @@ class BlockReader(Protocol):
         ...
 
 
+class CachingReader(BlockReader, Protocol):
+    """A reader with a cache that can be filled ahead of the reads."""
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Make a later read of the range cheap; what lies outside the disk is left out.
+
+        Raises: as `read_at`.
+        """
+        ...
+
+
 class BlockDevice(BlockReader, Protocol):
     """A disk that may be written. Offsets and lengths may be any number of bytes."""
 

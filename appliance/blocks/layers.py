@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from appliance.base.errors import ApplianceError
 from appliance.base.units import KIB
-from appliance.blocks.device import BlockReader
+from appliance.blocks.device import BlockReader, CachingReader
 from appliance.blocks.extents import Extent, MappedExtent
 
 PROFILE_UNIT_BYTES = 64 * KIB
@@ -124,8 +124,9 @@ class PrefetchReader(ReaderLayer):
     constructor and joined by `cancel` and `close`, at the latest after one read of 256 KiB.
     """
 
-    def __init__(self, base: BlockReader, profile: Sequence[Extent]) -> None:
+    def __init__(self, base: CachingReader, profile: Sequence[Extent]) -> None:
         super().__init__(base)
+        self._prefetch = base.prefetch
         self._cancelled = threading.Event()
         self.failure: ApplianceError | None = None
         self.fetched_bytes = 0
@@ -142,7 +143,7 @@ class PrefetchReader(ReaderLayer):
     def _fetch(self, offset: int, end: int) -> None:
         while offset < end and not self._cancelled.is_set():
             length = min(_PREFETCH_READ_BYTES, end - offset)
-            self._base.read_at(offset, length)
+            self._prefetch(offset, length)
             self.fetched_bytes += length
             offset += length
 

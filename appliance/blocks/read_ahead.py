@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from appliance.base.errors import ApplianceError
 from appliance.base.units import KIB, MIB
-from appliance.blocks.device import BlockReader
+from appliance.blocks.device import CachingReader
 from appliance.blocks.layers import ReaderLayer
 
 _NOTED_BYTES = 64 * KIB  # reads below this are not noted
@@ -36,8 +36,9 @@ class _Stream:
 
 
 class ReadAheadReader(ReaderLayer):
-    def __init__(self, base: BlockReader) -> None:
+    def __init__(self, base: CachingReader) -> None:
         super().__init__(base)
+        self._prefetch = base.prefetch
         self._streams: list[_Stream] = []  # most recently used last
         # Of a client that jumps about, the oldest steps are dropped.
         self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS_MOST)
@@ -111,4 +112,4 @@ class ReadAheadReader(ReaderLayer):
                     return
                 start, length = self._steps.popleft()
             with suppress(ApplianceError):  # the client's own read meets it again and reports it
-                self._base.read_at(start, length)
+                self._prefetch(start, length)

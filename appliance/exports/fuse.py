@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.units import KIB
-from appliance.blocks.device import BlockReader
+from appliance.blocks.device import BlockReader, CachingReader
 from appliance.blocks.read_ahead import ReadAheadReader
 
 _READ_MOST_BYTES = 128 * KIB  # libfuse2 asks for no more at once
@@ -73,7 +73,7 @@ class PointInfo(Protocol):
 class ImageSource(Protocol):
     """What is asked of a repository."""
 
-    def open_image(self, point: str, disk_number: int, /) -> BlockReader: ...
+    def open_image(self, point: str, disk_number: int, /) -> CachingReader: ...
 
 
 class FuseExport:

@@ -118,6 +118,17 @@ class ImageReader:
         _add(mapped, position, min(segment * SEGMENT_BYTES, end), ExtentKind.ZERO)
         return mapped
 
+    def prefetch(self, offset: int, length: int) -> None:
+        """Bring the range into the chunk cache; what lies outside the disk is left out.
+
+        Raises: as `read_at`.
+        """
+        end = min(offset + length, self._size_bytes)
+        for segment in range(offset // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)):
+            base = segment * SEGMENT_BYTES
+            low, high = max(offset - base, 0), min(end - base, SEGMENT_BYTES)
+            self._chunks_of(_overlapping(self._leaf(segment), low, high))
+
     def _read_inside(
         self, offset: int, length: int, get: Callable[[bytes], bytes | None]
     ) -> bytes | memoryview | None:

@@ -257,8 +257,9 @@ class Repository:
             passphrase=passphrase,
             recovery_key=recovery_key,
         )
-        if not config.encrypted and (passphrase is not None or recovery_key is not None):
-            raise CorruptError(f"{path / CONFIG_NAME}: says not encrypted, but the key is wrapped")
+        if config.encrypted is (passphrase is None and recovery_key is None):
+            # Else whoever can write the folder could turn encryption off for later backups.
+            raise CorruptError(f"{path / CONFIG_NAME} and the key slots disagree on encryption")
         keys = RepositoryKeys.derive(data_key)
         index = ChunkIndex(path / "lmdb")
         repository = cls(

@@ -30,3 +30,6 @@ class FaultyReader(ReaderLayer):
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         super().try_read_at(offset, length)  # for its range check
         return None
+
+    def prefetch(self, offset: int, length: int) -> None:
+        self.read_at(offset, length)

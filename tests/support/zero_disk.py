@@ -25,6 +25,9 @@ class ZeroDisk:
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         return self.read_at(offset, length)
 
+    def prefetch(self, offset: int, length: int) -> None:
+        self.read_at(offset, min(length, self.size_bytes - offset))
+
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
         return [MappedExtent(offset, length, ExtentKind.ZERO)] if length else []
