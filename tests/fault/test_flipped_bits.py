@@ -337,7 +337,7 @@ def test_a_repository_that_claims_not_to_be_encrypted_is_refused(
     forged = forged.model_copy(update={"checksum": forged.expected_checksum()})
     file.chmod(0o600)
     file.write_text(forged.model_dump_json())
-    with pytest.raises(CorruptError, match="wrapped"):
+    with pytest.raises(CorruptError, match="disagree"):
         open_at(tmp_path / "r", passphrase)
 
 
