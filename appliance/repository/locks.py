@@ -49,9 +49,11 @@ Rows start while columns run. A dot: both go on and neither notices.
    in with an old generation between announcement and listing.
 4. What the pins reach is never swept, but may move to another pack. A place in a pack is a hint:
    a reader that finds the pack gone looks the digest up again.
-5. rebuild-index makes a new index beside the old one and puts it in its place; readers look up in
-   the one or the other.
-6. Check starts from the manifests it listed and takes no notice of newer ones.
+5. rebuild-index fills the index anew in one transaction: readers look up in the old one or in the
+   new. One that cannot be opened at all is removed; a process that still has it open is refused
+   its next backup or collection (`ChunkIndex.check_current`).
+6. Check starts from the manifests it listed and takes no notice of newer ones. What it repairs, it
+   repairs under the lock `gc`, or leaves to the next check.
 7. Removing a manifest that is gone already is no error.
 8. Mark may count a point that is being forgotten; the next collection removes what it kept.
 9. Why a sweep loses nothing. Let T be the moment, after the last older backup has ended, at which
