@@ -27,17 +27,28 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 def write_vector(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
     """Write all buffers at the current position; return their bytes. Raises OSError."""
-    pending = [view for buffer in buffers if (view := memoryview(buffer)).nbytes]
     total = 0
-    first = 0
-    while first < len(pending):
-        done = os.writev(fd, pending[first : first + _IOV_MAX])
+    for first in range(0, len(buffers), _IOV_MAX):
+        batch = buffers[first : first + _IOV_MAX]
+        done = os.writev(fd, batch)
+        if done != sum(map(len, batch)):  # stopped short; rare, so the usual case stays cheap
+            done += _write_rest(fd, batch, done)
         total += done
-        while first < len(pending) and done >= pending[first].nbytes:
-            done -= pending[first].nbytes
-            first += 1
-        if done:  # the system stopped inside a buffer
-            pending[first] = pending[first].cast("B")[done:]
+    return total
+
+
+def _write_rest(fd: int, buffers: Sequence[bytes | memoryview], done: int) -> int:
+    """Write what follows the first `done` bytes of the buffers; return how much that was."""
+    total = 0
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        skipped = min(done, view.nbytes)
+        done -= skipped
+        view = view[skipped:]
+        while view:
+            written = os.write(fd, view)
+            view = view[written:]
+            total += written
     return total
 
 
