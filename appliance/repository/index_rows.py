@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROW_BYTES = DIGEST_BYTES + INDEX_VALUE.size
-_WORTH_AN_ARRAY = 512  # entries; below, importing and calling numpy costs more than it saves
 
 
 def sorted_rows(number: int, entries: bytes) -> list[tuple[bytes, bytes]]:
-    """Return (digest, packed INDEX_VALUE) of packed FOOTER_ENTRY structs, in digest order."""
-    if len(entries) < _WORTH_AN_ARRAY * FOOTER_ENTRY.size:
-        return sorted(
-            (digest, INDEX_VALUE.pack(number, offset, stored, raw))
-            for digest, offset, stored, raw, _kind, _flags in FOOTER_ENTRY.iter_unpack(entries)
-        )
-    return split_rows(pack_rows([(number, entries)]))
+    """Return (digest, packed INDEX_VALUE) of packed FOOTER_ENTRY structs, in digest order.
+
+    Plain Python on purpose: 2.5 ms for the entries of a full pack, where importing numpy would
+    cost a backup 60 ms (*measured*).
+    """
+    return sorted(
+        (digest, INDEX_VALUE.pack(number, offset, stored, raw))
+        for digest, offset, stored, raw, _kind, _flags in FOOTER_ENTRY.iter_unpack(entries)
+    )
 
 
 def pack_rows(packs: list[tuple[int, bytes]]) -> bytes:
