@@ -23,6 +23,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     image.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     image.add_argument("--force", action="store_true", help="overwrite FILE")
+    image.add_argument(
+        "--sync", action="store_true", help="return when FILE is on the disk, not only written"
+    )
     image.set_defaults(run=run_restore_image)
 
 
@@ -40,6 +43,7 @@ def run_restore_image(args: argparse.Namespace) -> int:
                 args.output,
                 format=ImageFormat(args.format),
                 force=args.force,
+                sync=args.sync,
                 context=context,
             )
     note_reasons(result.reasons)

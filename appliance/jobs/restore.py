@@ -45,7 +45,7 @@ _Run = tuple[int, list[bytes | memoryview]]  # first byte in the segment, buffer
 class RestoreResult:
     size_bytes: int
     written_bytes: int  # what is not written is a hole
-    seconds: float  # until everything is durable
+    seconds: float
     reasons: tuple[Reason, ...] = ()
 
 
@@ -57,9 +57,12 @@ def restore_image(
     *,
     format: ImageFormat = ImageFormat.RAW,
     force: bool = False,
+    sync: bool = False,
     context: RunContext | None = None,
 ) -> RestoreResult:
     """Write one disk to `output`, a new file or, with `force`, an old one or a block device.
+
+    `sync`: return when it is on the disk. What replaces something always is.
 
     Raises:
         PointNotFoundError, OutputExistsError, OutputTooSmallError, UsageError: nothing was done.
@@ -73,7 +76,7 @@ def restore_image(
     reader = repository.open_image(manifest, disk_number)
     try:
         reasons = _space_warning(reader.tree, disk.size_bytes, output)
-        target = open_target(output, format, disk.size_bytes, force=force)
+        target = open_target(output, format, disk.size_bytes, force=force, sync=sync)
         restore = _DiskRestore(
             repository.chunks,
             reader.tree,

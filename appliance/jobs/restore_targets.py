@@ -81,7 +81,7 @@ class RestoreTarget(Protocol):
     def zero(self, offset: int, length: int) -> None: ...
 
     def commit(self) -> None:
-        """Make everything durable, and visible under the target's name."""
+        """Make everything visible under the target's name, and durable where `open_target` says."""
         ...
 
     def abort(self) -> None:
@@ -90,9 +90,12 @@ class RestoreTarget(Protocol):
 
 
 def open_target(
-    output: Path, image_format: ImageFormat, size_bytes: int, *, force: bool
+    output: Path, image_format: ImageFormat, size_bytes: int, *, force: bool, sync: bool
 ) -> RestoreTarget:
     """Prepare to write a disk of `size_bytes` to `output`.
+
+    A new file is durable after `commit` only with `sync`, as it is with any program that copies;
+    what replaces an old file, and a block device, always is.
 
     Raises:
         OutputExistsError, OutputTooSmallError, UsageError, StorageError, ExternalProgramError.
@@ -110,10 +113,10 @@ def open_target(
     if mode is not None and not force:
         raise OutputExistsError(f"{output} exists")
     if image_format is ImageFormat.RAW:
-        return RawFileTarget(output, size_bytes, force=force)
+        return RawFileTarget(output, size_bytes, force=force, sync=sync)
     if image_format not in _CREATE_OPTIONS:
         raise UsageError(f"{image_format}: not a format to restore to")
-    return QemuTarget(output, image_format, size_bytes, force=force)
+    return QemuTarget(output, image_format, size_bytes, force=force, sync=sync)
 
 
 def _mode_of(path: Path) -> int | None:
@@ -136,22 +139,26 @@ def storage_errors(path: Path) -> Iterator[None]:
 class _PartialFile:
     """The file under its other name, and how it gets its own."""
 
-    def __init__(self, output: Path, *, force: bool) -> None:
+    def __init__(self, output: Path, *, force: bool, sync: bool) -> None:
         self._output = output
         self._force = force
+        self.sync = sync or output.exists()
         self.path = output.absolute().with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
         with storage_errors(output):
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def publish(self) -> None:
-        """Crash guarantee: the name stands for the whole disk, or for what it was before."""
+        """Crash guarantee: with `sync`, the name stands for the whole disk, or for what it was
+        before; without, a power cut soon afterwards may cost content."""
         with storage_errors(self._output):
-            os.fsync(self.fd)
+            if self.sync:
+                os.fsync(self.fd)
             if self._force:
                 self.path.replace(self._output)
             else:
                 self._link()
-            fsync_directory(self.path.parent)
+            if self.sync:
+                fsync_directory(self.path.parent)
         self.remove()
 
     def remove(self) -> None:
@@ -176,7 +183,7 @@ class _PartialFile:
 class RawFileTarget:
     holds_old_content = False
 
-    def __init__(self, output: Path, size_bytes: int, *, force: bool) -> None:
+    def __init__(self, output: Path, size_bytes: int, *, force: bool, sync: bool) -> None:
         self._output = output
         # Two threads in pwritev on one inode spin for its lock: 1.6 GiB took up to 5.5 s where one
         # thread took 0.5 to 0.9 s (ext4, Linux 6, 2 busy cores).
@@ -185,7 +192,7 @@ class RawFileTarget:
         self._syncer = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
         self._unsynced_bytes = 0
-        self._partial = _PartialFile(output, force=force)
+        self._partial = _PartialFile(output, force=force, sync=sync)
         try:
             with storage_errors(output):
                 os.ftruncate(self._partial.fd, size_bytes)
@@ -197,7 +204,7 @@ class RawFileTarget:
         with storage_errors(self._output), self._lock:
             write_at(self._partial.fd, offset, buffers)
             self._unsynced_bytes += sum(map(len, buffers))
-            if self._unsynced_bytes >= _SYNC_EVERY_BYTES:
+            if self._partial.sync and self._unsynced_bytes >= _SYNC_EVERY_BYTES:
                 self._sync_ahead()
 
     def _sync_ahead(self) -> None:
@@ -266,10 +273,10 @@ class QemuTarget:
     holds_old_content = False
 
     def __init__(
-        self, output: Path, image_format: ImageFormat, size_bytes: int, *, force: bool
+        self, output: Path, image_format: ImageFormat, size_bytes: int, *, force: bool, sync: bool
     ) -> None:
         self._output = output
-        self._partial = _PartialFile(output, force=force)
+        self._partial = _PartialFile(output, force=force, sync=sync)
         try:
             _create_image(self._partial.path, image_format, size_bytes)
             self._server: QemuNbd | None = QemuNbd(self._partial.path, image_format, writable=True)

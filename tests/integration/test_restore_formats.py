@@ -119,7 +119,7 @@ def test_what_qemu_refuses_is_an_error_with_its_words(tmp_path: Path) -> None:
     """Nothing is left behind; VHDX ends at 64 TiB."""
     needs("qemu-img", "qemu-nbd")
     with pytest.raises(ExternalProgramError, match="64"):
-        QemuTarget(tmp_path / "disk", ImageFormat.VHDX, 65 << 40, force=False)
+        QemuTarget(tmp_path / "disk", ImageFormat.VHDX, 65 << 40, force=False, sync=False)
     assert names(tmp_path) == []
 
 

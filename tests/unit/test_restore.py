@@ -113,7 +113,7 @@ def test_a_file_is_overwritten_only_by_force(stored: Stored, tmp_path: Path) -> 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     """The name is taken at the end with a link, which refuses what a rename would replace."""
-    target = open_target(tmp_path / "disk.raw", ImageFormat.RAW, 10, force=False)
+    target = open_target(tmp_path / "disk.raw", ImageFormat.RAW, 10, force=False, sync=False)
     target.write(0, [b"0123456789"])
     (tmp_path / "disk.raw").write_bytes(b"precious")
     with pytest.raises(OutputExistsError):
@@ -200,3 +200,25 @@ def test_no_thread_is_left_running(stored: Stored, tmp_path: Path) -> None:
     """Workers are joined before `restore_image` returns."""
     restore_image(stored.repository, stored.manifest, 0, tmp_path / "disk.raw")
     assert not [t for t in threading.enumerate() if t.name.startswith("restore")]
+
+
+@pytest.mark.parametrize(
+    ("sync", "exists", "synced"), [(False, False, 0), (True, False, 1), (False, True, 1)]
+)
+def test_what_replaces_something_is_durable_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool, exists: bool, synced: int
+) -> None:
+    """A new file is as durable as any copy; with `sync`, or over an old file, it is on the disk
+    before its name changes."""
+    output = tmp_path / "disk.raw"
+    if exists:
+        output.write_bytes(b"old")
+    calls: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(fd), real(fd))[1])
+    target = open_target(output, ImageFormat.RAW, 10, force=exists, sync=sync)
+    target.write(0, [b"0123456789"])
+    assert not output.exists() or output.read_bytes() == b"old"
+    target.commit()
+    assert output.read_bytes() == b"0123456789"
+    assert bool(calls) == bool(synced)
