@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from appliance.blocks.device import check_range
@@ -52,12 +51,7 @@ class RawImageReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def read_at(self, offset: int, length: int) -> bytes:

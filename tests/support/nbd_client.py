@@ -9,7 +9,6 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from nbd_server import protocol
 from nbd_server.protocol import ChunkType, Command, Option, OptionReply
@@ -49,12 +48,7 @@ class NbdClient:
     def __enter__(self) -> NbdClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.sock.close()
 
     def receive(self, count: int) -> bytes:
