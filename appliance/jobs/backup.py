@@ -27,7 +27,8 @@ from appliance.blocks.extents import Extent, normalise
 from appliance.repository.errors import CorruptError
 from appliance.repository.image_writer import ImageResult
 from appliance.repository.manifest import Consistency, DiskEntry, Manifest
-from appliance.repository.repository import Repository, WriteRun
+from appliance.repository.repository import Repository
+from appliance.repository.write_run import WriteRun
 
 FIRST_POINT = Reason(
     "full.first-point", "the VM has no recovery point yet", "none: this is expected", warning=False

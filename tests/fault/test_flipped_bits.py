@@ -30,7 +30,8 @@ from appliance.repository.index import IndexDamagedError
 from appliance.repository.mark import GcRefusedError
 from appliance.repository.pack import iter_entries, read_footer
 from appliance.repository.rebuild import rebuild_index
-from appliance.repository.repository import Repository, RepositoryConfig
+from appliance.repository.repository import Repository
+from appliance.repository.setup import RepositoryConfig
 from appliance.repository.verify import DamageKind, check
 from tests.support.check_repository import check_repository, restored
 from tests.support.small_backups import SMALL_PACKS, back_up_bytes, overwrite, random_disk

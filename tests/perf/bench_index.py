@@ -26,7 +26,8 @@ from appliance.repository.gc import live_bytes
 from appliance.repository.image_tree import LeafEntry, encode_inner, encode_leaf
 from appliance.repository.mark import Mark, Root, check_complete
 from appliance.repository.pack import SealedPack
-from appliance.repository.repository import Repository, WriteRun
+from appliance.repository.repository import Repository
+from appliance.repository.write_run import WriteRun
 from tests.perf.context import Bench
 from tests.perf.table import Row, Samples
 
