@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.repository.format import INDEX_SEGMENTS
+from appliance.repository.boot_profile import profile_name
+from appliance.repository.format import BOOT_PROFILES, INDEX_SEGMENTS
 from appliance.repository.index_rows import prefixes_of
 from appliance.repository.mark import Mark
 from appliance.repository.quarantine import StandingNote
@@ -31,7 +32,8 @@ def tidy(repository: Repository, mark: Mark) -> int:
     """Remove what nobody needs to know any more; return the bytes of unfinished blobs removed.
 
     That is: notes whose damaged pack is gone and whose chunks were healed or are needed by nobody;
-    names of index segments that are gone; blobs that killed writers had begun.
+    names of index segments that are gone; boot profiles of forgotten points; blobs that killed
+    writers had begun.
     """
     packs = {pack.pack_id for pack in repository.index.packs()}
     for standing in repository.quarantine.standing():
@@ -41,6 +43,11 @@ def tidy(repository: Repository, mark: Mark) -> int:
     known = repository.index.segments()  # first: a name is taken in after its blob is there
     known.difference_update(blob.name for blob in repository.store.list(INDEX_SEGMENTS))
     repository.index.forget_segments(known)
+    profiles = [blob.name for blob in repository.store.list(BOOT_PROFILES)]  # before the points
+    wanted = {profile_name(point_id) for point_id in repository.points.ids()}
+    for name in profiles:
+        if name not in wanted:
+            repository.store.delete(name)
     return repository.store.discard_unfinished(older_than_s=0)
 
 

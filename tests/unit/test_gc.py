@@ -11,10 +11,11 @@ import pytest
 from appliance.base.ids import RecoveryPointId
 from appliance.base.run_context import RunContext
 from appliance.blocks.device import BlockReader
-from appliance.blocks.extents import MappedExtent
+from appliance.blocks.extents import Extent, MappedExtent
 from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.repository.boot_profile import load_profile, profile_name, save_profile
 from appliance.repository.errors import PointNotFoundError
-from appliance.repository.format import INDEX_SEGMENTS, PACKS
+from appliance.repository.format import BOOT_PROFILES, INDEX_SEGMENTS, PACKS, point_name
 from appliance.repository.gc import GcOptions, GcOutcome, collect_garbage, plan_gc
 from appliance.repository.locks import LockedError, SessionKind
 from appliance.repository.manifest import Consistency, Manifest
@@ -421,3 +422,16 @@ def test_a_higher_limit_rewrites_more(repository: Repository) -> None:
         plan_gc(repository, GcOptions(rewrite_below=share)).freed_bytes for share in (0.0, 1.0)
     )
     assert low < high
+
+
+def test_a_boot_profile_goes_with_its_point(repository: Repository) -> None:
+    """Also when forgetting was cut off in between; the profile of a standing point stays."""
+    first = back_up_bytes(repository, OLD)
+    second = back_up_bytes(repository, changed(OLD, 2))
+    for manifest in (first, second):
+        save_profile(repository, manifest, {0: [Extent(0, 4096)]})
+    repository.store.delete(point_name(first.point_id))  # as far as a killed forget got
+    collect_garbage(repository)
+    left = [blob.name for blob in repository.store.list(BOOT_PROFILES)]
+    assert left == [profile_name(second.point_id)]
+    assert load_profile(repository, second) == {0: [Extent(0, 4096)]}
