@@ -29,10 +29,9 @@ _PAGES = sorted(
     str(path.relative_to(_ROOT))
     for path in (*_ROOT.glob("*.md"), *_ROOT.glob("docs/*.md"), *_ROOT.glob("changelog.d/*.md"))
 )
-_FOREIGN_OPTIONS = {"--strict", "--seed", "--section", "--quick", "--rounds"}  # mypy, make bench
+# Of mypy, make bench and borg.
+_FOREIGN_OPTIONS = {"--strict", "--seed", "--section", "--quick", "--rounds", "--sparse"}
 _DISK_BYTES = 24 << 20
-# Documented ahead of the branch that brings them; a test fails as soon as one is there.
-_LANDING: dict[str, set[str]] = {}
 
 
 class Command(NamedTuple):
@@ -58,10 +57,6 @@ def _commands(page: str) -> Iterator[Command]:
             else:
                 found[-1].output.append(inner)
         yield from found
-
-
-def _is_landing(command: Command) -> bool:
-    return " ".join(command.text.split()[1:3]) in _LANDING
 
 
 _PAGES_WITH_COMMANDS = [page for page in _PAGES if any(_commands(page))]
@@ -91,7 +86,7 @@ def test_every_command_of_a_page_succeeds_in_order(page: str, tmp_path: Path) ->
         "PYTHONPATH": str(_ROOT),  # this checkout, whatever the environment has installed
     }
     for command in _commands(page):
-        if not command.run or _is_landing(command):
+        if not command.run:
             continue
         setting = re.fullmatch(r"export (\w+)=(\S+)", command.text)
         if setting:
@@ -120,7 +115,7 @@ def test_every_holdfast_command_of_a_page_is_one_the_parser_takes(page: str) -> 
     parser = build_parser()
     for command in _commands(page):
         words = shlex.split(command.text, comments=True)
-        if words[0] == "holdfast" and not _is_landing(command):
+        if words[0] == "holdfast":
             try:
                 parser.parse_args(words[1:])
             except SystemExit:
@@ -151,18 +146,13 @@ def test_the_command_table_of_the_readme_lists_all_commands_and_no_others() -> N
     text = (_ROOT / "README.md").read_text()
     section = text.partition("## Commands\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([a-z -]+)` \|", section, re.MULTILINE)
-    assert sorted(listed) == sorted([*_leaves(build_parser()), *_LANDING])
-
-
-def test_what_has_landed_is_no_longer_excused() -> None:
-    """Take a command out of _LANDING when the program has it: from then on it is run here."""
-    assert _LANDING.keys() & set(_leaves(build_parser())) == set()
+    assert sorted(listed) == sorted(_leaves(build_parser()))
 
 
 @pytest.mark.parametrize("page", _PAGES)
 def test_every_option_named_on_a_page_exists(page: str) -> None:
     """No page sends a reader to an option that the program does not have."""
-    options = (_options(build_parser()) | _FOREIGN_OPTIONS).union(*_LANDING.values())
+    options = _options(build_parser()) | _FOREIGN_OPTIONS
     text = re.sub(r"<!--.*?-->", "", (_ROOT / page).read_text(), flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]\b(?!-?…)", text))
     assert named <= options, named - options
