@@ -133,6 +133,7 @@ def _overlay(
     """Make the overlay of a disk, or go on with the one that is there."""
     from appliance.blocks.overlay import Overlay
     from appliance.blocks.overlay_errors import OverlayMissingError
+    from appliance.blocks.write_through import WriteThroughDevice
 
     root = args.overlay or home_path(args) / "overlays" / manifest.point_id
     root.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def _overlay(
     except OverlayMissingError:
         overlay = Overlay.create(folder, image, identity)
     stack.callback(overlay.discard if args.discard else overlay.close)
-    return overlay
+    return WriteThroughDevice(overlay)
 
 
 def run_fuse(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
 from appliance.blocks.read_ahead import ReadAheadReader
+from appliance.blocks.write_through import WriteThroughDevice
 from tests.contract.block_device import BlockDeviceSuite
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.memory_device import MemoryDevice
@@ -75,6 +76,14 @@ class TestOverlayUntouched(BlockDeviceSuite):
     @pytest.fixture
     def make(self, tmp_path: Path) -> MakeReader:
         return lambda content: Overlay.create(tmp_path / "session", MemoryDevice(content), {})
+
+
+class TestWriteThrough(BlockDeviceSuite):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeReader:
+        return lambda content: WriteThroughDevice(
+            Overlay.create(tmp_path / "session", MemoryDevice(content), {})
+        )
 
 
 class TestOverlayOverRawFile(BlockDeviceSuite):
