@@ -26,7 +26,6 @@ from appliance.repository.format import (
     DIGEST_BYTES,
     FOOTER_ENTRY,
     PACK_TARGET_BYTES,
-    RECORD_LIMIT_BYTES,
     PackKind,
     RecordKind,
     pack_name,
@@ -60,7 +59,7 @@ class ChunkStore:
                 record = self._store.get_range(
                     pack_name(place.pack_id),
                     place.offset,
-                    min(place.stored_bytes, RECORD_LIMIT_BYTES),
+                    place.read_bytes,
                 )
             except BlobNotFoundError as error:
                 if last_try:
@@ -77,9 +76,7 @@ class ChunkStore:
         place = self._index.find(digest)
         if place is None:
             return None
-        record = self._store.try_get_range(
-            pack_name(place.pack_id), place.offset, min(place.stored_bytes, RECORD_LIMIT_BYTES)
-        )
+        record = self._store.try_get_range(pack_name(place.pack_id), place.offset, place.read_bytes)
         return None if record is None else self._codec.decode(record, digest)
 
     def load_many(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
@@ -94,7 +91,7 @@ class ChunkStore:
         loaded: dict[bytes, bytes] = {}
         for group in _groups(places):
             first, last = group[0][1], group[-1][1]
-            length = last.offset + last.stored_bytes - first.offset
+            length = last.offset + last.read_bytes - first.offset
             try:
                 blob = self._store.get_range(pack_name(first.pack_id), first.offset, length)
             except BlobNotFoundError:

@@ -31,11 +31,11 @@ import lmdb
 from appliance.base.clock import SystemClock
 from appliance.base.errors import StorageFullError
 from appliance.repository.errors import RepositoryError
-from appliance.repository.format import INDEX_VALUE, PackKind
+from appliance.repository.format import INDEX_VALUE, RECORD_LIMIT_BYTES, PackKind
 from appliance.repository.index_rows import pack_rows, sorted_rows, split_rows
 from appliance.repository.pack import SealedPack
 
-_MAP_BYTES = 1 << 40  # address space, not memory or disk: 86 bytes per entry, *measured*
+_MAP_BYTES = 1 << 40  # address space, not memory or disk: 102 bytes per entry, *measured*
 _MAX_READERS = 1024
 _ROWS_AT_ONCE = 1 << 16
 _REFILL_ENTRIES = 1 << 20
@@ -55,6 +55,11 @@ class Place:
     offset: int
     stored_bytes: int
     raw_bytes: int
+
+    @property
+    def read_bytes(self) -> int:
+        """How much to read for it: no more than a record can be, whatever the index claims."""
+        return min(self.stored_bytes, RECORD_LIMIT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def ranges(size_bytes: int, count: int, seed: int) -> Iterator[tuple[int, int]]:
 class BlockReaderSuite:
     @pytest.fixture
     def make(self) -> MakeReader:
-        raise NotImplementedError
+        raise NotImplementedError  # each implementation overrides this fixture
 
     @pytest.fixture
     def content(self) -> bytes:

@@ -276,7 +276,7 @@ def test_no_session_appears_on_a_full_storage(
         def write(fd: int, data: bytes) -> int:
             nonlocal calls
             calls += 1
-            if calls - 1 == failing:  # noqa: B023
+            if calls - 1 == failing:  # noqa: B023  (called within this round)
                 raise OSError(errno.ENOSPC, "full")
             return real(fd, data)
 
@@ -428,7 +428,7 @@ def test_flushes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.M
         for number in range(8):
             overlay.write_at(512 * number, b"later")  # would hang here if writers were blocked
         later = [pool.submit(overlay.flush) for _ in range(8)]
-        waiters = overlay._group_commit._turn._waiters  # type: ignore[attr-defined]
+        waiters = overlay._group_commit._turn._waiters  # type: ignore[attr-defined]  # of Condition
         while len(waiters) < 8:
             assert not any(flush.done() for flush in later), "covered by an fsync begun before"
         slow.release.set()
