@@ -5,9 +5,9 @@ snapshot as a `DiskReader`; `choice` picks the best one that works. `DiskWriter`
 Structurally a `DiskReader` is the product's block reader, with errors and extents of this library.
 One conformance suite (`tests/contract/transport.py`) runs on every implementation.
 
-Thread model: every method of a reader may be called from several threads at once and blocks on the
-network, except `try_read_at`. A transport is stateless towards its callers: `refusal` and `open` may
-be called for several disks at once.
+Thread model: every method of a reader may be called from several threads at once and blocks on
+the network, except `try_read_at`. `refusal` and `open` of a transport may be called for several
+disks at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Protocol
 from vmware.errors import VsphereError
 
 if TYPE_CHECKING:
-    from vmware.inventory import DiskInfo, VmInfo
+    from vmware.inventory import (  # type: ignore[import-not-found,unused-ignore]
+        DiskInfo,
+        VmInfo,
+    )
     from vmware.session import Session
 
 
@@ -31,7 +34,7 @@ class OutOfDiskError(VsphereError):
 
 
 class BehindWindowError(VsphereError):
-    """A sequential transport was asked for a place that its stream has passed; read the disk anew."""
+    """A sequential transport was asked for a place that its stream has passed; begin anew."""
 
     code = "vsphere.transport.behind-window"
     retryable = True
