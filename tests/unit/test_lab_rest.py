@@ -10,7 +10,7 @@ import pytest
 
 from lab.data_plane.rest import RestApi, RestForm, RestReply, RestRequest
 from lab.data_plane.rest_tagging import Tagging
-from lab.data_plane.tags import Tags, TaggedObject
+from lab.data_plane.tags import TaggedObject, Tags
 
 FORMS = list(RestForm)
 
