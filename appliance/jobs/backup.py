@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from importlib.metadata import version
 from typing import Any
 
 from appliance.base.ids import RunId, point_id_of_run
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.base.units import format_size
+from appliance.base.version import __version__
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, normalise
 from appliance.repository.errors import CorruptError
@@ -132,7 +132,7 @@ def back_up(
             disks=tuple(
                 _entry(disk, outcome) for disk, outcome in zip(vm.disks, outcomes, strict=True)
             ),
-            written_by=f"holdfast {version('holdfast')}",
+            written_by=f"holdfast {__version__}",
         )
         run.commit(manifest)
     return BackupOutcome(manifest=manifest, disks=outcomes)
