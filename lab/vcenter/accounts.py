@@ -13,7 +13,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyVmomi import vim
@@ -86,6 +86,12 @@ class Accounts:
             self.roles[role_id] = Role(
                 role_id=role_id, name=name, privileges=frozenset(privileges) | SYSTEM_PRIVILEGES
             )
+            self._granted.clear()
+
+    def narrow_role(self, role_id: int, privileges: Iterable[str]) -> None:
+        """Give a role exactly these, even without the System privileges."""
+        with self._lock:
+            self.roles[role_id] = replace(self.roles[role_id], privileges=frozenset(privileges))
             self._granted.clear()
 
     def remove_role(self, role_id: int) -> None:

@@ -10,11 +10,12 @@ import re
 from functools import cache
 from xml.sax.saxutils import escape
 
-from pyVmomi.VmomiSupport import GetServiceVersions, IsChildVersion, versionIdMap, versionMap
+from pyVmomi.Version import IsChildVersion
+from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap, versionMap
 
 API_VERSION = "8.0.3.0"
 NEWEST: str = versionMap[f"vim25/{API_VERSION}"]
-_LEGACY: str = versionMap["vim25"]
+_LEGACY: str = versionMap["vim25/2.5"]  # a client that names no version
 _PUBLIC = re.compile(r"[0-9]+(\.[0-9]+){1,3}")
 
 

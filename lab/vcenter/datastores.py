@@ -131,14 +131,14 @@ class Datastore(ManagedEntity):
         }
         if self.kind != "VMFS":
             remote_host, remote_path = self.remote or ("", "")
-            volume = vim.host.NasVolume(
+            nas = vim.host.NasVolume(
                 name=self.name,
                 type=self.kind,
                 capacity=capacity,
                 remoteHost=remote_host,
                 remotePath=remote_path,
             )
-            return vim.host.NasDatastoreInfo(nas=volume, **common)
+            return vim.host.NasDatastoreInfo(nas=nas, **common)
         volume = vim.host.VmfsVolume(
             name=self.name,
             type="VMFS",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyVmomi import vmodl
+from pyVmomi.Version import IsChildVersion
 from pyVmomi.VmomiSupport import (
     XMLNS_VMODL_BASE,
     GetWsdlMethod,
-    IsChildVersion,
     ManagedObject,
     Object,
 )

@@ -248,9 +248,8 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _flush_with(self, body: bytes) -> None:
         """Send the headers and the body in one write: a second one would wait for an ACK."""
-        self._headers_buffer.append(b"\r\n")
-        head = b"".join(self._headers_buffer)
-        self._headers_buffer = []
+        buffered: list[bytes] = vars(self).pop("_headers_buffer")
+        head = b"".join(buffered) + b"\r\n"
         self.wfile.write(head + body if len(body) < 1 << 20 else head)
         if len(body) >= 1 << 20:
             self.wfile.write(body)

@@ -248,7 +248,7 @@ class ManagedEntity(LabObject):
     def reload(self, _call: Call) -> None:
         self.touch()
 
-    @method("SetCustomValue", privilege=None)
+    @method("setCustomValue", privilege=None)
     def set_custom_value(self, call: Call, key: str, value: str) -> None:
         call.require("Global.SetCustomField", self)
         self.vcenter.custom_fields.set_by_name(self, key, value)

@@ -19,6 +19,7 @@ from pyVmomi.VmomiSupport import (
     XMLNS_VMODL_BASE,
     DataObject,
     Enum,
+    GetVmodlType,
     GetWsdlMethod,
     GetWsdlType,
     ManagedMethod,
@@ -33,6 +34,7 @@ from lab.vcenter.soap_request import Element
 
 MethodFault: Any = vmodl.MethodFault
 LocalizedMethodFault: Any = vmodl.LocalizedMethodFault
+REFERENCES: Any = GetVmodlType("vmodl.ManagedObject[]")
 _BITS = {byte: 8, short: 16, int: 32, long: 64}
 
 
@@ -109,7 +111,7 @@ def _dynamic_type(element: Element, declared: Any) -> Any:
     if name == "ManagedObjectReference":
         return declared if issubclass(declared, ManagedObject) else ManagedObject
     if name == "ArrayOfManagedObjectReference":
-        return ManagedObject.Array
+        return REFERENCES
     try:
         dynamic = GetWsdlType(namespace, name)
     except KeyError:
@@ -168,7 +170,7 @@ def _data_object(element: Element, wanted: Any) -> Any:
         )
         decoded = _field(given.pop(info.name, []), info, missing)
         if decoded is not None:
-            setattr(value, info.name, decoded)
+            vars(value)[info.name] = decoded  # checked already; an empty array may be required
     if given:
         raise invalid(f"Unexpected element tag {next(iter(given))!r} in {wanted._wsdlName}")
     return value

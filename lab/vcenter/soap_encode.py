@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 
 from pyVmomi import vmodl
 from pyVmomi.Iso8601 import ISO8601Format
+from pyVmomi.Version import IsChildVersion
 from pyVmomi.VmomiSupport import (
     F_LINK,
     XMLNS_XSD,
@@ -27,7 +28,6 @@ from pyVmomi.VmomiSupport import (
     GetCompatibleType,
     GetQualifiedWsdlName,
     GetWsdlName,
-    IsChildVersion,
     ManagedMethod,
     ManagedObject,
     binary,
@@ -35,6 +35,7 @@ from pyVmomi.VmomiSupport import (
 
 MethodFault: Any = vmodl.MethodFault
 ANY: Any = object
+LINKABLE: Any = DataObject  # the table says which have a key
 Write = Callable[[str], None]
 _CONTROL = {code: "?" for code in range(32) if code not in (9, 10, 13)}
 
@@ -144,7 +145,7 @@ class Encoder:
                 continue
             if isinstance(field, str) and not is_link and declared is not ANY:
                 write(f"<{name}>{text_of(field)}</{name}>")
-            elif is_link and isinstance(field, DataObject):
+            elif is_link and isinstance(field, LINKABLE):
                 self.value(write, name, field.key, str)
             else:
                 self.value(write, name, field, declared)
@@ -173,7 +174,7 @@ def _reference_type(value: Any) -> str:
 def _primitive_name(value: Any, declared: Any) -> str:
     if isinstance(value, (type, ManagedMethod)):
         return "xsd:string"
-    kind = declared if declared is not ANY and not isinstance(declared, str) else type(value)
+    kind: Any = declared if declared is not ANY else type(value)
     if isinstance(value, str) and not issubclass(kind, (Enum, str)):
         kind = type(value)
     if issubclass(kind, str) and not issubclass(kind, Enum):
@@ -181,6 +182,9 @@ def _primitive_name(value: Any, declared: Any) -> str:
     if issubclass(kind, (DataObject, ManagedObject, list)):
         kind = type(value)
     return _type_name(kind)
+
+
+BINARY: Any = binary
 
 
 def _plain(value: Any) -> str:
@@ -192,7 +196,7 @@ def _plain(value: Any) -> str:
         return str(value)
     if isinstance(value, datetime):
         return str(ISO8601Format(value))
-    if isinstance(value, binary):
+    if isinstance(value, BINARY):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, ManagedObject):
         return text_of(value._moId)

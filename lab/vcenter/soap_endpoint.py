@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vmodl
 
@@ -94,7 +94,7 @@ def _result(encode: Encoder, method_name: str, answer: Answer) -> HttpReply:
     return HttpReply(headers=[_XML], body="".join(parts).encode())
 
 
-def _fault(encode: Encoder, fault: vmodl.MethodFault) -> HttpReply:
+def _fault(encode: Encoder, fault: Any) -> HttpReply:
     message = text_of(fault.msg or "")
     parts = [
         _HEAD,

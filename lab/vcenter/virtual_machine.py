@@ -50,12 +50,15 @@ class VirtualMachine(ManagedEntity):
 
     def use(self, datastores: list[Datastore], networks: list[Network]) -> None:
         """Say which datastores and networks the machine has files and cards on."""
-        for place in [*self.datastores, *self.networks]:
+        for place in self._places():
             place.release(self)
         self.datastores, self.networks = list(datastores), list(networks)
-        for place in [*self.datastores, *self.networks]:
+        for place in self._places():
             place.take(self)
         self.touch()
+
+    def _places(self) -> list[Datastore | Network]:
+        return [*self.datastores, *self.networks]
 
     def remove(self) -> None:
         """Take the machine out of the inventory; its files stay."""
