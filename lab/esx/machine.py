@@ -169,12 +169,12 @@ class Machine:
                     adapter["serial"] = f"holdfast{controller.bus_number}"
                 arguments += ["-device", json.dumps(adapter)]
         for place, disk in enumerate(self.config.disks):
-            controller = self.config.controller(disk.controller_key)
-            assert controller is not None
+            held_by = self.config.controller(disk.controller_key)
+            assert held_by is not None
             open_disk = self.disks[disk.key]
             for node in open_disk.start_nodes():
                 arguments += ["-blockdev", json.dumps(node)]
-            device = _device(disk, controller, open_disk.top) | {"bootindex": place}
+            device = _device(disk, held_by, open_disk.top) | {"bootindex": place}
             arguments += ["-device", json.dumps(device)]
         return arguments
 
