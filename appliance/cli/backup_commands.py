@@ -81,8 +81,9 @@ def read_changed(path: Path) -> list[Extent]:
 
 
 def run_backup_image(args: argparse.Namespace) -> int:
-    from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
-    from appliance.repository.manifest import Consistency
+    from appliance.base.consistency import Consistency
+    from appliance.jobs.backup import back_up
+    from appliance.sources.frozen import FrozenDisk, FrozenVm
     from appliance.sources.image import open_disk_image
     from appliance.sources.image_format import ImageFormat
 

@@ -12,23 +12,21 @@ why not a better one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
-from typing import Any
 
 from appliance.base.ids import RunId, point_id_of_run
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.base.units import format_size
-from appliance.blocks.device import BlockReader
+from appliance.base.version import __version__
 from appliance.blocks.extents import Extent, normalise
 from appliance.repository.errors import CorruptError
 from appliance.repository.image_writer import ImageResult
-from appliance.repository.manifest import Consistency, DiskEntry, Manifest
+from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
 from appliance.repository.write_run import WriteRun
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 
 FIRST_POINT = Reason(
     "full.first-point", "the VM has no recovery point yet", "none: this is expected", warning=False
@@ -43,30 +41,6 @@ NO_CHANGE_LIST = Reason(
     "give --changed where the source knows its changed extents",
     warning=False,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrozenDisk:
-    """A disk that does not change while it is read."""
-
-    number: int
-    label: str
-    reader: BlockReader
-    changed: Sequence[Extent] | None = None  # since the parent; None: not known
-    change_id: str | None = None
-    reasons: tuple[Reason, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrozenVm:
-    """What a source has frozen for one run."""
-
-    name: str
-    created_at: datetime
-    consistency: Consistency
-    source: str
-    disks: Sequence[FrozenDisk]
-    hardware: dict[str, Any] = field(default_factory=dict)
 
 
 class ReadMode(StrEnum):
@@ -132,7 +106,7 @@ def back_up(
             disks=tuple(
                 _entry(disk, outcome) for disk, outcome in zip(vm.disks, outcomes, strict=True)
             ),
-            written_by=f"holdfast {version('holdfast')}",
+            written_by=f"holdfast {__version__}",
         )
         run.commit(manifest)
     return BackupOutcome(manifest=manifest, disks=outcomes)

@@ -8,28 +8,19 @@ have accepted is trusted inside.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from appliance.base.consistency import Consistency
 from appliance.base.ids import RecoveryPointId, RunId
 from appliance.base.units import TIB
 from appliance.repository.format import DIGEST_BYTES
 
 MANIFEST_VERSION = 1
 _DIGEST_HEX = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
-_ID = Annotated[str, StringConstraints(pattern=r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")]
+_ID = Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{12}$")]
 VmName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-
-
-class Consistency(StrEnum):
-    """What was true when the disks were frozen, not what was asked for."""
-
-    CRASH = "crash"
-    FILE_SYSTEM = "file-system"
-    APPLICATION = "application"
-    OFFLINE = "offline"
 
 
 class _Strict(BaseModel):

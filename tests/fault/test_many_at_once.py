@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
-from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.jobs.backup import back_up
 from appliance.repository.errors import PointNotFoundError
 from appliance.repository.gc import GcOptions, collect_garbage
-from appliance.repository.manifest import Consistency
 from appliance.repository.repository import Repository, RepositoryOptions
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 from tests.support.check_repository import check_repository, restored
 from tests.support.memory_reader import MemoryReader
 from tests.support.small_backups import overwrite, random_disk

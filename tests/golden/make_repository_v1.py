@@ -18,12 +18,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
-from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.jobs.backup import back_up
 from appliance.repository.format import BLOCK_BYTES, SEGMENT_BYTES
-from appliance.repository.manifest import Consistency
 from appliance.repository.repository import Repository, RepositoryOptions
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 from tests.support.memory_reader import MemoryReader
 
 ARCHIVE = Path(__file__).with_name("repository-v1.tar.gz")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.blocks.device import BlockReader
-from appliance.repository.manifest import Consistency, DiskEntry, Manifest
+from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
 
 

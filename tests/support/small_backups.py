@@ -6,12 +6,14 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.blocks.extents import Extent
-from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.jobs.backup import back_up
 from appliance.repository.format import BLOCK_BYTES
-from appliance.repository.manifest import Consistency, Manifest
+from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository, RepositoryOptions
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 from tests.support.memory_reader import MemoryReader
 
 SMALL_PACKS = RepositoryOptions(pack_target_bytes=128 << 10, workers=1)

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
 from appliance.base.units import MIB, parse_size
-from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
-from appliance.repository.manifest import Consistency
+from appliance.jobs.backup import back_up
 from appliance.repository.repository import Repository
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 from tests.support.memory_reader import MemoryReader
 
 _ROOT = Path(__file__).parents[2]

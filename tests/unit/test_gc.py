@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from appliance.base.consistency import Consistency
 from appliance.base.ids import RecoveryPointId
 from appliance.base.run_context import RunContext
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, MappedExtent
-from appliance.jobs.backup import FrozenDisk, FrozenVm, back_up
+from appliance.jobs.backup import back_up
 from appliance.repository.boot_profile import load_profile, profile_name, save_profile
 from appliance.repository.errors import PointNotFoundError
 from appliance.repository.format import BOOT_PROFILES, INDEX_SEGMENTS, PACKS, point_name
 from appliance.repository.gc import GcOptions, GcOutcome, collect_garbage, plan_gc
 from appliance.repository.locks import LockedError, SessionKind
-from appliance.repository.manifest import Consistency, Manifest
+from appliance.repository.manifest import Manifest
 from appliance.repository.mark import GcRefusedError, roots_of_now
 from appliance.repository.repository import Repository
+from appliance.sources.frozen import FrozenDisk, FrozenVm
 from tests.support.check_repository import check_repository, packed_bytes, restored
 from tests.support.memory_reader import MemoryReader
 from tests.support.small_backups import SMALL_PACKS, back_up_bytes, overwrite, random_disk
