@@ -113,12 +113,9 @@ def test_a_chain_shows_the_newest_cluster_of_each_place(
     ]
 
     def write(name: str, command: str, backing: str) -> None:
-        subprocess.run(
-            ["qemu-io", "-c", command, "--image-opts", f"driver=qcow2,file.filename={name},{backing}"],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        options = f"driver=qcow2,file.filename={name},{backing}"
+        arguments = ["qemu-io", "-c", command, "--image-opts", options]
+        subprocess.run(arguments, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
     low = "backing.driver=raw,backing.file.filename=vm-flat.vmdk"
     write("vm-000001-delta.vmdk", "write -P 2 100k 4k", low)
