@@ -83,20 +83,13 @@ class _EndConnection(Exception):
 
 
 class TlsFileServer:
-    def __init__(
-        self,
-        directory: Path,
-        files: Mapping[str, Any],
-        *,
-        handler: Callable[..., Any] | None = None,
-    ) -> None:
-        """`files` by path (without query). `handler(request)` may return bytes for a POST or PUT."""
+    def __init__(self, directory: Path, files: Mapping[str, Any]) -> None:
+        """`files`: bytes-like, by path without query."""
         certificate, key = make_self_signed(directory)
         self.files = dict(files)
         self.requests: list[Request] = []
         self.allow: Callable[[Request], bool] = lambda _request: True
         self.uploads: dict[str, bytes] = {}
-        self._handler = handler
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -39,6 +39,7 @@ from vmware.vmdk_descriptor import MAX_DESCRIPTOR_BYTES, parse_descriptor
 
 log = logging.getLogger(__name__)
 
+_FLAT_BACKING = "VirtualDiskFlatVer2BackingInfo"
 _FLAT_KINDS = ("VMFS", "FLAT")
 _READABLE_DATASTORES = ("VMFS", "NFS", "NFS41")
 _SECTOR_BYTES = 512
@@ -108,11 +109,17 @@ class DatastoreHttpsTransport:
 
     def refusal(self, request: DiskRequest) -> Refusal | None:
         disk = request.disk
-        if disk.backing_type != "FlatVer2":
+        if disk.backing_type != _FLAT_BACKING:
             return Refusal(
                 code="transport.not-flat",
-                text=f"{disk.label} is a {disk.backing_type} disk, not a flat file",
+                text=f"{disk.label} is no flat file ({disk.backing_type or 'unknown backing'})",
                 next_step="use another transport for this disk",
+            )
+        if disk.key_id:
+            return Refusal(
+                code="transport.encrypted-disk",
+                text=f"{disk.label} is encrypted, and its file holds only ciphertext",
+                next_step="use hot-add with an appliance that is encrypted too",
             )
         if len(disk.chain) > 1:
             return Refusal(

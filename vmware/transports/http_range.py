@@ -83,7 +83,9 @@ def get_range(
         )
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
         raise ProtocolError("the server compressed a range")
-    if response.length is not None and response.length != len(buffer):
+    if response.length is not None and response.length < len(buffer):
+        raise TransportError(f"a body of {response.length} bytes for a range of {len(buffer)}")
+    if response.length is not None and response.length > len(buffer):
         raise ProtocolError(f"a body of {response.length} bytes for a range of {len(buffer)}")
     _read_body(response, offset, buffer, on_progress)
 
