@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 
 from appliance.base.ids import RunId, point_id_of_run
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.base.units import format_size
+from appliance.base.version import __version__
 from appliance.blocks.extents import Extent, normalise
 from appliance.repository.errors import CorruptError
 from appliance.repository.image_writer import ImageResult
@@ -106,7 +106,7 @@ def back_up(
             disks=tuple(
                 _entry(disk, outcome) for disk, outcome in zip(vm.disks, outcomes, strict=True)
             ),
-            written_by=f"holdfast {version('holdfast')}",
+            written_by=f"holdfast {__version__}",
         )
         run.commit(manifest)
     return BackupOutcome(manifest=manifest, disks=outcomes)
