@@ -4,9 +4,9 @@ Invariant: the flag is never set while the VM has a snapshot. Tracking that star
 misses changes without any error (KB 320557). Between the look and the reconfigure somebody else may
 take one, so the reconfigure carries the configuration version that was looked at.
 
-A running VM starts tracking at its next stun, so a snapshot is made and removed for that; it carries
-our marker with its own purpose. Changes before that moment are unknown to tracking: the next backup
-reads everything anyway, having no base.
+A running VM starts tracking at its next stun, so a snapshot is made and removed for that; it
+carries our marker with its own purpose. Changes before that moment are unknown to tracking: the
+next backup reads everything anyway, having no base.
 
 Source: vSphere API reference, VirtualMachineConfigSpec.changeTrackingEnabled; KB 320557.
 """
@@ -24,7 +24,7 @@ from vmware.errors import VsphereError
 from vmware.findings import Finding, Weight
 from vmware.marker import Marker, Purpose
 from vmware.patience import Patience
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.quiesce import Ladder, Rung
 from vmware.session import Session
 from vmware.snapshot_tree import flatten
@@ -34,7 +34,7 @@ from vmware.tasks import wait_for_task
 DEADLINE_S = 900.0
 
 _LOWEST_HARDWARE = 7
-_PREFIXES: tuple[tuple[type, str], ...] = (
+_PREFIXES: tuple[tuple[Any, str], ...] = (
     (vim.vm.device.VirtualSCSIController, "scsi"),
     (vim.vm.device.VirtualSATAController, "sata"),
     (vim.vm.device.VirtualNVMEController, "nvme"),
@@ -132,7 +132,7 @@ class _Switch:
             "runtime.powerState",
             "snapshot",
         )
-        return read_properties(self._session, self._vm, paths)
+        return fetch_one(self._session, f"look at {self._moref}", self._vm, paths).values
 
     def turn_on(self, config: Mapping[str, Any]) -> TrackingOutcome:
         self.set_flag(config, wanted=True)
@@ -221,22 +221,22 @@ def _untracked_disks(config: Mapping[str, Any]) -> tuple[Finding, ...]:
         str(option.key).lower(): str(option.value).strip().lower()
         for option in config.get("config.extraConfig") or []
     }
-    devices = config.get("config.hardware.device") or []
+    devices: list[Any] = config.get("config.hardware.device") or []
     prefixes = {
         device.key: f"{prefix}{device.busNumber}"
         for device in devices
         for kind, prefix in _PREFIXES
         if isinstance(device, kind)
     }
+    disks: list[Any] = [d for d in devices if isinstance(d, vim.vm.device.VirtualDisk)]
     return tuple(
         Finding(
             "cbt.disk-switched-off",
-            f"tracking is switched off for {device.deviceInfo.label}",
+            f"tracking is switched off for {disk.deviceInfo.label}",
             f"remove {where}.ctkEnabled from the VM's advanced settings, or set it to TRUE",
         )
-        for device in devices
-        if isinstance(device, vim.vm.device.VirtualDisk)
-        for where in [f"{prefixes.get(device.controllerKey)}:{device.unitNumber}"]
+        for disk in disks
+        for where in (f"{prefixes.get(disk.controllerKey)}:{disk.unitNumber}",)
         if options.get(f"{where}.ctkenabled", "true") in ("false", "0")
     )
 

@@ -1,17 +1,18 @@
-"""Which areas of a disk changed since an earlier snapshot: asked page by page, and not believed blindly.
+"""Which areas of a disk changed since an earlier snapshot: asked by page, not believed blindly.
 
-Data path: the caller keeps a `Baseline` per disk with each recovery point, taken from the *snapshot's*
-configuration; the next backup gives it back here, and reads only the areas it gets. Any doubt is a
-`FullRead` with its reason: the whole disk is read and compared, which is always right.
+Data path: the caller keeps a `Baseline` per disk with each recovery point, taken from the
+*snapshot's* configuration; the next backup gives it back here, and reads only the areas it gets.
+Any doubt is a `FullRead` with its reason: the whole disk is read and compared, which is always
+right.
 
-Invariant: areas are a superset of what changed, or there are none but a `FullRead`. They are sorted,
-disjoint, not empty, and inside the disk.
+Invariant: areas are a superset of what changed, or there are none but a `FullRead`. They are
+sorted, disjoint, not empty, and inside the disk.
 
 Guards, in this order: no change id (tracking is off); no usable base; another capacity or disk
 identity; another tracking epoch (the part of the change id before the slash); a counter that went
 back; then of every page: it starts where it was asked to, has a length, areas in order without
-overlap inside of it; a bound on the number of pages. vSphere does not promise what a change id looks
-like, so the epoch guard is a heuristic that can only cause a full read.
+overlap inside of it; a bound on the number of pages. vSphere does not promise what a change id
+looks like, so the epoch guard is a heuristic that can only cause a full read.
 
 Memory is bounded: above `_AREAS_LIMIT` areas, neighbours are joined over ever larger gaps.
 
@@ -28,6 +29,7 @@ from typing import Any
 from pyVmomi import vim
 
 from vmware.errors import (
+    CancelledError,
     FileFaultError,
     InvalidRequestError,
     ObjectGoneError,
@@ -85,7 +87,7 @@ class FullRead:
 
 
 def baseline_of(disk: DiskInfo) -> Baseline:
-    """What to keep with the recovery point; `disk` is of `snapshot.config`, never of `vm.config`."""
+    """What to keep with the recovery point; `disk` is from `snapshot.config`, not `vm.config`."""
     return Baseline(
         change_id=disk.change_id or None,
         capacity_bytes=disk.capacity_bytes,
@@ -115,12 +117,11 @@ def changed_areas(
     query = _Query(session, vm_moref, snapshot_moref, disk, base.change_id, patience or Patience())
     try:
         return ChangedAreas(areas=query.run())
-    except (ObjectGoneError, *PASSING):
-        raise
     except _DoubtError as error:
         return FullRead(finding=error.finding, remedy=Remedy.RESET)
     except VsphereError as error:
-        query.patience.check()
+        if isinstance(error, (ObjectGoneError, CancelledError, *PASSING)):
+            raise
         return _refused(error)
 
 
@@ -146,10 +147,9 @@ def allocated_areas(
     query = _Query(session, vm_moref, snapshot_moref, disk, ALL_ALLOCATED, patience)
     try:
         areas = query.run()
-    except ObjectGoneError:
+    except (ObjectGoneError, CancelledError):
         raise
-    except VsphereError:
-        patience.check()
+    except (VsphereError, _DoubtError):
         return None
     if not areas or areas == ((0, disk.capacity_bytes),):
         return None
@@ -276,7 +276,7 @@ def _refused(error: VsphereError) -> FullRead:
             finding=Finding(
                 "cbt.privilege",
                 f"the change list may not be read: {error}",
-                "grant VirtualMachine.Provisioning.DiskRandomRead; `host test` lists all privileges",
+                "grant VirtualMachine.Provisioning.DiskRandomRead (`host test` lists them all)",
             )
         )
     return FullRead(finding=_finding("cbt.query-failed", f"the change list failed: {error}"))

@@ -1,8 +1,8 @@
 """After a snapshot is out of the tree: are its disks merged, and if not, merge them.
 
-A removal can take the snapshot out of the tree and still leave its delta files in the chain; vSphere
-then says `consolidationNeeded`. File locks (another backup product, a reader not yet closed) are the
-usual cause, and pass.
+A removal can take the snapshot out of the tree and still leave its delta files in the chain;
+vSphere then says `consolidationNeeded`. File locks (another backup product, a reader not yet
+closed) are the usual cause, and pass.
 
 Source: vSphere API reference, VirtualMachine.ConsolidateVMDisks_Task, runtime.consolidationNeeded.
 """
@@ -18,7 +18,7 @@ from pyVmomi import vim
 from vmware.errors import ObjectGoneError, VsphereError
 from vmware.findings import Finding
 from vmware.patience import Patience
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.session import Session
 from vmware.tasks import wait_for_task
 
@@ -44,7 +44,9 @@ def consolidation_needed(session: Session, vm_moref: str) -> bool:
     with contextlib.suppress(VsphereError):  # what it refreshes is read below either way
         session.call(f"refresh {vm_moref}", vm.RefreshStorageInfo)
     try:
-        read = read_properties(session, vm, ("runtime.consolidationNeeded",))
+        read = fetch_one(
+            session, f"look at {vm_moref}", vm, ("runtime.consolidationNeeded",)
+        ).values
     except ObjectGoneError:
         return False
     return bool(read.get("runtime.consolidationNeeded"))

@@ -1,7 +1,7 @@
 """The datastores that hold a VM's files: kind, space, and which hosts reach them how.
 
-One collector call per datastore; nothing is kept. A datastore is named inside one datacenter only, so
-names are looked up among a VM's own datastores, never in the whole inventory.
+One collector call per datastore; nothing is kept. A datastore is named inside one datacenter only,
+so names are looked up among a VM's own datastores, never in the whole inventory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pyVmomi import vim
 
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.session import Session
 
 _PATHS = (
@@ -37,14 +37,16 @@ class DatastoreFacts:
 def datastores_of(session: Session, vm_moref: str) -> tuple[DatastoreFacts, ...]:
     """The datastores that the VM uses. Raises VsphereError, ObjectGoneError."""
     vm = session.object(vim.VirtualMachine, vm_moref)
-    used = read_properties(session, vm, ("datastore",)).get("datastore") or []
+    used = (
+        fetch_one(session, f"look at {vm_moref}", vm, ("datastore",)).values.get("datastore") or []
+    )
     return tuple(read_datastore(session, datastore._GetMoId()) for datastore in used)
 
 
 def read_datastore(session: Session, moref: str) -> DatastoreFacts:
     """Raises VsphereError, ObjectGoneError."""
     datastore = session.object(vim.Datastore, moref)
-    read = read_properties(session, datastore, _PATHS)
+    read = fetch_one(session, f"look at datastore {moref}", datastore, _PATHS).values
     return DatastoreFacts(
         moref=moref,
         name=str(read.get("summary.name", "")),

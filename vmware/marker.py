@@ -69,26 +69,17 @@ def parse_marker(text: object) -> Marker | None:
         return None
     try:
         fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict) or not all(isinstance(v, str | int) for v in fields.values()):
-        return None
-    if fields.pop("holdfast", None) != _FORMAT or not fields.keys() <= _KEYS:
-        return None
-    try:
-        return Marker(
+        marker = Marker(
             appliance_id=fields["appliance"],
             run_id=fields["run"],
             purpose=Purpose(fields["purpose"]),
             subject=fields.get("subject"),
         )
-    except (KeyError, ValueError, TypeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
-
-
-_KEYS = frozenset({"appliance", "run", "purpose", "subject"})
+    return marker if marker.text == text.strip() else None
 
 
 def escape_name(name: str) -> str:
-    """Escape what inventory names may not hold literally: `%`, `/` and `\\` become %25, %2f, %5c."""
+    """Escape what a name may not hold literally: `%`, `/` and `\\` become %25, %2f and %5c."""
     return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")

@@ -1,8 +1,8 @@
 """Before a backup touches a VM: what would make it fail, and what would make it worse.
 
 Read-only. Everything found is returned at once, as findings that block or warn, so that an operator
-needs not fix one thing to hear of the next. What is about single disks (independent, physical RDM, …)
-warns: the VM is backed up without them.
+needs not fix one thing to hear of the next. What is about single disks (independent, physical RDM,
+…) warns: the VM is backed up without them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmware.datastores import DatastoreFacts, datastores_of, name_of_file
 from vmware.errors import ObjectGoneError
 from vmware.findings import Finding, Weight
 from vmware.inventory import DiskInfo, disk_obstacle, disks_of
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.session import Session
 from vmware.snapshot_tree import SnapshotEntry, flatten
 
@@ -44,7 +44,7 @@ def check_vm(session: Session, vm_moref: str) -> tuple[Finding, ...]:
     Raises: ObjectGoneError, or another VsphereError: it cannot be looked at.
     """
     vm = session.object(vim.VirtualMachine, vm_moref)
-    read = read_properties(session, vm, _PATHS)
+    read = fetch_one(session, f"check {vm_moref}", vm, _PATHS).values
     connection = str(read.get("runtime.connectionState", "disconnected"))
     if connection != "connected" or "config.hardware.device" not in read:
         return (_disconnected(connection),)
@@ -113,7 +113,9 @@ def _state(read: Mapping[str, Any]) -> list[Finding]:
 def _running_tasks(session: Session, tasks: list[Any]) -> list[Finding]:
     for task in tasks:
         try:
-            info = read_properties(session, task, ("info.state", "info.descriptionId"))
+            info = fetch_one(
+                session, "look at a task", task, ("info.state", "info.descriptionId")
+            ).values
         except ObjectGoneError:
             continue
         if info.get("info.state") == "running":
@@ -166,9 +168,7 @@ def _space(disks: tuple[DiskInfo, ...], datastores: tuple[DatastoreFacts, ...]) 
             )
             continue
         used_bytes = sum(
-            disk.capacity_bytes
-            for disk in disks
-            if name_of_file(disk.file_name) == datastore.name
+            disk.capacity_bytes for disk in disks if name_of_file(disk.file_name) == datastore.name
         )
         if datastore.free_bytes < used_bytes * LEAST_FREE_SHARE:
             findings.append(

@@ -3,10 +3,10 @@
     application -> application again after 60 s -> file system -> crash, if the policy allows it
 
 Pure: it decides from the state of the guest, and says what it decided. A rung is what is asked for;
-the `Consistency` is what was true. vSphere ignores a wish to quiesce when the VM is off or its tools
-do not run, so the wish proves nothing: the snapshot's own `quiesced` flag does, and for application
-consistency the manifest that the VSS writers leave. On Linux the tools freeze the file systems
-(running the freeze scripts, if there are any), so that is what is recorded.
+the `Consistency` is what was true. vSphere ignores a wish to quiesce when the VM is off or its
+tools do not run, so the wish proves nothing: the snapshot's own `quiesced` flag does, and for
+application consistency the manifest that the VSS writers leave. On Linux the tools freeze the file
+systems (running the freeze scripts, if there are any), so that is what is recorded.
 
 Source: vSphere API reference, CreateSnapshotEx_Task, GuestQuiesceSpec, WindowsQuiesceSpec;
 Microsoft, VSS_BACKUP_TYPE.
@@ -78,7 +78,7 @@ class GuestState:
 
 
 def attempts(ladder: Ladder, guest: GuestState) -> tuple[tuple[Attempt, ...], tuple[Finding, ...]]:
-    """The attempts in order, and why there are fewer than the ladder has; () when none may be made."""
+    """The attempts in order, and why they are fewer than the ladder's; () when none may be made."""
     unable = _cannot_quiesce(guest)
     if ladder.top is Rung.CRASH or guest.power == "poweredOff":
         return (Attempt(rung=Rung.CRASH),), ()

@@ -13,7 +13,7 @@ from pyVmomi import vim
 
 from vmware.errors import ProtocolError
 from vmware.marker import Marker, parse_marker
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.session import Session
 
 _ENTRIES_LIMIT = 4096  # a VM has at most 32 levels
@@ -36,7 +36,9 @@ def list_snapshots(session: Session, vm_moref: str) -> tuple[SnapshotEntry, ...]
     Raises: VsphereError, ObjectGoneError when the VM is gone.
     """
     vm = session.object(vim.VirtualMachine, vm_moref)
-    info = read_properties(session, vm, ("snapshot",)).get("snapshot")
+    info = fetch_one(session, f"list snapshots of {vm_moref}", vm, ("snapshot",)).values.get(
+        "snapshot"
+    )
     return flatten(info)
 
 

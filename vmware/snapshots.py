@@ -39,7 +39,7 @@ from vmware.errors import (
 from vmware.findings import Finding, Weight
 from vmware.marker import Marker
 from vmware.patience import Patience
-from vmware.properties import read_properties
+from vmware.properties import fetch_one
 from vmware.quiesce import (
     Attempt,
     Consistency,
@@ -127,8 +127,8 @@ def remove_snapshot(
 ) -> RemovalOutcome:
     """Remove our snapshot, then see to it that its disks were really merged.
 
-    Close every reader and detach every hot-added disk before. Idempotent: one that is gone counts as
-    removed. A consolidation that does not succeed is an outcome, not an error: the VM works, and
+    Close every reader and detach every hot-added disk before. Idempotent: one that is gone counts
+    as removed. A consolidation that does not succeed is an outcome, not an error: the VM works, and
     whoever called should raise an alarm and try again later.
 
     Raises:
@@ -176,9 +176,7 @@ def _remove(
     try:
         snapshot = session.object(vim.vm.Snapshot, snapshot_moref)
         task = session.call(what, snapshot.RemoveSnapshot_Task, False, True)
-        wait_for_task(
-            session, task, what=what, deadline_s=deadline_s, cancelled=patience.cancelled
-        )
+        wait_for_task(session, task, what=what, deadline_s=deadline_s, cancelled=patience.cancelled)
     except VsphereError:
         settle(session, vm_moref, patience.unstoppable(), deadline_s=deadline_s)
         if _find(session, vm_moref, snapshot_moref, appliance_id) is not None:
@@ -197,9 +195,14 @@ def settle(session: Session, vm_moref: str, patience: Patience, *, deadline_s: f
 
 
 def _snapshot_task_runs(session: Session, vm: Any) -> bool:
-    for task in read_properties(session, vm, ("recentTask",)).get("recentTask") or []:
+    for task in (
+        fetch_one(session, "look for snapshot tasks", vm, ("recentTask",)).values.get("recentTask")
+        or []
+    ):
         try:
-            info = read_properties(session, task, ("info.state", "info.descriptionId"))
+            info = fetch_one(
+                session, "look at a task", task, ("info.state", "info.descriptionId")
+            ).values
         except ObjectGoneError:
             continue
         kind = str(info.get("info.descriptionId", "")).lower()
@@ -250,7 +253,7 @@ class _Creation:
             "guest.guestFamily",
             "config.guestId",
         )
-        read = read_properties(self._session, vm, paths)
+        read = fetch_one(self._session, f"look at {self._vm_moref}", vm, paths).values
         family = read.get("guest.guestFamily")
         return GuestState(
             power=str(read.get("runtime.powerState", "poweredOn")),
