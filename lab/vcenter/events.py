@@ -58,7 +58,7 @@ class EventManager(LabObject):
         """Record an event of a vim class; the entity and what it stands in are filled in.
 
         `extra` are further fields of the class."""
-        about = [entity, *entity.ancestors()] if entity is not None else []
+        about = [entity, *entity.ancestors()] if entity is not None else [self.vcenter.root_folder]
         arguments: dict[str, Any] = {}
         for thing in about:
             for vim_type, (name, argument, field) in _ARGUMENTS.items():
