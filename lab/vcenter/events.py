@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyVmomi import vim
 
 from lab.vcenter.call import Call
+from lab.vcenter.event_history import EventHistoryCollector
 from lab.vcenter.managed_object import LabObject, ManagedEntity, computed, method
 from lab.vcenter.property_selection import invalid_argument
 
@@ -57,7 +58,7 @@ class EventManager(LabObject):
         """Record an event of a vim class; the entity and what it stands in are filled in.
 
         `extra` are further fields of the class."""
-        about = [entity, *entity.ancestors()] if entity is not None else []
+        about = [entity, *entity.ancestors()] if entity is not None else [self.vcenter.root_folder]
         arguments: dict[str, Any] = {}
         for thing in about:
             for vim_type, (name, argument, field) in _ARGUMENTS.items():
@@ -107,10 +108,40 @@ class EventManager(LabObject):
         limit = min(spec.maxCount or QUERY_LIMIT, QUERY_LIMIT)
         if spec.entity is not None:
             call.require("System.View", call.resolve(spec.entity.entity, ManagedEntity))
+        return self._fitting(spec)[-limit:]
+
+    @method("CreateCollectorForEvents")
+    def create_collector(self, call: Call, spec: Any) -> Any:
+        if spec.entity is not None:
+            call.require("System.View", call.resolve(spec.entity.entity, ManagedEntity))
+        made = EventHistoryCollector(self.vcenter, spec, lambda: self._fitting(spec))
+        made.owner = call.authenticated()
+        return made.ref
+
+    @computed("description")
+    def _description(self, _call: Call | None) -> Any:
+        with self._lock:
+            kinds = {type(event) for event, _about in self._kept}
+        return vim.event.EventDescription(
+            category=[vim.ElementDescription(key="info", label="Information", summary="")],
+            eventInfo=[
+                vim.event.EventDescription.EventDetail(
+                    key=kind,
+                    category="info",
+                    formatOnDatacenter="",
+                    formatOnComputeResource="",
+                    formatOnHost="",
+                    formatOnVm="",
+                    fullFormat="",
+                )
+                for kind in kinds
+            ],
+        )
+
+    def _fitting(self, spec: Any) -> list[Any]:
         with self._lock:
             kept = list(self._kept)
-        found = [event for event, about in reversed(kept) if _fits(event, about, spec)]
-        return found[:limit][::-1]
+        return [event for event, about in kept if _fits(event, about, spec)]
 
 
 def _fits(event: Any, about: tuple[str, ...], spec: Any) -> bool:

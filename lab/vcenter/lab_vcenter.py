@@ -39,6 +39,7 @@ from lab.vcenter.soap_endpoint import SoapEndpoint
 from lab.vcenter.tasks import TaskTable
 from lab.vcenter.tickets import ServiceTickets
 from lab.vcenter.views import ViewManager
+from lab.vcenter.virtual_disks import VirtualDiskManager
 
 if TYPE_CHECKING:
     from lab.data_plane.data_plane import DataPlane
@@ -88,6 +89,7 @@ class LabVcenter:
             "taskManager": TaskManager(self, "TaskManager"),
             "eventManager": self.events,
             "fileManager": FileManager(self, "FileManager"),
+            "virtualDiskManager": VirtualDiskManager(self, "virtualDiskManager"),
             "customFieldsManager": self.custom_fields,
             "setting": OptionManager(self, "VpxSettings"),
         }
