@@ -191,6 +191,20 @@ class ChunkWriter:
         self._progress.spend(Stage.WRITE, time.perf_counter() - encoded_s)
         return Inserted(new_bytes, sum(len(head) + len(payload) for head, payload in records))
 
+    def make_durable(self) -> None:
+        """Return once what calls that have returned inserted is durable and indexed.
+
+        Writing may go on meanwhile. What another thread is still inserting may be missing, even
+        where a caller that has returned relies on it: look it up before building on it later.
+
+        Raises:
+            StorageFullError, StorageError: the run must be aborted.
+        """
+        for kind in PackKind:
+            with self._append_locks[kind]:
+                self._rotate(kind)
+        self._sealer.submit(self._publish_sealed, 1).result()
+
     def commit(self) -> None:
         """Return once everything inserted is durable and indexed. The writer is then closed."""
         try:
