@@ -21,8 +21,8 @@ from fnmatch import fnmatchcase
 class FaultName(StrEnum):
     """Every switch; `text` says what goes wrong, what `amount` means, and which fields match.
 
-    Fields are those of the place that asks: `vm` (moref), `vm_name`, `host` (name), `disk`
-    (device key), `path` (datastore path), `method` (HTTP or SOAP), `user`, `task`.
+    Fields are those of the place that asks: `vm` (moref), `vm_name`, `host` (name, or "vcenter"),
+    `disk` (device key), `path` (of the URL, decoded), `method` (HTTP or SOAP), `user`, `task`.
     """
 
     text: str
@@ -108,6 +108,10 @@ class FaultName(StrEnum):
     RANGE_IGNORED = "range-ignored", "a Range request is answered 200 with the whole file"
     WRONG_RANGE = "wrong-range", "206 with a Content-Range 512 bytes past what was asked"
     TICKET_REFUSED = "ticket-refused", "a good ticket gets 401"
+    DESCRIPTOR_STREAMS_DISK = (
+        "descriptor-streams-disk",
+        "a GET of x.vmdk sends the whole of x-flat.vmdk, as some servers do",
+    )
     FILE_LOCKED = "file-locked", "the file counts as locked: 500"
     NO_SPACE = "no-space", "an upload fails: the datastore is full (507)"
 

@@ -7,6 +7,7 @@ Crash guarantee of each function stands in its docstring. All calls are synchron
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,3 +51,27 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     os.close(fd)
     os.replace(temp, path)  # noqa: PTH105  (the crash tests count calls on os)
     fsync_directory(path.parent)
+
+
+def create_once(path: Path, data: bytes, *, mode: int = 0o600) -> bool:
+    """Make `path` with `data` unless it exists; whether it was this call that made it.
+
+    Of several processes that try, one succeeds. After a crash the file is whole or absent; on
+    return it survives a power cut, whoever made it. Raises OSError.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.link(temp, path)
+        made = True
+    except FileExistsError:
+        made = False
+    finally:
+        os.unlink(temp)  # noqa: PTH108
+    fsync_directory(path.parent)
+    return made

@@ -10,8 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
+
+from appliance.base.atomic import write_all
 
 
 class LockMode(IntEnum):
@@ -34,6 +38,52 @@ def create_locked(folder: Path) -> tuple[int, Path]:
             os.unlink(path)
             raise
         os.close(fd)
+
+
+@contextmanager
+def published(path: Path, content: bytes) -> Iterator[None]:
+    """Show `path` until the block ends; it becomes visible whole and locked.
+
+    A name is not to be used again once its maker was killed, because whoever finds a dead file
+    removes it by name. Raises FileExistsError: the name is in use; OSError.
+    """
+    fd, temporary = create_locked(path.parent)
+    try:
+        try:
+            write_all(fd, content)
+            os.link(temporary, path)
+        finally:
+            remove_if_possible(temporary)
+        try:
+            yield
+        finally:
+            remove_if_possible(path)
+    finally:
+        os.close(fd)
+
+
+def open_if_alive(path: Path) -> int | None:
+    """Open a published file whose maker is alive; a dead one's is removed. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        dead = try_lock(fd, LockMode.SHARED)  # its maker, alive, would hold it exclusively
+        if dead and os.fstat(fd).st_nlink:  # else it ended in order, and the name may be in use
+            remove_if_possible(path)
+    except BaseException:
+        os.close(fd)
+        raise
+    if dead:
+        os.close(fd)
+        return None
+    return fd
+
+
+def remove_if_possible(path: Path) -> None:
+    with suppress(OSError):  # read-only, or another process was faster
+        os.unlink(path)
 
 
 def try_lock(fd: int, mode: LockMode) -> bool:

@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.run_context import CancelToken
+from appliance.base.version import __version__
 from appliance.cli import (
     backup_commands,
     export_commands,
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="holdfast", description="Agentless backup and instant recovery for virtual machines."
     )
-    parser.add_argument("--version", action="version", version=f"holdfast {version('holdfast')}")
+    parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     common = common_options()
     for group in _GROUPS:

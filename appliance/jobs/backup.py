@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from appliance.base.bounded_map import bounded_map
 from appliance.base.errors import ApplianceError, SourceError
 from appliance.base.ids import RunId, point_id_of_run
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
+from appliance.base.version import __version__
 from appliance.jobs.backup_plan import BackupPlan
 from appliance.jobs.broken_run import BrokenRunJournal
 from appliance.jobs.disk_transfer import DiskOutcome, DiskTransfer, ReadMode
@@ -120,7 +120,7 @@ def _run(
         source=vm.source,
         hardware=hardware_document(vm, skipped),
         disks=tuple(_entry(outcome) for outcome in disks),
-        written_by=f"holdfast {version('holdfast')}",
+        written_by=f"holdfast {__version__}",
     )
     run.commit(manifest)
     return BackupOutcome(manifest=manifest, disks=disks, skipped=skipped, vm_reasons=vm.reasons)

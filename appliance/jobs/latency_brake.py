@@ -45,9 +45,7 @@ class BrakePolicy:
 class LatencyBrake:
     """The brake of one datastore."""
 
-    def __init__(
-        self, datastore: str, policy: BrakePolicy, *, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, datastore: str, policy: BrakePolicy, *, clock: Clock | None = None) -> None:
         self._datastore = datastore
         self._policy = policy
         self._clock = clock or SystemClock()

@@ -32,7 +32,7 @@ from appliance.repository.format import (
 )
 from appliance.repository.index import ChunkIndex, Place
 from appliance.repository.pack import PackBuilder, SealedPack
-from appliance.repository.record import RecordCodec
+from appliance.repository.record import Proof, RecordCodec
 
 _READ_GAP_BYTES = 64 * KIB  # reading over a gap is cheaper than a second call
 _READ_MOST_BYTES = 4 * MIB
@@ -71,15 +71,17 @@ class ChunkStore:
     def _missing(self, digest: bytes) -> ChunkMissingError:
         return ChunkMissingError(digest, quarantined=self._index.is_quarantined(digest))
 
-    def try_load(self, digest: bytes) -> bytes | None:
-        """Return what `load` would if the record is in the page cache, else None."""
+    def try_load(self, digest: bytes, proof: Proof) -> bytes | None:
+        """Return the raw bytes if the record is in the page cache, else None. Raises as `load`."""
         place = self._index.find(digest)
         if place is None:
             return None
         record = self._store.try_get_range(pack_name(place.pack_id), place.offset, place.read_bytes)
-        return None if record is None else self._codec.decode(record, digest)
+        return None if record is None else self._codec.decode(record, digest, proof)
 
-    def load_many(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+    def load_many(
+        self, digests: Iterable[bytes], proof: Proof = Proof.DIGEST
+    ) -> dict[bytes, bytes]:
         """Return the raw bytes of all; neighbours in a pack are read with one call.
 
         Raises: as `load`, for the first that fails.
@@ -101,7 +103,7 @@ class ChunkStore:
             for digest, place in group:
                 start = place.offset - first.offset
                 record = view[start : start + place.stored_bytes]
-                loaded[digest] = self._codec.decode(record, digest)
+                loaded[digest] = self._codec.decode(record, digest, proof)
         return loaded
 
 

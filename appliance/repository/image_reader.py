@@ -2,7 +2,9 @@
 
 Data path: exports, overlay and restore read here. Chunks are decoded whole and kept in an LRU
 cache bounded in bytes and shared by all readers of a repository; leaves are kept per reader.
-Every chunk is proven against its digest when it is decoded.
+Nodes of the tree are proven against their digests; a chunk's content against its checksum (or its
+seal), because what waits here is a client: restore and verification go past this reader and prove
+digests. So this cache is no source for anything that is kept.
 
 Thread model: any number of threads. `try_read_at` never waits: cache hits, and now and then one
 chunk whose record is in the page cache.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 from appliance.blocks.device import check_range
@@ -20,6 +23,7 @@ from appliance.repository.chunk_cache import ChunkCache
 from appliance.repository.chunk_store import ChunkStore
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
+from appliance.repository.record import Proof
 
 _CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
 _MAPPED_SEGMENTS = 64  # per answer of map_extents
@@ -41,6 +45,7 @@ class ImageReader:
         self._size_bytes = size_bytes
         self._cache = cache
         self._leaves: OrderedDict[int, Leaf] = OrderedDict()
+        self._load_many = partial(chunks.load_many, proof=Proof.CHECKSUM)
         self._on_close = on_close
         self._decoded_at_s = 0.0
 
@@ -155,14 +160,14 @@ class ImageReader:
         """
         raw = self._cache.get(digest)
         if raw is None and perf_counter() - self._decoded_at_s > _DECODE_PAUSE_S:
-            raw = self._chunks.try_load(digest)
+            raw = self._chunks.try_load(digest, Proof.CHECKSUM)
             if raw is not None:
                 self._cache.put(digest, raw)
             self._decoded_at_s = perf_counter()
         return raw
 
     def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
-        return self._cache.get_or_load([entry.digest for entry in entries], self._chunks.load_many)
+        return self._cache.get_or_load([entry.digest for entry in entries], self._load_many)
 
     def _leaf(self, segment: int, digest: bytes | None = None) -> Leaf:
         leaf = self._leaves.get(segment)

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH108, PTH208  (the crash tests count and cut system calls on module os)
+# ruff: noqa: PTH102, PTH208  (the crash tests count and cut system calls on module os)
 """Who is at work in a repository on a local file system, and who keeps whom out.
 
 A session is a file `locks/<kind>-<run id>.lock`, a small JSON document that its process holds with
@@ -97,11 +97,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from appliance.base.atomic import write_all
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import ApplianceError, StorageError, StorageFullError
 from appliance.base.ids import RunId
-from appliance.base.locked_file import LockMode, create_locked, try_lock
+from appliance.base.locked_file import LockMode, open_if_alive, published, try_lock
 
 LOCKS = "locks"
 SESSION_LIMIT_BYTES = 64 << 20  # of a check that pins 100,000 points of 9 disks
@@ -316,30 +315,19 @@ class SessionLocks:
         path = self._folder / f"{session.kind}-{session.run_id}.lock"
         if not _is_session(path.name, session.kind):
             raise ValueError(f"not a run id: {session.run_id!r}")
-        fd, temporary = create_locked(self._folder)
-        stack.callback(os.close, fd)
         try:
-            write_all(fd, session.model_dump_json().encode())
-            os.link(temporary, path)
-            stack.callback(_remove, path)
+            stack.enter_context(published(path, session.model_dump_json().encode()))
         except FileExistsError:
             holder = self._look(path.name)
             raise LockedError(session.kind, [holder] if holder else []) from None
-        finally:
-            _remove(temporary)
 
     def _look(self, name: str) -> LiveSession | None:
         """Return the session of a file, or None when it is dead, then removed. Raises OSError."""
         path = self._folder / name
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+        fd = open_if_alive(path)
+        if fd is None:
             return None
         try:
-            if try_lock(fd, LockMode.SHARED):  # its maker, alive, would hold it exclusively
-                if os.fstat(fd).st_nlink:  # else it ended in order, and the name may be in use
-                    _remove(path)
-                return None
             return None if _TEMPORARY.fullmatch(name) else _read(path, fd)
         finally:
             os.close(fd)
@@ -376,11 +364,6 @@ def _read(path: Path, fd: int) -> LiveSession:
         return LiveSession.model_validate_json(os.read(fd, size_bytes))
     except ValidationError as error:
         raise StorageError(f"{path}: a living session that cannot be read") from error
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # read-only, or another process was faster
-        os.unlink(path)
 
 
 def _storage_error(path: Path, error: OSError) -> ApplianceError:

@@ -19,7 +19,7 @@ from appliance.repository.format import DIGEST_BYTES
 
 MANIFEST_VERSION = 1
 _DIGEST_HEX = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
-_ID = Annotated[str, StringConstraints(pattern=r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")]
+_ID = Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{12}$")]
 VmName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 

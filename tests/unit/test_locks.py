@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.base import locked_file
 from appliance.base.clock import SystemClock
 from appliance.base.errors import StorageError, StorageFullError
 from appliance.base.ids import RunId, new_run_id
 from appliance.base.locked_file import LockMode, try_lock
-from appliance.repository import locks as locks_module
 from appliance.repository.locks import (
     LiveSession,
     LockedError,
@@ -235,7 +235,7 @@ def test_a_slow_listing_does_not_remove_a_session_that_became_visible_again(
 
     locks = SessionLocks(tmp_path)
     listing = threading.Thread(target=lambda: locks.live(READER))
-    monkeypatch.setattr(locks_module, "try_lock", slow)
+    monkeypatch.setattr(locked_file, "try_lock", slow)
     reads = itertools.count()
 
     def generation() -> int:

@@ -1,0 +1,55 @@
+"""The catalog as one thing to open: hosts, intents and runs of one state folder.
+
+Thread model: as `db.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from appliance.base.clock import Clock, SystemClock
+from appliance.base.ids import RunId, new_run_id
+from appliance.catalog.appliance_id import ApplianceId, appliance_id
+from appliance.catalog.db import Database
+from appliance.catalog.hosts import Hosts
+from appliance.catalog.intents import IntentJournal
+from appliance.catalog.run_locks import RunLocks
+from appliance.catalog.runs import Runs
+from appliance.catalog.sealing import SecretSealer
+
+
+class Catalog:
+    """`hosts`, `intents`, `runs`, `run_locks` and `appliance_id`, over one database."""
+
+    def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
+        self._database = database
+        self.clock = clock
+        self.run_locks = RunLocks(folder / "runs")
+        self.hosts = Hosts(database, SecretSealer(folder / "secrets.key"))
+        self.intents = IntentJournal(database, self.run_locks, clock)
+        self.runs = Runs(database, self.run_locks, clock)
+        self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
+
+    @classmethod
+    def open(cls, folder: Path, *, clock: Clock | None = None) -> Self:
+        """Open the catalog in an existing folder, making it if need be. Raises: as `Database.open`,
+        `appliance_id`."""
+        database = Database.open(folder / "catalog.sqlite")
+        try:
+            return cls(folder, database, clock or SystemClock())
+        except BaseException:
+            database.close()
+            raise
+
+    def new_run_id(self) -> RunId:
+        return new_run_id(self.clock.now())
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()

@@ -1,0 +1,89 @@
+"""What can be wrong with the catalog. The docstrings are what the operator reads."""
+
+from __future__ import annotations
+
+from appliance.base.errors import ApplianceError
+
+
+class CatalogError(ApplianceError):
+    """The catalog of hosts and runs cannot be used; the message says why. Restoring needs none."""
+
+    code = "catalog.failed"
+
+
+class CatalogBusyError(CatalogError):
+    """Other processes kept the catalog locked; run the command again."""
+
+    code = "catalog.busy"
+    retryable = True
+
+
+class CatalogVersionError(CatalogError):
+    """A newer Holdfast has used this state folder. Update Holdfast, then try again."""
+
+    code = "catalog.version"
+
+
+class CatalogDamagedError(CatalogError):
+    """A file of the state folder is damaged or not of Holdfast; the message names it.
+
+    Move it away and add the hosts again; no recovery point depends on it.
+    """
+
+    code = "catalog.damaged"
+
+
+class HostNotFoundError(CatalogError):
+    """No host of this name is registered; `holdfast host list` shows those that are."""
+
+    code = "host.not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no host {name!r} is registered")
+        self.name = name
+
+
+class HostExistsError(CatalogError):
+    """This host is registered already; remove it first to change its address or password."""
+
+    code = "host.exists"
+
+
+class HostInUseError(CatalogError):
+    """Something that Holdfast made on the host is not removed yet, or a backup is running.
+
+    Wait for it; the next backup from this host removes what a killed one left. `--force` forgets
+    it.
+    """
+
+    code = "host.in-use"
+
+
+class SecretsKeyLostError(CatalogError):
+    """The file `secrets.key` that seals passwords is missing or another one.
+
+    Put the right one back, or remove the hosts and add them again with their passwords.
+    """
+
+    code = "secrets.key-lost"
+
+
+class SecretDamagedError(CatalogError):
+    """A sealed password, or what it belongs to, was changed in the catalog.
+
+    Remove the host and add it again; find out who can write to the state folder.
+    """
+
+    code = "secrets.damaged"
+
+
+class RunNotFoundError(CatalogError):
+    """The catalog has no run of this id."""
+
+    code = "run.not-found"
+
+
+class RunInterruptedError(CatalogError):
+    """The process of the run was killed before it ended; nothing was committed. Run it again."""
+
+    code = "run.interrupted"

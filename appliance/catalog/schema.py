@@ -1,0 +1,64 @@
+"""The tables of the catalog and how older ones become newer ones.
+
+`PRAGMA user_version` is the number of migrations that were applied. A migration that was released
+is never changed; a new one is added at the end. Times are ISO 8601 with zone, UTC.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x484F4C44  # "HOLD", `PRAGMA application_id`: this file is ours
+
+_HOSTS = """
+CREATE TABLE hosts (
+  name            TEXT PRIMARY KEY,
+  kind            TEXT NOT NULL CHECK (kind IN ('vsphere', 'hyperv')),
+  address         TEXT NOT NULL,
+  port            INTEGER NOT NULL CHECK (port BETWEEN 1 AND 65535),
+  user            TEXT NOT NULL,
+  fingerprint     TEXT NOT NULL,
+  server_id       TEXT NOT NULL UNIQUE,
+  settings        TEXT NOT NULL,
+  sealed_password BLOB NOT NULL,
+  added_at        TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_INTENTS = """
+CREATE TABLE intents (
+  id           INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind         TEXT NOT NULL,
+  host         TEXT NOT NULL REFERENCES hosts (name) ON DELETE RESTRICT,
+  run_id       TEXT NOT NULL,
+  target_moref TEXT NOT NULL,
+  name         TEXT NOT NULL,
+  detail       TEXT NOT NULL,
+  recorded_at  TEXT NOT NULL,
+  made_moref   TEXT
+) STRICT
+"""
+
+_RUNS = """
+CREATE TABLE runs (
+  run_id     TEXT PRIMARY KEY,
+  kind       TEXT NOT NULL,
+  vm         TEXT NOT NULL,
+  host       TEXT,
+  started_at TEXT NOT NULL,
+  ended_at   TEXT,
+  outcome    TEXT CHECK (outcome IN ('success', 'warning', 'failed', 'cancelled')),
+  error_code TEXT,
+  result     TEXT NOT NULL,
+  CHECK ((ended_at IS NULL) = (outcome IS NULL))
+) STRICT, WITHOUT ROWID
+"""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        _HOSTS,
+        _INTENTS,
+        "CREATE INDEX intents_by_run ON intents (run_id)",
+        "CREATE INDEX intents_by_host ON intents (host)",
+        _RUNS,
+        "CREATE INDEX runs_by_vm ON runs (vm, run_id)",
+    ),
+)

@@ -1,0 +1,47 @@
+"""Decoding one record: what each kind of proof finds."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+
+from appliance.base.secret import Secret
+from appliance.repository.crypto import RecordCipher
+from appliance.repository.digest import Digester
+from appliance.repository.errors import ChunkCorruptError
+from appliance.repository.format import RecordKind
+from appliance.repository.record import Proof, RecordCodec
+
+DIGESTER = Digester(bytes(32))
+COMPRESSIBLE = b"holdfast" * 64 + random.Random(1).randbytes(300)
+INCOMPRESSIBLE = random.Random(2).randbytes(700)
+
+
+def codec(*, encrypted: bool) -> RecordCodec:
+    return RecordCodec(DIGESTER, RecordCipher(Secret(bytes(32))) if encrypted else None)
+
+
+@pytest.mark.parametrize("proof", list(Proof))
+@pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "encrypted"])
+@pytest.mark.parametrize("raw", [COMPRESSIBLE, INCOMPRESSIBLE], ids=["zstd", "raw"])
+def test_every_flipped_bit_of_a_record_is_found(raw: bytes, encrypted: bool, proof: Proof) -> None:
+    """Whichever bit is flipped, decoding raises or returns what was written, never other bytes."""
+    digest = DIGESTER.chunk(raw)
+    record = bytearray(b"".join(codec(encrypted=encrypted).encode(RecordKind.CHUNK, digest, raw)))
+    decoder = codec(encrypted=encrypted)
+    assert decoder.decode(bytes(record), digest, proof) == raw
+    for bit in range(8 * len(record)):
+        record[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(ChunkCorruptError):
+            assert decoder.decode(bytes(record), digest, proof) == raw
+        record[bit // 8] ^= 1 << bit % 8
+
+
+def test_a_clear_record_does_not_pass_in_an_encrypted_repository() -> None:
+    """Who can write to an encrypted repository cannot pass a record with a good checksum."""
+    forged = b"".join(codec(encrypted=False).encode(RecordKind.CHUNK, bytes(32), COMPRESSIBLE))
+    for proof in Proof:
+        with pytest.raises(ChunkCorruptError):
+            codec(encrypted=True).decode(forged, bytes(32), proof)
