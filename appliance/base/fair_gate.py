@@ -20,26 +20,31 @@ from appliance.base.run_context import CancelToken
 
 _LOOK_AT_CANCEL_S = 0.2  # a token has no way to wake a waiter
 
+Thing = tuple[str, str]
+"""Its kind, and which one of that kind: `("datastore", "ds1")`."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)  # two requests for the same things are two
 class _Request:
-    things: frozenset[str]
+    things: frozenset[Thing]
 
 
 class FairGate:
-    def __init__(self, most: int, limits: Mapping[str, int] | None = None) -> None:
-        """`most` places of every thing, except of those that `limits` names."""
-        if most < 1 or any(limit < 1 for limit in (limits or {}).values()):
+    def __init__(self, places: Mapping[str, int]) -> None:
+        """`places`: how many each thing of a kind has."""
+        if any(count < 1 for count in places.values()):
             raise ValueError("a gate without places would never open")
-        self._most = most
-        self._limits = dict(limits or {})
-        self._taken: Counter[str] = Counter()
+        self._places = dict(places)
+        self._taken: Counter[Thing] = Counter()
         self._waiting: list[_Request] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def hold(self, things: Collection[str], cancel: CancelToken) -> Iterator[None]:
-        """Hold one place of each of `things` for the block. Raises CancelledError."""
+    def hold(self, things: Collection[Thing], cancel: CancelToken) -> Iterator[None]:
+        """Hold one place of each of `things` for the block.
+
+        Raises: CancelledError; KeyError: a kind that has no places.
+        """
         request = _Request(frozenset(things))
         with self._changed:
             self._waiting.append(request)
@@ -58,7 +63,7 @@ class FairGate:
                 self._taken.subtract(request.things)
                 self._changed.notify_all()
 
-    def taken(self, thing: str) -> int:
+    def taken(self, thing: Thing) -> int:
         with self._changed:
             return self._taken[thing]
 
@@ -68,6 +73,4 @@ class FairGate:
                 break
             if earlier.things & request.things:
                 return False
-        return all(
-            self._taken[thing] < self._limits.get(thing, self._most) for thing in request.things
-        )
+        return all(self._taken[thing] < self._places[thing[0]] for thing in request.things)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from appliance.base.run_context import Progress
+from appliance.base.run_context import CancelToken, Progress
 from appliance.blocks.device import BlockReader
 from appliance.jobs.broken_run import BrokenRun, BrokenRunJournal
 from appliance.jobs.cbt_audit import AuditPolicy
 from appliance.repository.manifest import Manifest
 from appliance.sources.frozen import FrozenDisk
 
-OpenForReading = Callable[[FrozenDisk], AbstractContextManager[BlockReader]]
+OpenForReading = Callable[[FrozenDisk, CancelToken], AbstractContextManager[BlockReader]]
 """Waits for its turn to read a disk; the reader it gives may be slowed down."""
 
 
-def read_directly(disk: FrozenDisk) -> AbstractContextManager[BlockReader]:
+def read_directly(disk: FrozenDisk, cancel: CancelToken) -> AbstractContextManager[BlockReader]:
     return nullcontext(disk.reader)
 
 

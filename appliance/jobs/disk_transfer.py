@@ -28,7 +28,7 @@ from appliance.blocks.extents import Extent, align, intersect, normalise, subtra
 from appliance.jobs.backup_plan import BackupPlan
 from appliance.jobs.cbt_audit import AuditResult, audit
 from appliance.repository.errors import CorruptError
-from appliance.repository.format import EMPTY_DIGEST, SEGMENT_BYTES
+from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import decode_leaf
 from appliance.repository.image_writer import ImageResult
 from appliance.repository.manifest import DiskEntry
@@ -39,7 +39,7 @@ from appliance.sources.frozen import Access, FrozenDisk, TransferReport
 log = EventLog(__name__)
 
 _SEGMENTS_PER_KEEP = 256  # 2 GiB looked at: what a kill makes the next run read again at most
-_SMALL_READ = TransferReport(transport="local")
+_LOCAL = TransferReport(transport="local")
 
 FIRST_POINT = Reason(
     "full.first-point", "the VM has no recovery point yet", "none: this is expected", warning=False
@@ -76,7 +76,7 @@ class DiskOutcome:
     reasons: tuple[Reason, ...]
     image: ImageResult
     change_id: str | None = None
-    transfer: TransferReport = _SMALL_READ
+    transfer: TransferReport = _LOCAL
     audit: AuditResult | None = None
     seconds: float = 0.0
     resumed_bytes: int = 0  # of disk, stored by a broken run and not read again
@@ -115,22 +115,22 @@ class DiskTransfer:
             DiskNotCoverableError: no transport can read it; nothing was read.
             CancelledError, SourceError, StorageFullError, StorageError.
         """
-        with self._plan.open_for_reading(disk) as reader:
+        with self._plan.open_for_reading(disk, self._context.cancel) as reader:
             progress = self._context.progress.part()
             self._plan.follow(disk, progress)
             clock = self._repository.clock
             started_s = clock.monotonic_s()
             plan = self._read_plan(disk)
-            report = _SMALL_READ
+            stored = self._stored_by_broken(disk)
+            report = _LOCAL
             if disk.transfer is not None:
-                disk.transfer.begin(plan.changed)
+                disk.transfer.begin(_to_read(disk, plan, stored))
                 report = disk.transfer.report()
-                if report.access is Access.STREAM and plan.changed is not None:
-                    plan = _ReadPlan(
-                        root=plan.root, changed=None, reasons=(*plan.reasons, STREAM_TRANSPORT)
-                    )
+                if report.access is Access.STREAM:  # it passes everything anyway
+                    plan, stored = _whole_disk(plan), {}
             plan, audited = self._audited(disk, reader, plan)
-            stored = self._stored_by_broken(disk, report)
+            mistrusted = audited is not None and audited.mismatch is not None
+            stored = {} if mistrusted else stored
             try:
                 image = self._write(disk, reader, plan, stored, progress)
             except CorruptError as error:
@@ -141,7 +141,6 @@ class DiskTransfer:
                 image = self._write(disk, reader, plan, stored, progress)
             if disk.transfer is not None:
                 report = disk.transfer.report()
-            mistrusted = audited is not None and audited.mismatch is not None
             resumed_bytes = _covered_bytes(stored, reader.size_bytes)
             reasons = plan.reasons + report.reasons
             if resumed_bytes:
@@ -238,15 +237,10 @@ class DiskTransfer:
 
     # What a broken run had stored
 
-    def _stored_by_broken(self, disk: FrozenDisk, report: TransferReport) -> Mapping[int, bytes]:
+    def _stored_by_broken(self, disk: FrozenDisk) -> Mapping[int, bytes]:
         """Leaves that can stand for their segments, except where the disk has changed since."""
         broken = self._plan.broken
-        if (
-            broken is None
-            or self._plan.full
-            or disk.changed_since_broken is None
-            or report.access is Access.STREAM  # the stream passes them anyway
-        ):
+        if broken is None or self._plan.full or disk.changed_since_broken is None:
             return {}
         segments = -(-disk.reader.size_bytes // SEGMENT_BYTES)
         return {
@@ -279,11 +273,8 @@ class DiskTransfer:
         stored: Mapping[int, bytes],
         progress: Progress,
     ) -> ImageResult:
-        changed = plan.changed
-        if stored:
-            changed = _around_stored(
-                plan.changed, disk.changed_since_broken or (), stored, reader.size_bytes
-            )
+        changed = _to_read(disk, plan, stored)
+        if stored and changed is not None:
             self._keep_unchanged(disk, stored, changed)
         return self._run.images.write(
             reader,
@@ -328,21 +319,26 @@ class DiskTransfer:
             log.warning("journal for a broken run not kept", error=error)
 
 
-def _around_stored(
-    changed: Sequence[Extent] | None,
-    changed_since_broken: Sequence[Extent],
-    stored: Mapping[int, bytes],
-    size_bytes: int,
-) -> list[Extent]:
-    """What to read: since the broken run where it had stored, since the parent elsewhere."""
+def _whole_disk(plan: _ReadPlan) -> _ReadPlan:
+    if plan.changed is None:
+        return plan
+    return _ReadPlan(root=plan.root, changed=None, reasons=(*plan.reasons, STREAM_TRANSPORT))
+
+
+def _to_read(
+    disk: FrozenDisk, plan: _ReadPlan, stored: Mapping[int, bytes]
+) -> Sequence[Extent] | None:
+    """What changed since the broken run where it had stored, since the parent elsewhere."""
+    if not stored:
+        return plan.changed
+    size_bytes = disk.reader.size_bytes
     inside = normalise(
         Extent(segment * SEGMENT_BYTES, min(SEGMENT_BYTES, size_bytes - segment * SEGMENT_BYTES))
         for segment in stored
     )
-    everything = [Extent(0, size_bytes)] if size_bytes else []
-    outside = subtract(everything if changed is None else normalise(changed), inside)
-    again = intersect(align(changed_since_broken, 1, size_bytes), inside)
-    return normalise([*outside, *again])
+    changed = [Extent(0, size_bytes)] if plan.changed is None else normalise(plan.changed)
+    again = align(disk.changed_since_broken or (), BLOCK_BYTES, size_bytes)
+    return normalise([*subtract(changed, inside), *intersect(again, inside)])
 
 
 def _covered_bytes(stored: Mapping[int, bytes], size_bytes: int) -> int:
