@@ -104,7 +104,7 @@ class Session:
         self._logins = 0
         self._closing = threading.Event()
         with translated(f"ask {endpoint.address} what it is"):
-            self.content: vim.ServiceInstanceContent = self._instance.RetrieveContent()
+            self.content: Any = self._instance.RetrieveContent()  # vim.ServiceInstanceContent
         about = self.content.about
         self.about = About(
             name=about.name or "",
@@ -230,11 +230,8 @@ class Session:
         self.close()
 
     @property
-    def _manager(self) -> vim.SessionManager:
-        manager = self.content.sessionManager
-        if manager is None:
-            raise ProtocolError(f"{self.endpoint.address} has no session manager")
-        return manager
+    def _manager(self) -> Any:
+        return self.content.sessionManager
 
     def _log_in(self) -> None:
         with translated(f"log in to {self.endpoint.address} as {self.endpoint.user}"):

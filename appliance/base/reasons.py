@@ -6,6 +6,7 @@ Every fallback, skip or slowdown carries one, and command line, API and UI show 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,11 @@ class Reason:
     text: str
     next_step: str
     warning: bool = True  # False: worth saying, nothing to be done
+
+    @classmethod
+    def relayed(cls, code: str, text: str, next_step: str, *, warning: bool = True) -> Self:
+        """A finding of a leaf library as a reason; its code stands in that library's source."""
+        return cls(code, text, next_step, warning)
 
     def as_json(self) -> dict[str, object]:
         return {

@@ -87,6 +87,11 @@ class Hosts:
         self._database = database
         self._sealer = sealer
 
+    def check_free(self, name: str) -> None:
+        """Raises HostExistsError: there is a host of this name."""
+        if any(host.name == name for host in self.list()):
+            raise HostExistsError(f"host {name!r} is registered already")
+
     def add(self, host: HostRecord, password: Secret) -> None:
         """Raises: HostExistsError (the name, or the same server by another), as `Database`."""
         sealed = self._sealer.seal(password, host.sealed_with)

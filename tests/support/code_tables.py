@@ -23,8 +23,12 @@ class _Class:
     text: str
 
 
-def _trees() -> Iterator[ast.Module]:
-    for path in sorted((ROOT / "appliance").rglob("*.py")):
+_RELAYED = {"Finding", "Obstacle", "Refusal"}
+"""What leaf libraries have in place of a Reason; adapters relay it."""
+
+
+def _trees(folder: str = "appliance") -> Iterator[ast.Module]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
         yield ast.parse(path.read_text(), str(path))
 
 
@@ -91,17 +95,30 @@ def reason_table() -> str:
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reason":
                 code, row = _reason(node)
                 rows[code] = row
+    for tree in _trees("vmware"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _RELAYED:
+                given = _given(node)
+                if isinstance(given["code"], ast.Constant):  # else it passes another one on
+                    code, row = _reason(node)
+                    rows[code] = row
     return _table("| code | kind | next step |", rows)
 
 
-def _reason(call: ast.Call) -> tuple[str, str]:
+def _given(call: ast.Call) -> dict[str, ast.expr]:
     names = ("code", "text", "next_step", "warning")
     given = dict(zip(names, call.args, strict=False))
-    given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    return given | {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _reason(call: ast.Call) -> tuple[str, str]:
+    given = _given(call)
     code = given["code"]
     assert isinstance(code, ast.Constant), "the code of a Reason must be a literal"
-    warning = given.get("warning")
-    quiet = isinstance(warning, ast.Constant) and warning.value is False
+    warning = given.get("warning") or given.get("weight")
+    quiet = (isinstance(warning, ast.Constant) and warning.value is False) or (
+        isinstance(warning, ast.Attribute) and warning.attr == "NOTE"
+    )
     step = given["next_step"]
     text = str(step.value) if isinstance(step, ast.Constant) else "(said with the reason)"
     return str(code.value), f"| `{code.value!s}` | {'note' if quiet else 'warning'} | {text} |"
