@@ -118,7 +118,7 @@ def changed_areas(
     try:
         return ChangedAreas(areas=query.run())
     except _DoubtError as error:
-        return FullRead(finding=error.finding, remedy=Remedy.RESET)
+        return _reset(error.finding)
     except VsphereError as error:
         if isinstance(error, (ObjectGoneError, CancelledError, *PASSING)):
             raise
@@ -163,12 +163,11 @@ def doubt_of(disk: DiskInfo, base: Baseline) -> FullRead | None:
     if not base.change_id or base.change_id == ALL_ALLOCATED:
         return FullRead(finding=_NO_BASE)
     if disk.capacity_bytes != base.capacity_bytes:
-        return _doubt(
-            "cbt.capacity-changed",
-            f"the disk had {base.capacity_bytes} bytes and has {disk.capacity_bytes} now",
-        )
+        text = f"the disk had {base.capacity_bytes} bytes and has {disk.capacity_bytes} now"
+        return _reset(Finding("cbt.capacity-changed", text, _COMPARED))
     if (disk.backing_uuid or None) != base.backing_uuid:
-        return _doubt("cbt.disk-replaced", "another disk is in this place since the last backup")
+        text = "another disk is in this place since the last backup"
+        return _reset(Finding("cbt.disk-replaced", text, _COMPARED))
     (epoch, count), (old_epoch, old_count) = _parts(disk.change_id), _parts(base.change_id)
     if epoch != old_epoch:
         return FullRead(finding=_EPOCH_CHANGED)
@@ -186,9 +185,9 @@ def _parts(change_id: str) -> tuple[str, int | None]:
 
 
 class _DoubtError(Exception):
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.finding = _finding(code, text)
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.text)
+        self.finding = finding
 
 
 class _Query:
@@ -221,7 +220,9 @@ class _Query:
             at = offset
             page = self.patience.retry(lambda at=at: self._ask(at))  # type: ignore[misc]
             offset = self._take(page, offset)
-        raise _DoubtError("cbt.endless", f"the list of changes did not end in {_PAGES_LIMIT} pages")
+        raise _DoubtError(
+            Finding("cbt.endless", f"no end of the change list in {_PAGES_LIMIT} pages", _COMPARED)
+        )
 
     def _ask(self, offset: int) -> Any:
         return self._session.call(
@@ -236,16 +237,17 @@ class _Query:
     def _take(self, page: Any, offset: int) -> int:
         """Check and keep one page; return where the next one starts."""
         if page is None or page.startOffset != offset or page.length <= 0:
-            raise _DoubtError("cbt.bad-page", f"the page of changes at {offset} is not that page")
+            text = f"asked for changes from byte {offset}, the server told of others"
+            raise _DoubtError(Finding("cbt.bad-page", text, _COMPARED))
         end = page.startOffset + page.length
         last = offset
         for area in page.changedArea or []:
             if area.length <= 0 or area.start < last or area.start + area.length > end:
-                raise _DoubtError(
-                    "cbt.bad-area",
+                text = (
                     f"the changed area of {area.length} bytes at {area.start} is empty, out of "
-                    f"order, or outside of its page [{offset}, {end})",
+                    f"order, or outside of its page [{offset}, {end})"
                 )
+                raise _DoubtError(Finding("cbt.bad-area", text, _COMPARED))
             last = area.start + area.length
             self._keep(area.start, min(last, self._disk.capacity_bytes))
         return int(end)
@@ -266,11 +268,13 @@ class _Query:
 def _refused(error: VsphereError) -> FullRead:
     """The server answered with a fault: which code, and what helps."""
     if isinstance(error, FileFaultError):
-        return _doubt("cbt.file-fault", f"the tracking data cannot be used: {error}")
+        text = f"the tracking data cannot be used: {error}"
+        return _reset(Finding("cbt.file-fault", text, _COMPARED))
     if isinstance(error, InvalidRequestError):
-        return _doubt("cbt.invalid-argument", f"the change id is not accepted: {error}")
+        text = f"the change id is not accepted: {error}"
+        return _reset(Finding("cbt.invalid-argument", text, _COMPARED))
     if isinstance(error, UnsupportedError):
-        return FullRead(finding=_finding("cbt.unsupported", f"no change list: {error}"))
+        return FullRead(finding=Finding("cbt.unsupported", f"no change list: {error}", _COMPARED))
     if isinstance(error, PrivilegeError):
         return FullRead(
             finding=Finding(
@@ -279,17 +283,15 @@ def _refused(error: VsphereError) -> FullRead:
                 "grant VirtualMachine.Provisioning.DiskRandomRead (`host test` lists them all)",
             )
         )
-    return FullRead(finding=_finding("cbt.query-failed", f"the change list failed: {error}"))
+    text = f"the change list failed: {error}"
+    return FullRead(finding=Finding("cbt.query-failed", text, _COMPARED))
 
 
-def _doubt(code: str, text: str) -> FullRead:
-    return FullRead(finding=_finding(code, text), remedy=Remedy.RESET)
+def _reset(finding: Finding) -> FullRead:
+    return FullRead(finding=finding, remedy=Remedy.RESET)
 
 
-def _finding(code: str, text: str) -> Finding:
-    return Finding(code, text, "none: the whole disk is read and compared", Weight.WARNING)
-
-
+_COMPARED = "none: the whole disk is read and compared"
 _INACTIVE = Finding(
     "cbt.inactive",
     "changed block tracking is not active for this disk",

@@ -60,11 +60,3 @@ def read_datastore(session: Session, moref: str) -> DatastoreFacts:
             if mount.mountInfo.accessMode == "readWrite" and mount.mountInfo.accessible is not False
         ),
     )
-
-
-def name_of_file(file_name: str) -> str | None:
-    """The datastore's name in `[name] folder/file.vmdk`; None when there is none."""
-    if not file_name.startswith("["):
-        return None
-    name, bracket, _ = file_name[1:].partition("]")
-    return name if bracket else None

@@ -12,10 +12,11 @@ from typing import Any
 
 from pyVmomi import vim
 
-from vmware.datastores import DatastoreFacts, datastores_of, name_of_file
+from vmware.datastores import DatastoreFacts, datastores_of
+from vmware.disks import Obstacle, disk_obstacle
 from vmware.errors import ObjectGoneError
 from vmware.findings import Finding, Weight
-from vmware.inventory import DiskInfo, disk_obstacle, disks_of
+from vmware.inventory import Power, VmInfo, vm_obstacle
 from vmware.properties import fetch_one
 from vmware.session import Session
 from vmware.snapshot_tree import SnapshotEntry, flatten
@@ -23,73 +24,38 @@ from vmware.snapshot_tree import SnapshotEntry, flatten
 LEAST_FREE_SHARE = 0.10  # of the VM's disks on a datastore
 MOST_LEVELS = 31  # the limit is 32, and one more is to come
 
-_PATHS = (
-    "config.ftInfo",
-    "config.hardware.device",
-    "recentTask",
-    "runtime.connectionState",
-    "runtime.consolidationNeeded",
-    "runtime.faultToleranceState",
-    "runtime.powerState",
-    "runtime.question",
-    "runtime.snapshotInBackground",
-    "snapshot",
-)
-_FT_OFF = (None, "notConfigured", "disabled")
+_PATHS = ("recentTask", "runtime.consolidationNeeded", "runtime.snapshotInBackground", "snapshot")
 
 
-def check_vm(session: Session, vm_moref: str) -> tuple[Finding, ...]:
+def check_vm(session: Session, vm: VmInfo) -> tuple[Finding, ...]:
     """What stands against a backup of the VM now; blocking findings first.
+
+    `vm` should be read just before. What can be seen from it alone comes from `vm_obstacle` and
+    `disk_obstacle`.
 
     Raises: ObjectGoneError, or another VsphereError: it cannot be looked at.
     """
-    vm = session.object(vim.VirtualMachine, vm_moref)
-    read = fetch_one(session, f"check {vm_moref}", vm, _PATHS).values
-    connection = str(read.get("runtime.connectionState", "disconnected"))
-    if connection != "connected" or "config.hardware.device" not in read:
-        return (_disconnected(connection),)
-    disks = disks_of(read["config.hardware.device"])
+    obstacle = vm_obstacle(vm)
+    if obstacle is not None:
+        return (_of(obstacle, Weight.BLOCKING),)
+    managed = session.object(vim.VirtualMachine, vm.moref)
+    read = fetch_one(session, f"check {vm.name}", managed, _PATHS).values
     findings = [
         *_state(read),
         *_running_tasks(session, read.get("recentTask") or []),
         *_levels(flatten(read.get("snapshot"))),
-        *_disks(disks, on=str(read.get("runtime.powerState")) == "poweredOn"),
-        *_space(disks, datastores_of(session, vm_moref)),
+        *_disks(vm),
+        *_space(vm, datastores_of(session, vm.moref)),
     ]
     return tuple(sorted(findings, key=lambda finding: finding.weight is not Weight.BLOCKING))
 
 
-def _disconnected(state: str) -> Finding:
-    return Finding(
-        "vm.not-connected",
-        f"the VM is {state}, so its host cannot work on it",
-        "bring its host back, or remove the VM from the inventory if it is gone",
-        Weight.BLOCKING,
-    )
+def _of(obstacle: Obstacle, weight: Weight) -> Finding:
+    return Finding(obstacle.code, obstacle.text, obstacle.next_step, weight)
 
 
 def _state(read: Mapping[str, Any]) -> list[Finding]:
     findings = []
-    question = read.get("runtime.question")
-    if question is not None:
-        findings.append(
-            Finding(
-                "vm.question-pending",
-                f"the VM waits for an answer: {_short(question.text)}",
-                "answer it in the vSphere client",
-                Weight.BLOCKING,
-            )
-        )
-    fault_tolerance = read.get("runtime.faultToleranceState")
-    if (str(fault_tolerance) if fault_tolerance else None) not in _FT_OFF:
-        findings.append(
-            Finding(
-                "vm.fault-tolerance",
-                "the VM runs with Fault Tolerance, which allows no snapshot of this kind",
-                "back it up from inside, or turn Fault Tolerance off",
-                Weight.BLOCKING,
-            )
-        )
     if read.get("runtime.snapshotInBackground"):
         findings.append(
             Finding(
@@ -143,18 +109,22 @@ def _levels(entries: tuple[SnapshotEntry, ...]) -> list[Finding]:
     ]
 
 
-def _disks(disks: tuple[DiskInfo, ...], *, on: bool) -> list[Finding]:
-    findings = []
-    for disk in disks:
-        obstacle = disk_obstacle(disk)
-        if obstacle is not None:
-            findings.append(
-                Finding(obstacle.code, f"{disk.label}: {obstacle.text}", obstacle.next_step)
+def _disks(vm: VmInfo) -> list[Finding]:
+    obstacles = [disk_obstacle(disk, vm_off=vm.power is Power.OFF) for disk in vm.disks]
+    findings = [_of(obstacle, Weight.WARNING) for obstacle in obstacles if obstacle]
+    if len(findings) == len(vm.disks):
+        findings.append(
+            Finding(
+                "vm.no-disk",
+                "the VM has no disk that a snapshot covers",
+                "make a disk dependent, or back the VM up from within the guest",
+                Weight.BLOCKING,
             )
+        )
     return findings
 
 
-def _space(disks: tuple[DiskInfo, ...], datastores: tuple[DatastoreFacts, ...]) -> list[Finding]:
+def _space(vm: VmInfo, datastores: tuple[DatastoreFacts, ...]) -> list[Finding]:
     findings = []
     for datastore in datastores:
         if not datastore.accessible:
@@ -167,15 +137,13 @@ def _space(disks: tuple[DiskInfo, ...], datastores: tuple[DatastoreFacts, ...]) 
                 )
             )
             continue
-        used_bytes = sum(
-            disk.capacity_bytes for disk in disks if name_of_file(disk.file_name) == datastore.name
-        )
-        if datastore.free_bytes < used_bytes * LEAST_FREE_SHARE:
+        on_it = [d.capacity_bytes for d in vm.disks if d.datastore_name == datastore.name]
+        if datastore.free_bytes < sum(on_it) * LEAST_FREE_SHARE:
             findings.append(
                 Finding(
                     "vm.little-space",
                     f"the vSphere datastore {datastore.name} has {datastore.free_bytes >> 20} MiB "
-                    f"free for the snapshot of disks of {used_bytes >> 20} MiB",
+                    f"free for the snapshot of disks of {sum(on_it) >> 20} MiB",
                     "free space there, or the VM may stop while its snapshot grows",
                 )
             )

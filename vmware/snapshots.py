@@ -307,15 +307,12 @@ class _Creation:
         """Return the new snapshot's moref."""
         task = self._ask(rung, guest, what)
         try:
-            result = self._patience.retry(
-                lambda: wait_for_task(
-                    self._session,
-                    task,
-                    what=what,
-                    deadline_s=self._deadline_s,
-                    cancelled=self._patience.cancelled,
-                ),
-                on=_REPLY_LOST,
+            result = wait_for_task(
+                self._session,
+                task,
+                what=what,
+                deadline_s=self._deadline_s,
+                cancelled=self._patience.cancelled,
             )
         except ObjectGoneError as error:
             raise UnreachableError(f"{what}: the task vanished before it told a result") from error

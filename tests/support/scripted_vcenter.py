@@ -6,8 +6,8 @@
     create_snapshot(server.session(), "vm-1", marker)
 
 It has no network, and only what the tests of snapshots, change lists and hot-add need. `fail` makes
-the next call of a method raise, `hook` runs something in its place or around it. Tasks are done when
-their call returns, or failed with the fault that was scripted with `fail_task`.
+the next call of a method raise, `hook` runs something in its place or around it. Tasks are done
+when their call returns, or failed with the fault that was scripted with `fail_task`.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class ScriptedVcenter:
                 found = [
                     vmodl.DynamicProperty(name=path, val=_typed(values[path]))
                     for wanted in spec.propSet
+                    if isinstance(item.obj, wanted.type)
                     for path in wanted.pathSet
                     if values.get(path) is not None
                 ]

@@ -30,9 +30,11 @@ def test_no_other_text_is_a_marker(text: object) -> None:
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["holdfast", "appliance", "run", "purpose", "subject", "x"]), inner
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["holdfast", "appliance", "run", "purpose", "subject", "x"]), inner
+            )
         ),
     )
 )

@@ -7,10 +7,11 @@ vCenter refuses reconfigures of one VM at once, and a new device can only be tol
 nobody else attaches, so all of it is under one lock per process; other processes are met as a taken
 slot or a busy VM, and waited for.
 
-Detaching never names a file operation: `destroy` would delete the source's disk. The device is found
-by its place and checked by its file first, so another's disk is never taken off.
+Detaching never names a file operation: `destroy` would delete the source's disk. The device is
+found by its place and checked by its file first, so another's disk is never taken off.
 
-Crash guarantee: a kill leaves at most a disk attached that an intent names; `orphans.py` takes it off.
+Crash guarantee: a kill leaves at most a disk attached that an intent names; `orphans.py` takes it
+off.
 Thread-safe; blocks.
 
 Source: vSphere API reference, ReconfigVM_Task, VirtualDeviceConfigSpec; Broadcom KB 67757.
@@ -82,9 +83,7 @@ class SourceDisk:
 class ApplianceDisks:
     """The disks of the VM that we run in; one per process and appliance."""
 
-    def __init__(
-        self, *, device_root: Path = Path("/"), patience: Patience | None = None
-    ) -> None:
+    def __init__(self, *, device_root: Path = Path("/"), patience: Patience | None = None) -> None:
         self._devices = ScsiDevices(device_root)
         self._patience = (patience or Patience()).unstoppable()
         self._lock = threading.Lock()

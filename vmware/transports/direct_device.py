@@ -1,11 +1,12 @@
 """A hot-added disk as the guest's device: read past the page cache, or written.
 
-Data path: `hot_add` finds and proves the device; this reads it with O_DIRECT in aligned parts, a few
-at once, each through a mapped (so page-aligned) buffer of its own, and copies into the caller's.
-A file that stands in for a device may lie on a file system without O_DIRECT; then it is read plainly.
+Data path: `hot_add` finds and proves the device; this reads it with O_DIRECT in aligned parts, a
+few at once, each through a mapped (so page-aligned) buffer of its own, and copies into the
+caller's. A file that stands in for a device may lie on a file system without O_DIRECT; then it is
+read plainly.
 
-Thread model: `DirectReader` may be read from several threads; parts of one large read are fetched by
-a small pool of its own. `DirectWriter` belongs to one thread at a time.
+Thread model: `DirectReader` may be read from several threads; parts of one large read are fetched
+by a small pool of its own. `DirectWriter` belongs to one thread at a time.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ Reading the wrong device would put another VM's data into a backup, so all of th
 5. no other device fits. Two attached disks may share a uuid (clones of each other): the PCI slot of
    the controller decides between them, where it is known.
 
-Everything is below `root`, which is `/` in an appliance; `/sys` and `/dev` may be mounted elsewhere.
-Names read from sysfs are checked before they become part of a path. Blocks on the file system only.
+Everything is below `root`, which is `/` in an appliance; `/sys` and `/dev` may be mounted
+elsewhere. Names read from sysfs are checked before they become part of a path. Blocks on the file
+system only.
 
 Source: Linux Documentation/ABI, sysfs-class-scsi_host, sysfs-block; Broadcom KB 67757.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -117,7 +117,7 @@ class ScsiDevices:
         for link in _names(folder):
             if link.startswith("wwn-0x") and "-part" not in link:
                 with suppress(OSError):
-                    if os.path.basename(os.readlink(folder / link)) == name:  # noqa: PTH119
+                    if (folder / link).readlink().name == name:
                         return link.removeprefix("wwn-0x").lower()
         return None
 
@@ -152,5 +152,3 @@ def _text(path: Path) -> str | None:
     with suppress(OSError), path.open("rb") as file:
         return file.read(_TEXT_LIMIT_BYTES).decode(errors="replace").strip()
     return None
-
-

@@ -15,6 +15,7 @@ from pyVmomi import vim
 
 UNITS_PER_CONTROLLER = 16  # PVSCSI may have 64 on newer hosts, which is not relied upon
 _RESERVED_UNIT = 7
+_DISK: Any = vim.vm.device.VirtualDisk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +58,9 @@ def free_slot(devices: Iterable[Any]) -> Slot | None:
     return best[1] if best else None
 
 
-def attached_disks(devices: Iterable[Any]) -> tuple[AttachedDisk, ...]:
+def attached_disks(present: Iterable[Any]) -> tuple[AttachedDisk, ...]:
     """The disks on SCSI controllers."""
-    devices = list(devices)
+    devices: list[Any] = list(present)
     buses = {c.key: c.busNumber for c in _scsi_controllers(devices)}
     return tuple(
         AttachedDisk(
@@ -75,7 +76,7 @@ def attached_disks(devices: Iterable[Any]) -> tuple[AttachedDisk, ...]:
             capacity_bytes=device.capacityInBytes or (device.capacityInKB or 0) * 1024,
         )
         for device in devices
-        if isinstance(device, vim.vm.device.VirtualDisk) and device.controllerKey in buses
+        if isinstance(device, _DISK) and device.controllerKey in buses
     )
 
 
