@@ -96,6 +96,11 @@ class VmResult:
     def reasons(self) -> list[Reason]:
         return [*(self.backup.reasons if self.backup else ()), *self.other_reasons]
 
+    @property
+    def vm_reasons(self) -> list[Reason]:
+        """Those that are not about one disk."""
+        return [*(self.backup.vm_reasons if self.backup else ()), *self.other_reasons]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupRoom:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from appliance.base.errors import SourceError, UsageError
+from appliance.base.errors import ApplianceError, SourceError, UsageError
 from appliance.sources.contract import SourceVm, VmNotFoundError, VmSource
 from appliance.sources.vm_identity import PointNames
 
@@ -42,7 +42,7 @@ class HostFailure:
     """A host whose inventory could not be read, so that nobody knows what of it was meant."""
 
     host: str
-    error: SourceError
+    error: ApplianceError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +52,22 @@ class Selection:
 
 
 def select_vms(
-    sources: Sequence[VmSource], patterns: Sequence[str], tags: Sequence[str], names: PointNames
+    sources: Sequence[VmSource],
+    patterns: Sequence[str],
+    tags: Sequence[str],
+    names: PointNames,
+    unasked: Sequence[HostFailure] = (),
 ) -> Selection:
     """Pick VMs, each once, in the order of the patterns.
+
+    `unasked` are hosts that could not even be logged in to; they count as failures too.
 
     Raises: VmNotFoundError, AmbiguousVmError, UsageError: nothing at all is to be backed up.
     """
     if not patterns and not tags:
         raise UsageError("name at least one VM, glob or tag")
     inventory: list[SelectedVm] = []
-    failures: list[HostFailure] = []
+    failures = list(unasked)
     for source in sources:
         try:
             inventory += _inventory(source, tags, names)

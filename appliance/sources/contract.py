@@ -107,11 +107,6 @@ class VmSource(Protocol):
         """The name of the registered host."""
         ...
 
-    @property
-    def transports(self) -> tuple[str, ...]:
-        """Names of all transports it knows, best first."""
-        ...
-
     def list_vms(self) -> list[SourceVm]:
         """Return all VMs, also those that cannot be backed up; no templates.
 

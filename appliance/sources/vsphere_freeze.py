@@ -152,7 +152,7 @@ class _Freeze:
         obstacle = vm_obstacle(vm)
         if obstacle is not None:
             raise VmNotProtectableError(vm.name, reason(obstacle))
-        findings = check_vm(self._session, vm.moref)
+        findings = check_vm(self._session, vm)
         blocking = [found for found in findings if found.weight is Weight.BLOCKING]
         if blocking:
             raise VmNotProtectableError(vm.name, reason(blocking[0]))

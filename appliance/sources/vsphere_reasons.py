@@ -6,7 +6,7 @@ leaf library makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,8 +15,6 @@ from appliance.base.run_context import CancelToken
 from appliance.sources.vsphere_errors import as_appliance_errors
 from vmware.errors import CancelledError as VsphereCancelled
 from vmware.findings import Finding, Weight
-
-_make: Callable[[str, str, str, bool], Reason] = Reason  # codes here are not literals
 
 
 class ThreeTexts(Protocol):
@@ -31,7 +29,7 @@ class ThreeTexts(Protocol):
 
 
 def reason(found: ThreeTexts, *, warning: bool = True) -> Reason:
-    return _make(found.code, found.text, found.next_step, warning)
+    return Reason.relayed(found.code, found.text, found.next_step, warning=warning)
 
 
 def reasons(findings: Iterable[Finding]) -> tuple[Reason, ...]:

@@ -99,7 +99,6 @@ class FakeVm:
 class FakeSource:
     vms: list[FakeVm]
     name: str = "fake"
-    transports: tuple[str, ...] = ("fake",)
     before_read: Callable[[], None] = lambda: None
     frozen: set[str] = field(default_factory=set)
     most_frozen: int = 0
