@@ -34,13 +34,14 @@ from lab.esx.datastore_path import DatastorePath
 from lab.esx.disk_chain import DiskChain, open_chain
 from lab.esx.errors import HostError
 from lab.esx.guest import Guest
-from lab.esx.hardware import Disk, VmConfig
+from lab.esx.hardware import Controller, Disk, DiskMode, VmConfig
 from lab.esx.machine import Machine
 from lab.esx.site import Site
 from lab.esx.snapshot_list import format_snapshots, vmsn_name
 from lab.esx.vm_state import (
     GuestInfo,
     NotFoundError,
+    NotSupportedError,
     PowerState,
     PowerStateError,
     Question,
@@ -139,6 +140,45 @@ class VirtualMachine:
             self._answer = ""
             self._answer_state.notify_all()
         shutil.rmtree(self.run_folder, ignore_errors=True)
+
+    # ------------------------------------------------------------------ devices of a running VM
+
+    @property
+    def can_plug_controllers(self) -> bool:
+        return False
+
+    def controller_added(self, controller: Controller) -> None:
+        """Only a machine that is off, or can plug controllers, gets one."""
+
+    def refuse_if_appliance(self) -> None:
+        """Raises NotSupportedError where the guest is the machine that runs the lab."""
+
+    def plug(self, disk: Disk, controller: Controller, chain: DiskChain) -> None:
+        """Give the running guest a disk; its files are locked already."""
+        if disk.mode is DiskMode.INDEPENDENT_NONPERSISTENT:
+            raise NotSupportedError("a nonpersistent disk cannot be added to a running guest here")
+        assert self.machine is not None
+        self.machine.add_disk(disk, controller, chain)
+
+    def unplug(self, disk: Disk) -> None:
+        """Take a disk from the running guest, without asking it."""
+        machine = self.machine
+        assert machine is not None
+        tracking = self.tracking.get(disk.key)
+        if tracking is not None and disk.key in machine.disks:
+            areas = machine.disks[disk.key].take_written(machine.qmp, machine.socket_path)
+            closed = replace(tracking.written(areas), open=False)
+            self.store_tracking(disk, closed)
+            self.tracking.pop(disk.key, None)
+        machine.remove_disk(disk.key)
+
+    def disk_grown(self, disk: Disk) -> None:
+        """The files are larger already; a running guest sees it, and tracking starts over."""
+        open_disk = self.machine.disks.get(disk.key) if self.machine else None
+        if self.machine is not None and open_disk is not None:
+            open_disk.resize(self.machine.qmp, disk.capacity_bytes)
+            open_disk.renamed_parent(self.chain(disk))
+        self.reset_tracking(disk)
 
     # ------------------------------------------------------------------ files
 

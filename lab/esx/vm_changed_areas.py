@@ -40,6 +40,8 @@ def query_changed_areas(
         FileFaultError: the tracking cannot answer for this changeId.
     """
     disk = _disk(vm, snapshot_id, disk_key)
+    if not vm.on:
+        vm.reload_tracking()  # somebody may have written to the disks since
     if not 0 <= start_offset < disk.capacity_bytes:
         raise InvalidArgumentError(f"no offset {start_offset}", property="startOffset")
     fields: dict[str, str | int]

@@ -140,6 +140,9 @@ def revert_to_snapshot(vm: VirtualMachine, snapshot_id: int, work: Work) -> None
 
 def _refuse(vm: VirtualMachine, request: SnapshotRequest) -> None:
     config = vm.config
+    vm.refuse_if_appliance()
+    if not vm.on:
+        vm.reload_tracking()  # somebody may have written to the disks since
     if not request.name or len(request.name) > NAME_CHARS_MAX:
         raise SnapshotError(f"a snapshot's name has 1 to {NAME_CHARS_MAX} characters")
     if config.template:
