@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from vmware.tags import vms_with_tag
+
 from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
@@ -25,7 +27,6 @@ from appliance.sources.vsphere_orphans import remove_orphans
 from appliance.sources.vsphere_reasons import vsphere_calls
 from appliance.sources.vsphere_transports import VsphereTransports
 from vmware.inventory import VmInfo, list_vms
-from vmware.tags import vms_with_tag
 
 
 class VsphereSource:

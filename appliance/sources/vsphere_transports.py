@@ -25,16 +25,12 @@ class VsphereTransports:
         self.appliance_disks = appliance_disks or ApplianceDisks()
         self._every_run: tuple[Transport, ...] = (DatastoreHttpsTransport(),)
 
-    def for_run(
-        self, run_id: RunId, intents: Intents, only: Sequence[str] = ()
-    ) -> list[Transport]:
+    def for_run(self, run_id: RunId, intents: Intents, only: Sequence[str] = ()) -> list[Transport]:
         """Return all, or those named in `only`, best first.
 
         Raises UsageError: there is no transport of such a name.
         """
-        hot_add = HotAdd(
-            self.appliance_disks, run_id=run_id, record=_recorded_in(intents, run_id)
-        )
+        hot_add = HotAdd(self.appliance_disks, run_id=run_id, record=_recorded_in(intents, run_id))
         offered = ordered([hot_add, *self._every_run])
         names = [transport.name for transport in offered]
         unknown = [name for name in only if name not in names]
@@ -43,9 +39,7 @@ class VsphereTransports:
         return [transport for transport in offered if not only or transport.name in only]
 
 
-def _recorded_in(
-    intents: Intents, run_id: RunId
-) -> Callable[[AttachIntent], Callable[[], None]]:
+def _recorded_in(intents: Intents, run_id: RunId) -> Callable[[AttachIntent], Callable[[], None]]:
     def record(intent: AttachIntent) -> Callable[[], None]:
         number = intents.record(
             Made.HOT_ADDED_DISK, run_id, intent.appliance_moref, intent.file_name, intent.detail
