@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,37 @@ def _as_json(host: HostRecord) -> dict[str, Any]:
 
 
 def run_test(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Exit code 1: backups would fail; 3: they work, something optional does not."""
+    from appliance.service.home import Home
+    from appliance.service.hosts import open_host
+
+    with Home(home_path(args)).open_catalog() as catalog:
+        record = catalog.hosts.get(args.name)
+        with open_host(catalog, record) as host:
+            about = host.about
+            lacking = host.lacking_purposes()
+    step = (
+        f"give them to the role of {record.user} at the root of the inventory, with propagation; "
+        "leave out the purposes that you do not use"
+    )
+    document = {
+        "host": record.name,
+        **asdict(about),
+        "missing_privileges": [asdict(item) for item in lacking],
+        "next_step": step if lacking else None,
+    }
+
+    def text() -> str:
+        lines = [f"{record.name}: {about.product} {about.version} build {about.build}, logged in"]
+        for item in lacking:
+            mark = "" if item.needed_to_back_up else ", optional"
+            lines += [f"missing for {item.purpose}{mark}:", *(f"  {p}" for p in item.privileges)]
+        return "\n".join([*lines, f"next step: {step}" if lacking else "no privilege is missing"])
+
+    show(args, document, text)
+    if any(item.needed_to_back_up for item in lacking):
+        return ExitCode.FAILED
+    return ExitCode.WARNING if lacking else ExitCode.SUCCESS
 
 
 def run_remove(args: argparse.Namespace) -> int:

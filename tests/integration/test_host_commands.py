@@ -12,58 +12,37 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from appliance.base.ids import new_run_id
+from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.intents import IntentKind
 from appliance.repository.repository import Repository
 from appliance.sources.vm_identity import VmIdentity
+from lab.vcenter.lab_vcenter import LabVcenter
 from tests.support import certificates
 from tests.support.forwarder import Forwarder
 from tests.support.holdfast_program import ROOT, command, environment, run, run_json
 from tests.support.memory_reader import MemoryReader
 from tests.support.needs import needs
 from tests.support.points import commit_point
+from tests.support.vcsim import PASSWORD, Vcsim, vcsim
+from vmware.privileges import BACKUP, PRIVILEGES, Purpose
 
 pytestmark = pytest.mark.integration
 
 
-USER, PASSWORD = "backup@vsphere.local", "correct horse"
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    port: int
-    certificate: bytes
-
-    @property
-    def sha256(self) -> str:
-        return _spelled(hashlib.sha256(self.certificate).hexdigest())
-
-    @property
-    def sha1(self) -> str:
-        return hashlib.sha1(self.certificate).hexdigest()
-
-
-def _spelled(digits: str) -> str:
-    return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2)).upper()
-
-
-@contextlib.contextmanager
-def simulated(*options: str) -> Iterator[Server]:
-    """A vcsim that takes one user and password only."""
-    with vcsim.serving(*options, user=USER, password=PASSWORD) as port:
-        pem = ssl.get_server_certificate(("127.0.0.1", port))
-        yield Server(port, ssl.PEM_cert_to_DER_cert(pem))
+USER = "backup"
+_LOGIN = ("-username", USER)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with simulated("-vm", "2") as running:
+def server() -> Iterator[Vcsim]:
+    with vcsim(*_LOGIN, "-vm", "2") as running:
         yield running
 
 
@@ -80,20 +59,23 @@ def add_words(port: int, *more: str | Path, name: str = "vc1") -> tuple[str | Pa
 
 
 @pytest.fixture
-def home(tmp_path: Path, server: Server, password_file: Path) -> Path:
+def home(tmp_path: Path, server: Vcsim, password_file: Path) -> Path:
     """A state folder with the vcsim registered as vc1."""
-    words = ("--password-file", password_file, "--accept-fingerprint", server.sha256)
+    words = ("--password-file", password_file, "--accept-fingerprint", server.fingerprint)
     run(tmp_path / "home", *add_words(server.port, *words))
     return tmp_path / "home"
 
 
-def test_a_host_is_added_listed_tested_and_removed(home: Path, server: Server) -> None:
+def test_a_host_is_added_listed_tested_and_removed(home: Path, server: Vcsim) -> None:
     """The fingerprint stays as it was accepted; nothing remains of a removed host."""
     (listed,) = run_json(home, "host", "list")
     assert listed["host"] == "vc1"
     assert (listed["port"], listed["user"]) == (server.port, USER)
-    assert listed["fingerprint_sha256"] == server.sha256
+    assert listed["fingerprint_sha256"] == server.fingerprint
     assert "vc1" in run(home, "host", "list").stdout
+    tested = run_json(home, "host", "test", "vc1")
+    assert tested["is_vcenter"] and tested["missing_privileges"] == []
+    assert "no privilege is missing" in run(home, "host", "test", "vc1").stdout
     run(home, "host", "remove", "vc1")
     assert run_json(home, "host", "list") == []
     gone = run_json(home, "host", "test", "vc1", expect=1)
@@ -102,48 +84,52 @@ def test_a_host_is_added_listed_tested_and_removed(home: Path, server: Server) -
 
 @pytest.mark.parametrize("form", ["colons", "digits", "openssl", "sha1"])
 def test_a_fingerprint_may_be_given_in_any_form_and_sha256_is_pinned(
-    tmp_path: Path, server: Server, password_file: Path, form: str
+    tmp_path: Path, server: Vcsim, password_file: Path, form: str
 ) -> None:
-    """Whatever the operator could copy; a SHA-1 vouches once, for the certificate it was made of."""
-    digits = server.sha256.replace(":", "").lower()
+    """Whatever the operator could copy; a SHA-1 vouches once, for its own certificate."""
+    digits = server.fingerprint.replace(":", "").lower()
     given = {
-        "colons": server.sha256,
+        "colons": server.fingerprint,
         "digits": digits,
-        "openssl": f"sha256 Fingerprint={server.sha256}",
-        "sha1": server.sha1,
+        "openssl": f"sha256 Fingerprint={server.fingerprint}",
+        "sha1": hashlib.sha1(_certificate(server)).hexdigest(),
     }[form]
     words = ("--password-file", password_file, "--accept-fingerprint", given)
     added = run_json(tmp_path / "home", *add_words(server.port, *words))
-    assert added["fingerprint_sha256"] == server.sha256
+    assert added["fingerprint_sha256"] == server.fingerprint
+
+
+def _certificate(server: Vcsim) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((server.address, server.port)))
 
 
 def test_a_certificate_that_nobody_accepted_is_named_and_nothing_is_stored(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Vcsim
 ) -> None:
-    """A script without --accept-fingerprint gets the fingerprint to look at; no password is read."""
+    """A script without --accept-fingerprint is told the fingerprint to look at."""
     home = tmp_path / "home"
     refused = run_json(home, *add_words(server.port), expect=1)
     assert refused["error"]["code"] == "host.fingerprint-not-accepted"
-    assert server.sha256 in refused["error"]["message"]
+    assert server.fingerprint in refused["error"]["message"]
     assert run_json(home, "host", "list") == []
 
 
 def test_another_certificate_than_the_accepted_one_is_refused(
-    tmp_path: Path, server: Server, password_file: Path
+    tmp_path: Path, server: Vcsim, password_file: Path
 ) -> None:
     """Both fingerprints are named; what is no fingerprint is a usage error."""
     words = ("--password-file", password_file, "--accept-fingerprint")
     other = "00:" * 31 + "00"
     refused = run_json(tmp_path / "home", *add_words(server.port, *words, other), expect=1)
     assert refused["error"]["code"] == "vsphere.certificate"
-    assert server.sha256 in refused["error"]["message"]
+    assert server.fingerprint in refused["error"]["message"]
     run(tmp_path / "home", *add_words(server.port, *words, "abc"), expect=2)
 
 
-def test_a_wrong_password_is_not_stored_and_never_shown(tmp_path: Path, server: Server) -> None:
+def test_a_wrong_password_is_not_stored_and_never_shown(tmp_path: Path, server: Vcsim) -> None:
     """Logging in comes before storing; the password comes from standard input."""
     home = tmp_path / "home"
-    words = command(*add_words(server.port, "--accept-fingerprint", server.sha256, "--json"))
+    words = command(*add_words(server.port, "--accept-fingerprint", server.fingerprint, "--json"))
     for password, code in (("wrong horse", 1), (PASSWORD, 0)):
         done = subprocess.run(
             words,
@@ -163,7 +149,7 @@ def test_a_wrong_password_is_not_stored_and_never_shown(tmp_path: Path, server: 
 
 
 def test_a_person_is_shown_the_fingerprint_and_asked_for_the_password(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Vcsim
 ) -> None:
     """On a terminal: yes accepts, anything else does not; the password is not echoed."""
     home = tmp_path / "home"
@@ -172,7 +158,7 @@ def test_a_person_is_shown_the_fingerprint_and_asked_for_the_password(
     assert run_json(home, "host", "list") == []
     code, shown = _on_terminal(words, home, ["yes\n", f"{PASSWORD}\n"])
     assert code == 0, shown
-    assert server.sha256 in shown and PASSWORD not in shown
+    assert server.fingerprint in shown and PASSWORD not in shown
     assert len(run_json(home, "host", "list")) == 1
 
 
@@ -194,10 +180,10 @@ def _on_terminal(words: list[str], home: Path, answers: list[str]) -> tuple[int,
 
 
 def test_one_server_is_registered_under_one_name(
-    home: Path, server: Server, password_file: Path
+    home: Path, server: Vcsim, password_file: Path
 ) -> None:
     """Its own id tells, whatever address it is reached by."""
-    words = ("--password-file", password_file, "--accept-fingerprint", server.sha256)
+    words = ("--password-file", password_file, "--accept-fingerprint", server.fingerprint)
     with Forwarder(("127.0.0.1", server.port)) as other:
         again = run_json(home, *add_words(other.port, *words, name="vc2"), expect=1)
     assert again["error"]["code"] == "host.exists"
@@ -206,12 +192,15 @@ def test_one_server_is_registered_under_one_name(
 
 
 def test_a_changed_certificate_stops_before_the_password_is_sent(
-    tmp_path: Path, server: Server, password_file: Path
+    tmp_path: Path, server: Vcsim, password_file: Path
 ) -> None:
-    """Somebody in between sees a TLS handshake and nothing more; both fingerprints are named."""
+    """Somebody in between sees a TLS handshake and nothing more; both fingerprints are named.
+
+    A server that is gone altogether is unreachable, which may pass.
+    """
     needs("openssl")
     home = tmp_path / "home"
-    words = ("--password-file", password_file, "--accept-fingerprint", server.sha256)
+    words = ("--password-file", password_file, "--accept-fingerprint", server.fingerprint)
     with Forwarder(("127.0.0.1", server.port)) as forwarder, _impostor(tmp_path) as impostor:
         run(home, *add_words(forwarder.port, *words))
         assert run_json(home, "vm", "list")
@@ -219,13 +208,12 @@ def test_a_changed_certificate_stops_before_the_password_is_sent(
         for verb in (("host", "test", "vc1"), ("vm", "list")):
             refused = run_json(home, *verb, expect=1)
             assert refused["error"]["code"] == "vsphere.certificate"
-            assert server.sha256 in refused["error"]["message"]
+            assert server.fingerprint in refused["error"]["message"]
         assert impostor.received == b""
-        forwarder.target = None
-        for verb in (("host", "test", "vc1"), ("vm", "list")):
-            away = run_json(home, *verb, expect=1)
-            assert away["error"]["code"] == "vsphere.unreachable"
-            assert away["error"]["retryable"]
+    for verb in (("host", "test", "vc1"), ("vm", "list")):
+        away = run_json(home, *verb, expect=1)
+        assert away["error"]["code"] == "vsphere.unreachable"
+        assert away["error"]["retryable"]
 
 
 class Impostor:
@@ -242,10 +230,14 @@ class Impostor:
             try:
                 client, _ = self._listener.accept()
             except OSError:
+                self._listener.close()
                 return
-            with contextlib.suppress(OSError), client:
-                with self._context.wrap_socket(client, server_side=True) as secured:
-                    self.received += secured.recv(65536)
+            with contextlib.suppress(OSError), self._secured(client) as secured:
+                self.received += secured.recv(65536)
+
+    def _secured(self, client: socket.socket) -> ssl.SSLSocket:
+        with client:
+            return self._context.wrap_socket(client, server_side=True)
 
     def stop(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -327,10 +319,6 @@ def test_a_repository_that_cannot_be_opened_does_not_hide_the_vms(home: Path) ->
 def test_a_host_that_is_away_does_not_hide_the_others(home: Path) -> None:
     """It is named, and the exit code says to look; asked for alone, it is an error."""
     with Catalog.open(home) as catalog:
-        from dataclasses import replace
-
-        from appliance.base.secret import Secret
-
         record = catalog.hosts.get("vc1")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
@@ -345,8 +333,8 @@ def test_a_host_that_is_away_does_not_hide_the_others(home: Path) -> None:
 def test_a_thousand_vms_are_listed(tmp_path: Path, password_file: Path) -> None:
     """Each once, each with an identity of its own."""
     home = tmp_path / "home"
-    with simulated("-vm", "2", "-copies", "249") as large:
-        words = ("--password-file", password_file, "--accept-fingerprint", large.sha256)
+    with vcsim(*_LOGIN, "-vm", "2", "-copies", "249") as large:
+        words = ("--password-file", password_file, "--accept-fingerprint", large.fingerprint)
         run(home, *add_words(large.port, *words))
         listed = run_json(home, "vm", "list")
     assert len(listed) == 1000
@@ -359,3 +347,47 @@ def test_no_host_at_all_is_told(tmp_path: Path) -> None:
     """An empty list, and the next step."""
     assert run_json(tmp_path / "home", "vm", "list") == []
     assert "host add" in run(tmp_path / "home", "vm", "list").stderr
+
+
+@pytest.mark.parametrize(
+    ("granted", "code", "lacking"),
+    [
+        ((), 1, "snapshot"),
+        ((*BACKUP, Purpose.HOT_ADD), 3, "restore"),
+        (tuple(Purpose), 0, None),
+    ],
+)
+def test_every_missing_privilege_is_named_by_purpose(
+    tmp_path: Path, password_file: Path, granted: tuple[Purpose, ...], code: int, lacking: str
+) -> None:
+    """Exit code 1: backups would fail; 3: only something optional would."""
+    with LabVcenter() as vcenter:
+        given = {privilege for purpose in granted for privilege in PRIVILEGES[purpose]}
+        role = vcenter.accounts.add_role("backup", given)
+        vcenter.accounts.add_user(USER, PASSWORD)
+        vcenter.accounts.permit(USER, role, vcenter.root_folder)
+        words = ("--password-file", password_file, "--accept-fingerprint", vcenter.fingerprint)
+        run(tmp_path / "home", *add_words(vcenter.port, *words))
+        tested = run_json(tmp_path / "home", "host", "test", "vc1", expect=code)
+        shown = run(tmp_path / "home", "host", "test", "vc1", expect=code).stdout
+    named = {p for item in tested["missing_privileges"] for p in item["privileges"]}
+    assert not named & given
+    assert "System.Read" not in named  # part of every role
+    purposes = [item["purpose"] for item in tested["missing_privileges"]]
+    if lacking is None:
+        assert purposes == []
+    else:
+        assert lacking in purposes
+        assert all(privilege in shown for privilege in named)
+        assert "next step" in shown
+    assert ("VirtualMachine.State.CreateSnapshot" in named) == (code == 1)
+
+
+def test_a_lone_esxi_host_is_a_host_too(tmp_path: Path, password_file: Path) -> None:
+    """It has no id of its own in the API, so it is known by its address."""
+    with vcsim(*_LOGIN, "-esx", "-vm", "1") as esxi:
+        words = ("--password-file", password_file, "--accept-fingerprint", esxi.fingerprint)
+        added = run_json(tmp_path / "home", *add_words(esxi.port, *words))
+        assert added["server_id"] == f"127.0.0.1:{esxi.port}"
+        assert not run_json(tmp_path / "home", "host", "test", "vc1")["is_vcenter"]
+        assert len(run_json(tmp_path / "home", "vm", "list")) == 1

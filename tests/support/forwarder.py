@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -58,16 +59,12 @@ class Forwarder:
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         while block := source.recv(65536):
             sink.sendall(block)
-    except OSError:
-        pass
     _shut(sink)
 
 
 def _shut(each: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
