@@ -117,7 +117,7 @@ class VmSource(Protocol):
     def keys_with_tag(self, tag: str) -> frozenset[str]:
         """Return the keys of the VMs that carry a tag, by its name or `category/name`.
 
-        Raises: SourceError; UsageError: there is no such tag.
+        None carry a tag that does not exist. Raises: SourceError.
         """
         ...
 

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from vmware.tags import vms_with_tag
-
 from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
@@ -27,6 +25,8 @@ from appliance.sources.vsphere_orphans import remove_orphans
 from appliance.sources.vsphere_reasons import vsphere_calls
 from appliance.sources.vsphere_transports import VsphereTransports
 from vmware.inventory import VmInfo, list_vms
+from vmware.rest import RestSession
+from vmware.tags import Tags
 
 
 class VsphereSource:
@@ -57,8 +57,8 @@ class VsphereSource:
         return [_source_vm(server_id, vm) for vm in found if not vm.template]
 
     def keys_with_tag(self, tag: str) -> frozenset[str]:
-        with vsphere_calls(self.name):
-            return frozenset(vms_with_tag(self._host.session, tag))
+        with vsphere_calls(self.name), RestSession.connect(self._host.session) as rest:
+            return frozenset(Tags(rest).vms_with(tag))
 
     @contextmanager
     def freeze(
@@ -86,7 +86,7 @@ class VsphereSource:
             return remove_orphans(
                 self._host.session,
                 self._appliance_id,
-                self._transports,
+                self._transports.appliance_disks,
                 self._intents,
                 alive,
             )

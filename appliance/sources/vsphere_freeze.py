@@ -13,9 +13,10 @@ Source: design notes sections 2 and 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from appliance.base.consistency import Consistency
 from appliance.base.errors import ApplianceError
@@ -60,6 +61,7 @@ from vmware.transports.contract import Transport
 
 log = EventLog(__name__)
 
+_NEVER_CAPTURED = ("storage_policies",)
 _RUNGS = {
     Consistency.CRASH: Rung.CRASH,
     Consistency.FILE_SYSTEM: Rung.FILE_SYSTEM,
@@ -133,6 +135,7 @@ class _Freeze:
         if not disks:
             raise VmNotProtectableError(vm.name, _no_disks(skipped))
         hardware = config_capture.capture(self._session, vm.moref, taken.moref)
+        self._reasons += _not_captured(hardware)
         return FrozenVm(
             name=self._request.point_name,
             created_at=taken.created_at,
@@ -262,6 +265,19 @@ class _Freeze:
 
 def _ladder(policy: ConsistencyPolicy) -> Ladder:
     return Ladder(top=_RUNGS[policy.wanted], bottom=_RUNGS[policy.least])
+
+
+def _not_captured(hardware: Mapping[str, Any]) -> list[Reason]:
+    """What of the configuration a restore will lack; what never is captured goes without saying."""
+    return [
+        Reason(
+            "capture.incomplete",
+            f"{lost['part']} could not be captured ([{lost['code']}] {lost['text']})",
+            "look at what failed; a restore does without it",
+        )
+        for lost in hardware["not_captured"]
+        if lost["part"] not in _NEVER_CAPTURED
+    ]
 
 
 def _no_disks(skipped: Sequence[SkippedDisk]) -> Reason:
