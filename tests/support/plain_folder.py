@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class PlainFolder:
         if changes.accessed is None and changes.modified is None:
             return
         found = path.lstat()
-        now_ns = __import__("time").time_ns()
+        now_ns = time.time_ns()
 
         def chosen(wanted: int | ServerTime | None, old_ns: int) -> int:
             return old_ns if wanted is None else now_ns if wanted is ServerTime.NOW else wanted
@@ -177,7 +178,7 @@ class PlainFolder:
         return self._learn(path)
 
     def read_symlink(self, number: int) -> bytes:
-        return os.fsencode(os.readlink(self._path(number)))
+        return os.fsencode(self._path(number).readlink())
 
     def link(self, number: int, folder: int, name: bytes) -> None:
         try:
