@@ -14,6 +14,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 	@tools/debian-packages $(DEBIAN_RUN) $(DEBIAN_LAB) $(DEBIAN_TEST)
+	@$(BIN)/python -m tests.support.govmomi_build
 
 $(STAMP): pyproject.toml constraints.txt
 	@tools/debian-packages $(DEBIAN_RUN)

@@ -1,4 +1,4 @@
-"""Who asks, and what they may: the identities of the data plane.
+"""Who asks, and what he may: the identities of the data plane.
 
 | place | session cookie | Basic | ticket |
 |---|---|---|---|
@@ -10,17 +10,19 @@ Source: design notes on vSphere, section 4b. Thread-safe where the parts are.
 
 from __future__ import annotations
 
+from base64 import b64decode
+from binascii import Error as Base64Error
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
-from lab.data_plane.exchange import Exchange
-from lab.data_plane.tickets import TicketBook
+from lab.data_plane.place import Place, Refusal
 from lab.faults import FaultName, FaultSwitches
+from lab.vcenter.http_message import HttpRequest
+from lab.vcenter.tickets import TICKET_COOKIE, ServiceTickets
 
 SESSION_COOKIE = "vmware_soap_session"
-TICKET_COOKIE = "vmware_cgi_ticket"
 
 
 class Accounts(Protocol):
@@ -31,7 +33,7 @@ class Accounts(Protocol):
         ...
 
     def user_of_password(self, user: str, password: str) -> str | None:
-        """The user's full name if user and password are right."""
+        """The user's name if user and password are right."""
         ...
 
 
@@ -56,37 +58,54 @@ class HostAccounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """Turns a request into a user, or answers 401."""
+class Caller:
+    """`by_ticket`: the connection ends with the reply."""
 
+    user: str
+    by_ticket: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Turns a request into a user."""
+
+    place: Place
     accounts: Accounts
-    tickets: TicketBook
+    tickets: ServiceTickets
     switches: FaultSwitches
 
-    def user_of(self, exchange: Exchange) -> str | None:
-        """The user who asks; None when the request was answered with 401."""
-        user = self._identify(exchange)
+    def caller(self, request: HttpRequest) -> Caller:
+        """Raises Refusal with 401."""
+        ticket = request.cookie(TICKET_COOKIE)
+        user = self._by_login(request) if ticket is None else self._by_ticket(request, ticket)
         if user is None:
             challenge = ("WWW-Authenticate", 'Basic realm="VMware HTTP server"')
-            exchange.answer_error(HTTPStatus.UNAUTHORIZED, "log in", challenge)
-        return user
+            raise Refusal(HTTPStatus.UNAUTHORIZED, "log in", challenge)
+        return Caller(user, ticket is not None)
 
-    def _identify(self, exchange: Exchange) -> str | None:
-        ticket = exchange.cookie(TICKET_COOKIE)
-        if ticket is not None:
-            exchange.close_after()  # one ticket, one request, one connection
-            user = self.tickets.redeem(ticket, exchange.method, exchange.url)
-            place = exchange.place.name
-            refused = self.switches.take(
-                FaultName.TICKET_REFUSED, host=place, method=exchange.method
-            )
-            return None if refused else user
-        cookie = exchange.cookie(SESSION_COOKIE)
-        if cookie is not None:
-            user = self.accounts.user_of_cookie(cookie)
-            if user is not None:
-                return user
-        credentials = exchange.basic_credentials()
-        if credentials is None:
-            return None
-        return self.accounts.user_of_password(*credentials)
+    def _by_ticket(self, request: HttpRequest, ticket_id: str) -> str | None:
+        ticket = self.tickets.redeem(ticket_id, self.place.url(request), request.method)
+        refused = self.switches.take(
+            FaultName.TICKET_REFUSED, host=self.place.name, method=request.method
+        )
+        return ticket.user if ticket is not None and refused is None else None
+
+    def _by_login(self, request: HttpRequest) -> str | None:
+        cookie = request.cookie(SESSION_COOKIE)
+        user = self.accounts.user_of_cookie(cookie) if cookie is not None else None
+        if user is not None:
+            return user
+        credentials = basic_credentials(request)
+        return self.accounts.user_of_password(*credentials) if credentials else None
+
+
+def basic_credentials(request: HttpRequest) -> tuple[str, str] | None:
+    """User and password of the Authorization header, if it is a well-formed Basic one."""
+    scheme, _, value = (request.header("Authorization") or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, separator, password = b64decode(value, validate=True).decode().partition(":")
+    except (Base64Error, UnicodeDecodeError):
+        return None
+    return (user, password) if separator else None

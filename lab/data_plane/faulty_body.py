@@ -2,8 +2,8 @@
 
 | switch | effect |
 |---|---|
-| slow-host, dying-host, http-500, http-503 | `refuse`: before anything is answered |
-| slow-stream, corrupt-body, http-500-mid-stream, truncated-body, reset-mid-stream | `BodySender` |
+| slow-host, dying-host, http-500, http-503 | `strike`: before anything is answered |
+| slow-stream, corrupt-body, http-500-mid-stream, truncated-body, reset-mid-stream | `spoiled` |
 
 Fields that every one of them matches: `host` (place), `method`, `path` (of the URL).
 Thread model: one connection's thread.
@@ -12,10 +12,12 @@ Thread model: one connection's thread.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
-from lab.data_plane.exchange import Exchange
+from lab.data_plane.place import Place, Refusal
 from lab.faults import Fault, FaultName, FaultSwitches
+from lab.vcenter.http_message import ConnectionCut, ConnectionReset, HttpRequest
 
 _ERROR_PAGE = b"<html><head><title>500 Internal Server Error</title></head></html>"
 _ENDINGS = (
@@ -26,88 +28,73 @@ _ENDINGS = (
 _SLOW_PIECES_PER_S = 8  # a slow stream comes in so many pieces a second
 
 
-class StreamEndedError(Exception):
-    """A fault ended the body; nothing may be sent any more."""
-
-
-def refuse(exchange: Exchange, switches: FaultSwitches) -> bool:
-    """Let the place be slow, dead or unable; True when the request is dealt with."""
-    fields = _fields(exchange)
+def strike(place: Place, request: HttpRequest, switches: FaultSwitches) -> None:
+    """Let the place be slow, dead or unable. Raises ConnectionReset or Refusal."""
+    fields = _fields(place, request)
     slow = switches.take(FaultName.SLOW_HOST, **fields)
     if slow is not None:
         time.sleep(slow.amount)
     if switches.take(FaultName.DYING_HOST, **fields):
-        exchange.reset()
-        return True
+        raise ConnectionReset("the host dies")
     for name, status in (
         (FaultName.HTTP_500, HTTPStatus.INTERNAL_SERVER_ERROR),
         (FaultName.HTTP_503, HTTPStatus.SERVICE_UNAVAILABLE),
     ):
         if switches.take(name, **fields):
-            exchange.answer_error(status, "the host could not do this")
-            return True
-    return False
+            raise Refusal(status, "the host could not do this")
 
 
-class BodySender:
-    """Sends a body through whatever faults are armed for it when it begins."""
-
-    def __init__(self, exchange: Exchange, switches: FaultSwitches) -> None:
-        self._exchange = exchange
-        self._sent = 0
-        fields = _fields(exchange)
-        self._slow = switches.take(FaultName.SLOW_STREAM, **fields)
-        self._corrupt = switches.take(FaultName.CORRUPT_BODY, **fields)
-        endings = (switches.take(name, **fields) for name in _ENDINGS)
-        self._ending = next((fault for fault in endings if fault is not None), None)
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Raises StreamEndedError where a fault ends the body; ConnectionError as a socket."""
-        view = memoryview(self._spoil(data))
-        if self._ending is not None:
-            room = self._ending.whole_amount - self._sent
-            if len(view) >= room:
-                self._pass_on(view[:room])
-                self._end(self._ending)
-        self._pass_on(view)
-
-    def finish(self) -> None:
-        """The body is complete; a fault that waits for a later byte strikes now."""
-        if self._ending is not None:
-            self._end(self._ending)
-
-    def _spoil(self, data: bytes | memoryview) -> bytes | memoryview:
-        if self._corrupt is None:
-            return data
-        place = self._corrupt.whole_amount - self._sent
-        if not 0 <= place < len(data):
-            return data
-        spoiled = bytearray(data)
-        spoiled[place] ^= 0xFF
-        return bytes(spoiled)
-
-    def _pass_on(self, view: memoryview) -> None:
-        if self._slow is None:
-            self._exchange.send(view)
-            self._sent += len(view)
-            return
-        rate = max(1.0, self._slow.amount)
-        step = max(1, int(rate / _SLOW_PIECES_PER_S))
-        for start in range(0, len(view), step):
-            piece = view[start : start + step]
-            self._exchange.send(piece)
-            self._sent += len(piece)
-            time.sleep(len(piece) / rate)
-
-    def _end(self, fault: Fault) -> None:
-        if fault.name is FaultName.RESET_MID_STREAM:
-            self._exchange.reset()
-        else:
-            if fault.name is FaultName.HTTP_500_MID_STREAM:
-                self._exchange.send(_ERROR_PAGE)
-            self._exchange.close_after()
-        raise StreamEndedError(fault.name.value)
+def spoiled(
+    pieces: Iterable[bytes], place: Place, request: HttpRequest, switches: FaultSwitches
+) -> Iterator[bytes]:
+    """The body through whatever faults are armed for it now; often as it is."""
+    fields = _fields(place, request)
+    corrupt = switches.take(FaultName.CORRUPT_BODY, **fields)
+    if corrupt is not None:
+        pieces = _corrupted(pieces, corrupt.whole_amount)
+    endings = (switches.take(name, **fields) for name in _ENDINGS)
+    ending = next((fault for fault in endings if fault is not None), None)
+    if ending is not None:
+        pieces = _ended(pieces, ending)
+    slow = switches.take(FaultName.SLOW_STREAM, **fields)
+    if slow is not None:
+        pieces = _slowed(pieces, max(1.0, slow.amount))
+    return iter(pieces)
 
 
-def _fields(exchange: Exchange) -> dict[str, str]:
-    return {"host": exchange.place.name, "method": exchange.method, "path": exchange.path}
+def _corrupted(pieces: Iterable[bytes], place: int) -> Iterator[bytes]:
+    for piece in pieces:
+        if 0 <= place < len(piece):
+            flipped = bytearray(piece)
+            flipped[place] ^= 0xFF
+            piece = bytes(flipped)
+        place -= len(piece)
+        yield piece
+
+
+def _ended(pieces: Iterable[bytes], fault: Fault) -> Iterator[bytes]:
+    room = fault.whole_amount
+    for piece in pieces:
+        if len(piece) >= room:
+            yield piece[:room]
+            break
+        room -= len(piece)
+        yield piece
+    if fault.name is FaultName.RESET_MID_STREAM:
+        raise ConnectionReset(fault.name.value)
+    if fault.name is FaultName.HTTP_500_MID_STREAM:
+        yield _ERROR_PAGE
+    raise ConnectionCut(fault.name.value)
+
+
+def _slowed(pieces: Iterable[bytes], bytes_per_s: float) -> Iterator[bytes]:
+    step = max(1, int(bytes_per_s / _SLOW_PIECES_PER_S))
+    for piece in pieces:
+        for start in range(0, len(piece), step):
+            part = piece[start : start + step]
+            yield part
+            time.sleep(len(part) / bytes_per_s)
+
+
+def _fields(place: Place, request: HttpRequest) -> dict[str, str]:
+    return {"host": place.name, "method": request.method, "path": request.path}

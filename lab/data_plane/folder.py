@@ -14,7 +14,7 @@ Source: design notes on vSphere, section 4b. Thread model: any thread.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from email.utils import formatdate
 from html import escape
 from http import HTTPStatus
@@ -22,9 +22,14 @@ from typing import Protocol
 from urllib.parse import quote, urlencode
 
 from lab.data_plane.access import Gate, Privileges
-from lab.data_plane.exchange import Exchange
-from lab.data_plane.faulty_body import BodySender, StreamEndedError, refuse
-from lab.data_plane.ranges import ByteRange, RangeNotSatisfiableError, parse_range
+from lab.data_plane.faulty_body import spoiled, strike
+from lab.data_plane.place import HTML, Refusal, error_page
+from lab.data_plane.ranges import (
+    ByteRange,
+    RangeNotSatisfiableError,
+    parse_range,
+    whole_file,
+)
 from lab.esx.datastore import LabDatastore
 from lab.esx.datastore_path import DatastorePath
 from lab.esx.errors import (
@@ -38,6 +43,7 @@ from lab.esx.errors import (
 from lab.esx.file_locks import FileLocks, LockMode
 from lab.esx.files import FileEntry
 from lab.faults import FaultName, FaultSwitches
+from lab.vcenter.http_message import ConnectionCut, HttpReply, HttpRequest
 
 PREFIX = "/folder"
 HOST_DATACENTER = "ha-datacenter"
@@ -50,10 +56,6 @@ _STATUS = {
     NoSpaceError: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 _numbers = itertools.count(1)
-
-
-class NotAllowedError(Exception):
-    """The user lacks the privilege: 403."""
 
 
 class DatastoreTree(Protocol):
@@ -85,34 +87,32 @@ class FolderHandler:
     ) -> None:
         self._tree = tree
         self._gate = gate
+        self._place = gate.place
         self._privileges = privileges
         self._locks = locks
         self._switches = switches
 
-    def __call__(self, exchange: Exchange) -> None:
-        if refuse(exchange, self._switches):
-            return
-        user = self._gate.user_of(exchange)
-        if user is None:
-            return
+    def __call__(self, request: HttpRequest) -> HttpReply:
+        by_ticket = False
         try:
-            self._answer(exchange, user)
-        except NotAllowedError as error:
-            exchange.answer_error(HTTPStatus.FORBIDDEN, f"privilege {error} is missing")
+            strike(self._place, request, self._switches)
+            caller = self._gate.caller(request)
+            by_ticket = caller.by_ticket
+            reply = self._answer(request, caller.user)
+        except Refusal as refusal:
+            reply = refusal.reply
         except HostError as error:
             status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-            if exchange.answered:
-                exchange.close_after()  # the body stays too short
-            else:
-                exchange.answer_error(status, escape(str(error)))
+            reply = error_page(status, escape(str(error)))
+        reply.close = reply.close or by_ticket  # one ticket, one request, one connection
+        return reply
 
-    def _answer(self, exchange: Exchange, user: str) -> None:
-        datacenter = self._datacenter(exchange)
-        name = exchange.query.get("dsName")
-        relative = exchange.path.removeprefix(PREFIX).strip("/")
+    def _answer(self, request: HttpRequest, user: str) -> HttpReply:
+        datacenter = self._datacenter(request)
+        name = request.parameter("dsName")
+        relative = request.path.removeprefix(PREFIX).strip("/")
         if datacenter is None or name is None:
-            self._list_tree(exchange, datacenter, relative)
-            return
+            return self._list_tree(request, datacenter, relative)
         datastore = next((d for d in self._tree.datastores(datacenter) if d.name == name), None)
         if datastore is None:
             raise FileMissingError(f"no datastore {name} in {datacenter}")
@@ -120,46 +120,43 @@ class FolderHandler:
         self._require(user, "Datastore.Browse", entity)
         path = datastore.path(relative)
         entry = datastore.files.stat(path.path)
-        if exchange.method in ("GET", "HEAD") and entry is not None and entry.is_folder:
-            self._list_folder(exchange, datastore, path)
-        elif exchange.method == "HEAD" and entry is not None:
-            exchange.begin(HTTPStatus.OK, _file_headers(entry), length=entry.size_bytes)
-        else:
-            self._require(user, "Datastore.FileManagement", entity)
-            self._access_file(exchange, datastore, path)
+        if request.method in ("GET", "HEAD") and entry is not None and entry.is_folder:
+            return self._list_folder(request, datastore, path)
+        if request.method == "HEAD" and entry is not None:
+            return HttpReply(headers=_file_headers(entry), length=entry.size_bytes)
+        self._require(user, "Datastore.FileManagement", entity)
+        return self._access_file(request, datastore, path)
 
     def _access_file(
-        self, exchange: Exchange, datastore: LabDatastore, path: DatastorePath
-    ) -> None:
-        if exchange.method == "PUT":
-            self._write(exchange, datastore, path)
-            return
+        self, request: HttpRequest, datastore: LabDatastore, path: DatastorePath
+    ) -> HttpReply:
+        if request.method == "PUT":
+            return self._write(request, datastore, path)
         entry = datastore.files.stat(path.path)
         if entry is None:
             raise FileMissingError(f"{path} was not found")
-        if exchange.method == "DELETE":
-            self._delete(exchange, datastore, path)
-        elif exchange.method == "GET":
-            self._read(exchange, datastore, path, entry)
-        else:
-            exchange.answer_error(HTTPStatus.METHOD_NOT_ALLOWED, "not for datastore files")
+        if request.method == "DELETE":
+            return self._delete(datastore, path)
+        if request.method == "GET":
+            return self._read(request, datastore, path, entry)
+        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "not for datastore files")
 
-    def _datacenter(self, exchange: Exchange) -> str | None:
+    def _datacenter(self, request: HttpRequest) -> str | None:
         """A host has one datacenter that need not be named; vCenter's must be."""
-        named = exchange.query.get("dcPath")
-        if exchange.place.is_vcenter or named is not None:
+        named = request.parameter("dcPath")
+        if self._place.is_vcenter or named is not None:
             return named
         return HOST_DATACENTER
 
     def _require(self, user: str, privilege: str, entity: str) -> None:
         if not self._privileges.allows(user, privilege, entity):
-            raise NotAllowedError(privilege)
+            raise Refusal(HTTPStatus.FORBIDDEN, f"privilege {privilege} is missing")
 
     # reading
 
-    def _list_tree(self, exchange: Exchange, datacenter: str | None, relative: str) -> None:
+    def _list_tree(self, request: HttpRequest, datacenter: str | None, relative: str) -> HttpReply:
         """Above the datastores: the datacenters, or the datastores of one."""
-        if exchange.method not in ("GET", "HEAD") or relative:
+        if request.method not in ("GET", "HEAD") or relative:
             raise FileMissingError("dcPath and dsName must be given")
         if datacenter is None:
             links = [(dc, {"dcPath": dc}) for dc in self._tree.datacenters()]
@@ -170,17 +167,24 @@ class FolderHandler:
             ]
             if not links and datacenter not in self._tree.datacenters():
                 raise FileMissingError("no such datacenter")
-        rows = [(text, f"{PREFIX}?{urlencode(query)}") for text, query in links]
-        exchange.answer(HTTPStatus.OK, _page("Index", rows), "text/html; charset=utf-8")
+        return _page("Index", [(text, f"{PREFIX}?{urlencode(query)}") for text, query in links])
+
+    def _list_folder(
+        self, request: HttpRequest, datastore: LabDatastore, path: DatastorePath
+    ) -> HttpReply:
+        chosen = {name: request.parameter(name) or "" for name in ("dcPath", "dsName")}
+        query = urlencode({name: value for name, value in chosen.items() if value})
+        rows = []
+        for entry in datastore.files.list(path.path):
+            slash = "/" if entry.is_folder else ""
+            href = f"{PREFIX}/{quote(path.child(entry.name).path)}{slash}?{query}"
+            rows.append((entry.name + slash, href))
+        return _page(f"Index of {path}", rows)
 
     def _read(
-        self,
-        exchange: Exchange,
-        datastore: LabDatastore,
-        path: DatastorePath,
-        entry: FileEntry,
-    ) -> None:
-        fields = {"host": exchange.place.name, "path": exchange.path}
+        self, request: HttpRequest, datastore: LabDatastore, path: DatastorePath, entry: FileEntry
+    ) -> HttpReply:
+        fields = {"host": self._place.name, "path": request.path}
         if self._switches.take(FaultName.FILE_LOCKED, **fields):
             raise FileLockedError(f"{path} is locked")
         if path.name.endswith(".vmdk") and self._switches.take(
@@ -189,85 +193,62 @@ class FolderHandler:
             path = path.sibling(f"{path.name.removesuffix('.vmdk')}-flat.vmdk")
             entry = datastore.files.stat(path.path) or entry
         try:
-            part = parse_range(exchange.header("Range"), entry.size_bytes)
+            part = parse_range(request.header("Range"), entry.size_bytes)
         except RangeNotSatisfiableError:
             size = ("Content-Range", f"bytes */{entry.size_bytes}")
-            exchange.answer_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "", size)
-            return
-        self._send_file(exchange, datastore, path, entry, part)
-
-    def _send_file(
-        self,
-        exchange: Exchange,
-        datastore: LabDatastore,
-        path: DatastorePath,
-        entry: FileEntry,
-        part: ByteRange | None,
-    ) -> None:
-        holder = f"http {next(_numbers)}"
-        self._locks.acquire(holder, [(path, LockMode.SHARED)])
-        try:
-            part = self._begin(exchange, entry, part)
-            sender = BodySender(exchange, self._switches)
-            offset = part.start
-            while offset < part.stop:
-                count = min(_PIECE_BYTES, part.stop - offset)
-                data = datastore.files.read_at(path.path, offset, count)
-                if len(data) != count:
-                    raise FileMissingError(f"{path} became shorter")
-                offset += count
-                if offset == part.stop:  # a client that has everything finds the file free
-                    self._locks.release(holder)
-                sender.send(data)
-            sender.finish()
-        except StreamEndedError:
-            pass
-        finally:
-            self._locks.release(holder)
-
-    def _begin(self, exchange: Exchange, entry: FileEntry, part: ByteRange | None) -> ByteRange:
-        """Send the head; return what the body will be."""
-        fields = {"host": exchange.place.name, "path": exchange.path}
-        headers = _file_headers(entry)
+            raise Refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "", size) from None
         if part is not None and self._switches.take(FaultName.RANGE_IGNORED, **fields):
             part = None
-        if part is None:
-            exchange.begin(HTTPStatus.OK, headers, length=entry.size_bytes)
-            return ByteRange(0, entry.size_bytes, entry.size_bytes)
-        shown = part
-        if self._switches.take(FaultName.WRONG_RANGE, **fields):
-            shown = ByteRange(part.start + 512, part.stop + 512, part.size)
-        headers.append(("Content-Range", shown.content_range))
-        exchange.begin(HTTPStatus.PARTIAL_CONTENT, headers, length=part.length)
-        return part
+        reply = HttpReply(headers=_file_headers(entry), length=entry.size_bytes)
+        if part is not None:
+            shown = part
+            if self._switches.take(FaultName.WRONG_RANGE, **fields):
+                shown = ByteRange(part.start + 512, part.stop + 512, part.size)
+            reply.status, reply.length = HTTPStatus.PARTIAL_CONTENT.value, part.length
+            reply.headers.append(("Content-Range", shown.content_range))
+        holder = f"http {next(_numbers)}"
+        self._locks.acquire(holder, [(path, LockMode.SHARED)])
+        reply.done = lambda: self._locks.release(holder)
+        pieces = self._pieces(holder, datastore, path, part or whole_file(entry.size_bytes))
+        reply.body = spoiled(pieces, self._place, request, self._switches)
+        return reply
 
-    def _list_folder(
-        self, exchange: Exchange, datastore: LabDatastore, path: DatastorePath
-    ) -> None:
-        query = urlencode({k: v for k, v in exchange.query.items() if k in ("dcPath", "dsName")})
-        rows = []
-        for entry in datastore.files.list(path.path):
-            slash = "/" if entry.is_folder else ""
-            href = f"{PREFIX}/{quote(path.child(entry.name).path)}{slash}?{query}"
-            rows.append((entry.name + slash, href))
-        title = f"Index of {path}"
-        exchange.answer(HTTPStatus.OK, _page(title, rows), "text/html; charset=utf-8")
+    def _pieces(
+        self, holder: str, datastore: LabDatastore, path: DatastorePath, part: ByteRange
+    ) -> Iterator[bytes]:
+        offset = part.start
+        while offset < part.stop:
+            count = min(_PIECE_BYTES, part.stop - offset)
+            try:
+                data = datastore.files.read_at(path.path, offset, count)
+            except HostError as error:
+                raise ConnectionCut(str(error)) from error
+            if len(data) != count:
+                raise ConnectionCut(f"{path} became shorter")
+            offset += count
+            if offset == part.stop:  # a client that has everything finds the file free
+                self._locks.release(holder)
+            yield data
 
     # writing
 
-    def _write(self, exchange: Exchange, datastore: LabDatastore, path: DatastorePath) -> None:
+    def _write(
+        self, request: HttpRequest, datastore: LabDatastore, path: DatastorePath
+    ) -> HttpReply:
+        if request.body.length == 0 and request.header("Content-Length") is None:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body needs a length")
         files = datastore.files
         found, folder = files.stat(path.path), files.stat(path.folder.path)
         if (found is not None and found.is_folder) or folder is None or not folder.is_folder:
             raise FileMissingError(f"{path} cannot be a file")
         number = next(_numbers)
         temp = path.sibling(f".upload-{number}.tmp")
-        full = self._switches.take(FaultName.NO_SPACE, host=exchange.place.name, path=exchange.path)
+        full = self._switches.take(FaultName.NO_SPACE, host=self._place.name, path=request.path)
         with self._locks.held(f"http {number}", [(path, LockMode.EXCLUSIVE)]):
             files.create(temp.path)
             try:
                 offset = 0
-                for piece in exchange.body_pieces():
+                while piece := request.body.read(_PIECE_BYTES):
                     if full and offset + len(piece) > full.whole_amount:
                         raise NoSpaceError(f"no space for {path}")
                     files.write_at(temp.path, offset, piece)
@@ -278,13 +259,15 @@ class FolderHandler:
             except BaseException:
                 files.delete(temp.path)
                 raise
-        exchange.answer(HTTPStatus.OK if found else HTTPStatus.CREATED)
+        return HttpReply(status=(HTTPStatus.OK if found else HTTPStatus.CREATED).value)
 
-    def _delete(self, exchange: Exchange, datastore: LabDatastore, path: DatastorePath) -> None:
+    def _delete(self, datastore: LabDatastore, path: DatastorePath) -> HttpReply:
+        if not path.path:
+            raise FileMissingError("the datastore itself stays")
         self._locks.refuse_unless_free(path)
         with self._locks.held(f"http {next(_numbers)}", [(path, LockMode.EXCLUSIVE)]):
             datastore.files.delete(path.path)
-        exchange.answer(HTTPStatus.NO_CONTENT)
+        return HttpReply(status=HTTPStatus.NO_CONTENT.value)
 
 
 def _file_headers(entry: FileEntry) -> list[tuple[str, str]]:
@@ -295,9 +278,10 @@ def _file_headers(entry: FileEntry) -> list[tuple[str, str]]:
     ]
 
 
-def _page(title: str, rows: Sequence[tuple[str, str]]) -> bytes:
+def _page(title: str, rows: Sequence[tuple[str, str]]) -> HttpReply:
     lines = (
         f'<tr><td><a href="{escape(href)}">{escape(text)}</a></td></tr>' for text, href in rows
     )
     body = f"<html><head><title>{escape(title)}</title></head><body><h1>{escape(title)}</h1>"
-    return f"{body}<table>{''.join(lines)}</table></body></html>".encode()
+    page = f"{body}<table>{''.join(lines)}</table></body></html>"
+    return HttpReply(headers=[HTML], body=page.encode())

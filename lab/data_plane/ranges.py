@@ -29,6 +29,10 @@ class ByteRange:
         return f"bytes {self.start}-{self.stop - 1}/{self.size}"
 
 
+def whole_file(size: int) -> ByteRange:
+    return ByteRange(0, size, size)
+
+
 def parse_range(header: str | None, size: int) -> ByteRange | None:
     """None: answer with the whole file (no header, several ranges, or one that is no range).
 

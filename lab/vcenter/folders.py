@@ -110,7 +110,7 @@ class Folder(ManagedEntity):
         def work(_task: TaskControl) -> None:
             if self._children:
                 raise vim.fault.ResourceInUse(
-                    msg="The folder is not empty.", type="Folder", name=self.name
+                    msg="The folder is not empty.", type=vim.Folder, name=self.name
                 )
             drop(self)
 
@@ -203,7 +203,7 @@ class Datacenter(ManagedEntity):
         def work(_task: TaskControl) -> None:
             if any(folder.children() for folder in self.children()):
                 raise vim.fault.ResourceInUse(
-                    msg="The datacenter is not empty.", type="Datacenter", name=self.name
+                    msg="The datacenter is not empty.", type=vim.Datacenter, name=self.name
                 )
             for folder in self.children():
                 folder.unregister()

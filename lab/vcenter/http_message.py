@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
@@ -10,6 +10,10 @@ from typing import Protocol
 
 class ConnectionCut(Exception):
     """Raised by a handler, or while its body is iterated: close the connection here and now."""
+
+
+class ConnectionReset(ConnectionCut):
+    """Close it with a TCP reset, as a host does that dies."""
 
 
 class BodyReader(Protocol):
@@ -67,3 +71,4 @@ class HttpReply:
     body: bytes | Iterable[bytes] = b""
     length: int | None = None
     close: bool = False  # close the connection afterwards
+    done: Callable[[], None] = lambda: None  # called when it was sent, or could not be

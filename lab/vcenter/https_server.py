@@ -13,6 +13,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -20,7 +21,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lab.vcenter.http_message import ConnectionCut, HttpReply, HttpRequest
+from lab.vcenter.http_message import ConnectionCut, ConnectionReset, HttpReply, HttpRequest
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,12 @@ class _Connection(BaseHTTPRequestHandler):
         handler = cast(_Listener, self.server).find(request.path)
         try:
             reply = handler(request) if handler else HttpReply(status=404)
-            self._send(reply)
+            try:
+                self._send(reply)
+            finally:
+                reply.done()
+        except ConnectionReset:
+            self._reset()
         except ConnectionCut:
             self.close_connection = True
         except ValueError as error:
@@ -262,6 +268,12 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         elif sent != length:
             raise ConnectionCut("less than was announced")
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        descriptor = self.connection.detach()  # wrapped in TLS, it would say goodbye first
+        with socket.socket(fileno=descriptor) as bare:
+            bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _drain(self, body: _Body) -> None:
         """What a handler left of the body must go before the next request can be read."""

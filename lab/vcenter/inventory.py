@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
+from lab.esx.datastore import LabDatastore
 from lab.vcenter.compute import ClusterComputeResource, ResourcePool
 from lab.vcenter.datastores import Datastore
 from lab.vcenter.folders import Datacenter
@@ -48,11 +50,11 @@ def build_inventory(
     *,
     datacenter: str = "DC0",
     hosts: int = 2,
-    stores: list[Any] | None = None,
+    stores: Sequence[LabDatastore] = (),
 ) -> Inventory:
     """One datacenter, one cluster, hosts, a standard network and a distributed port group.
 
-    `stores` are the LabDatastores to show; without them, one that has no bytes is made.
+    `stores` are the datastores to show; without them, one that has no bytes is made.
     """
     home = Datacenter(vcenter, datacenter, vcenter.root_folder)
     vcenter.root_folder.add(home)
@@ -67,7 +69,7 @@ def build_inventory(
     for host in machines:
         host.network_system.install("vSwitch0", ("VM Network",))
         network.attach(host)
-    datastores = [Datastore(vcenter, store.name, home, store=store) for store in stores or []]
+    datastores = [Datastore(vcenter, store.name, home, store=store) for store in stores]
     if not datastores:
         datastores = [Datastore(vcenter, "datastore1", home)]
     for datastore in datastores:

@@ -15,9 +15,13 @@ import uuid
 from collections.abc import Callable
 from types import TracebackType
 
+from lab.esx.file_locks import FileLocks
 from lab.vcenter.accounts import ADMIN_ROLE, Accounts
+from lab.vcenter.authorization_manager import AuthorizationManager
 from lab.vcenter.certificate import make_identity
 from lab.vcenter.custom_fields import CustomFieldsManager
+from lab.vcenter.events import EventManager, TaskManager
+from lab.vcenter.file_manager import FileManager
 from lab.vcenter.folders import Folder
 from lab.vcenter.http_message import HttpRequest
 from lab.vcenter.https_server import Handler, HttpsServer
@@ -25,6 +29,7 @@ from lab.vcenter.managed_object import LabObject
 from lab.vcenter.options import OptionManager
 from lab.vcenter.property_collector import PropertyCollector
 from lab.vcenter.registry import Registry
+from lab.vcenter.search_index import SearchIndex
 from lab.vcenter.service_instance import ServiceInstance
 from lab.vcenter.session_manager import SessionManager
 from lab.vcenter.sessions import COOKIE_NAME, DEFAULT_IDLE_S, Session, Sessions
@@ -32,6 +37,7 @@ from lab.vcenter.soap_endpoint import SoapEndpoint
 from lab.vcenter.tasks import TaskTable
 from lab.vcenter.tickets import ServiceTickets
 from lab.vcenter.views import ViewManager
+from lab.vcenter.virtual_disks import VirtualDiskManager
 
 USER = "administrator@vsphere.local"
 PAGE_OBJECTS = 1000
@@ -58,17 +64,25 @@ class LabVcenter:
         self.accounts = Accounts()
         self.sessions = Sessions(idle_s=idle_s, clock=clock, on_end=self._session_ended)
         self.tickets = ServiceTickets(clock)
+        self.file_locks = FileLocks()  # of all datastores: machines, transfers, the file manager
         self.tasks = TaskTable(self)
         self.root_folder = Folder(self, "Datacenters", None, "group-d")
         self.accounts.add_user(USER, password)
         self.accounts.permit(USER, ADMIN_ROLE, self.root_folder)
         self.custom_fields = CustomFieldsManager(self, "CustomFieldsManager")
         self.property_collector = PropertyCollector(self, "propertyCollector")
+        self.events = EventManager(self, "EventManager")
         self._managers: dict[str, LabObject] = {
             "rootFolder": self.root_folder,
             "propertyCollector": self.property_collector,
             "viewManager": ViewManager(self, "ViewManager"),
             "sessionManager": SessionManager(self, "SessionManager"),
+            "authorizationManager": AuthorizationManager(self, "AuthorizationManager"),
+            "searchIndex": SearchIndex(self, "SearchIndex"),
+            "taskManager": TaskManager(self, "TaskManager"),
+            "eventManager": self.events,
+            "fileManager": FileManager(self, "FileManager"),
+            "virtualDiskManager": VirtualDiskManager(self, "virtualDiskManager"),
             "customFieldsManager": self.custom_fields,
             "setting": OptionManager(self, "VpxSettings"),
         }

@@ -58,6 +58,17 @@ class SessionManager(LabObject):
             )
         session = self.vcenter.sessions.begin(user, call.peer, call.user_agent, locale or "en")
         call.new_session.append(session)
+        self.vcenter.events.post(
+            vim.event.UserLoginSessionEvent,
+            f"User {user} logged in from {call.peer}",
+            user=user,
+            extra={
+                "ipAddress": call.peer,
+                "userAgent": call.user_agent,
+                "locale": session.locale,
+                "sessionId": session.key,
+            },
+        )
         self.touch()
         return session.as_user_session()
 

@@ -10,6 +10,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 TICKET_COOKIE = "vmware_cgi_ticket"
 _LIFETIME_S = 120.0
@@ -51,4 +52,21 @@ class ServiceTickets:
             ticket = self._open.pop(ticket_id, None)
         if ticket is None or ticket.expires_s < self._clock():
             return None
-        return ticket if (ticket.url, ticket.method) == (url, method) else None
+        fits = ticket.method == method and same_target(ticket.url, url)
+        return ticket if fits else None
+
+
+def same_target(one: str, other: str) -> bool:
+    """The same server, path and query, however they are escaped; False for what is no https URL."""
+    target = _target(one)
+    return target is not None and target == _target(other)
+
+
+def _target(url: str) -> tuple[str, str, list[tuple[str, str]]] | None:
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
+        server = f"{parts.hostname}:{parts.port or 443}"
+    except ValueError:
+        return None
+    return (server, unquote(parts.path), sorted(query)) if parts.scheme == "https" else None

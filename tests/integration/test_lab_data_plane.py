@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.data_plane.listener import HttpsListener
+from lab.data_plane.place import Place
 from lab.esx.file_locks import LockMode
 from lab.faults import FaultName
 from tests.support.lab_data_plane import COOKIE, PASSWORD, ROOT_PASSWORD, USER, Plane, running
@@ -37,7 +37,7 @@ def ask(
     headers: dict[str, str] | None = None,
     *,
     body: bytes | Iterator[bytes] | None = None,
-    at: HttpsListener | None = None,
+    at: Place | None = None,
 ) -> tuple[http.client.HTTPResponse, bytes]:
     """One request on a connection of its own; the session's cookie unless headers are given."""
     connection = plane.connect(at or plane.vcenter)
@@ -114,8 +114,8 @@ def test_nobody_reads_without_logging_in(plane: Plane) -> None:
 
 def test_a_ticket_is_good_for_one_request(plane: Plane) -> None:
     """One ticket, one request, one connection; then 401."""
-    url = f"https://{plane.host.place.authority}{FLAT}{ON_HOST}"
-    ticket = plane.tickets.issue(USER, "httpGet", url)
+    url = f"https://{plane.host.authority}{FLAT}{ON_HOST}"
+    ticket = plane.tickets.issue(url, "GET", USER).ticket_id
     cookie = {"Cookie": f"vmware_cgi_ticket={ticket}", "Range": "bytes=0-9"}
     response, body = ask(plane, "GET", FLAT + ON_HOST, cookie, at=plane.host)
     assert (response.status, body) == (206, DATA[:10])
@@ -126,14 +126,15 @@ def test_a_ticket_is_good_for_one_request(plane: Plane) -> None:
 @pytest.mark.parametrize("what", ["method", "path", "datastore", "authority"])
 def test_a_ticket_for_something_else_is_refused(plane: Plane, what: str) -> None:
     """Method, path, query and host must be those of the ticket."""
-    authority = plane.host.place.authority
+    authority = plane.host.authority
     url = {
         "method": f"https://{authority}{FLAT}{ON_HOST}",
         "path": f"https://{authority}/folder/web%201/web.vmdk{ON_HOST}",
         "datastore": f"https://{authority}{FLAT}?dsName=other",
-        "authority": f"https://{plane.vcenter.place.authority}{FLAT}{ON_HOST}",
+        "authority": f"https://{plane.vcenter.authority}{FLAT}{ON_HOST}",
     }[what]
-    ticket = plane.tickets.issue(USER, "httpPut" if what == "method" else None, url)
+    verb = "PUT" if what == "method" else "GET"
+    ticket = plane.tickets.issue(url, verb, USER).ticket_id
     cookie = {"Cookie": f"vmware_cgi_ticket={ticket}"}
     assert ask(plane, "GET", FLAT + ON_HOST, cookie, at=plane.host)[0].status == 401
 
@@ -221,7 +222,14 @@ def test_files_are_put_and_deleted(plane: Plane) -> None:
     connection.putheader("Cookie", SESSION["Cookie"])
     connection.putheader("Transfer-Encoding", "chunked")
     connection.endheaders(b"5\r\nwrong\r\nzz\r\n")
-    assert connection.getresponse().status == 400
+    with pytest.raises(http.client.RemoteDisconnected):
+        connection.getresponse()
+    connection.close()
+    connection = plane.connect(plane.vcenter)
+    connection.putrequest("PUT", target)
+    connection.putheader("Cookie", SESSION["Cookie"])
+    connection.endheaders()
+    assert connection.getresponse().status == 411
     connection.close()
     assert place.read_bytes() == DATA
     assert sorted(entry.name for entry in place.parent.iterdir()) == ["a.nvram", "web-flat.vmdk"]

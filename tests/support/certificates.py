@@ -37,3 +37,14 @@ def make_certificate(authority: Path, directory: Path, kind: str) -> None:
         *("-CAcreateserial", "-extfile", extensions, "-out", directory / f"{kind}-cert.pem"),
     )
     (directory / "ca-cert.pem").write_bytes((authority / "ca-cert.pem").read_bytes())
+
+
+def make_self_signed(directory: Path) -> tuple[Path, Path]:
+    """Certificate and key as vSphere servers have them; return their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    run(
+        *("openssl", "req", "-x509", *_KEY, "-days", "2", "-subj", "/CN=localhost"),
+        *("-keyout", key, "-out", certificate),
+    )
+    return certificate, key

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.certificate import make_certificate
 from lab.data_plane.access import Gate, HostAccounts
-from lab.data_plane.exchange import VCENTER
 from lab.data_plane.folder import HOST_DATACENTER, PREFIX, FolderHandler
-from lab.data_plane.listener import HttpsListener, Routes
-from lab.data_plane.tickets import TicketBook
+from lab.data_plane.place import VCENTER, Place
 from lab.esx.datastore import LabDatastore
 from lab.esx.file_locks import FileLocks
 from lab.faults import FaultSwitches
+from lab.vcenter.certificate import make_identity
+from lab.vcenter.https_server import HttpsServer
+from lab.vcenter.tickets import ServiceTickets
 
 USER, PASSWORD, COOKIE = "lab\\admin", "secret", "0123456789abcdef"
 ROOT_PASSWORD = "root-secret"
@@ -67,19 +68,18 @@ class Tree:
 class Plane:
     root: Path
     datastore: LabDatastore
-    vcenter: HttpsListener
-    host: HttpsListener
-    tickets: TicketBook
+    vcenter: Place
+    host: Place
+    tickets: ServiceTickets
     locks: FileLocks
     privileges: Privileges
     switches: FaultSwitches
-    routes: Routes
 
-    def connect(self, place: HttpsListener) -> http.client.HTTPSConnection:
+    def connect(self, place: Place) -> http.client.HTTPSConnection:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        return http.client.HTTPSConnection(place.place.authority, context=context, timeout=30)
+        return http.client.HTTPSConnection(place.authority, context=context, timeout=30)
 
 
 @contextmanager
@@ -87,34 +87,23 @@ def running(folder: Path) -> Iterator[Plane]:
     root = folder / "ds"
     root.mkdir()
     datastore = LabDatastore("store 1", root)
-    tickets, locks, switches, privileges = TicketBook(), FileLocks(), FaultSwitches(), Privileges()
-    tls = make_certificate(folder, "lab").server_context()
-    routes = Routes()
-    routes.add(
-        PREFIX,
-        FolderHandler(
-            Tree("Site/DC", datastore),
-            Gate(Accounts(), tickets, switches),
-            privileges,
-            locks,
-            switches,
-        ),
-    )
-    host_routes = Routes()
-    host_routes.add(
-        PREFIX,
-        FolderHandler(
-            Tree(HOST_DATACENTER, datastore),
-            Gate(HostAccounts("root", lambda: ROOT_PASSWORD), tickets, switches),
-            privileges,
-            locks,
-            switches,
-        ),
-    )
-    vcenter = HttpsListener(VCENTER, tls, routes)
-    host = HttpsListener("esx1", tls, host_routes)
+    tickets, locks = ServiceTickets(time.monotonic), FileLocks()
+    switches, privileges = FaultSwitches(), Privileges()
+    tls = make_identity("127.0.0.1").context
+    servers = [HttpsServer(tls), HttpsServer(tls)]
+    places = [Place(VCENTER, _authority(servers[0])), Place("esx1", _authority(servers[1]))]
+    accounts = [Accounts(), HostAccounts("root", lambda: ROOT_PASSWORD)]
+    trees = [Tree("Site/DC", datastore), Tree(HOST_DATACENTER, datastore)]
+    for server, place, account, tree in zip(servers, places, accounts, trees, strict=True):
+        gate = Gate(place, account, tickets, switches)
+        server.route(PREFIX, FolderHandler(tree, gate, privileges, locks, switches))
+        server.start()
     try:
-        yield Plane(root, datastore, vcenter, host, tickets, locks, privileges, switches, routes)
+        yield Plane(root, datastore, *places, tickets, locks, privileges, switches)
     finally:
-        vcenter.close()
-        host.close()
+        for server in servers:
+            server.close()
+
+
+def _authority(server: HttpsServer) -> str:
+    return f"127.0.0.1:{server.port}"

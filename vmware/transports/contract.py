@@ -20,10 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from vmware.errors import VsphereError
 
 if TYPE_CHECKING:
-    from vmware.inventory import (  # type: ignore[import-not-found,unused-ignore]
-        DiskInfo,
-        VmInfo,
-    )
+    from vmware.inventory import DiskInfo, VmInfo
     from vmware.session import Session
 
 
@@ -153,7 +150,7 @@ class DiskRequest:
     disk: DiskInfo  # from the snapshot's configuration, never from the VM's
     planned: tuple[tuple[int, int], ...] | None = None
     """(offset, length) of what will be read, sorted and disjoint; None: all of it, in ascending
-    order. A hint for reading ahead: other reads give the right bytes, only later."""
+    order; empty: nobody knows. For reading ahead: other reads give the right bytes, only later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Serial line commands of the debian guest, one per line, each answered by one line:
 #   change N     write N MiB of new files, update page and counter, sync: CHANGED total
+#   freeze       stop writes to the root file system: FROZEN
+#   thaw         let them go: THAWED
 #   sum          md5 of every changed file: SUM hex
 #   poweroff     clean shutdown
 
@@ -37,6 +39,8 @@ while true; do
     while read -r verb first; do
         case $verb in
         change) change "$first" ;;
+        freeze) sync && fsfreeze --freeze / && echo FROZEN >&3 ;;
+        thaw) fsfreeze --unfreeze / && echo THAWED >&3 ;;
         sum) echo "SUM $(cat "$files"/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" >&3 ;;
         poweroff) systemctl poweroff ;;
         esac

@@ -2,6 +2,7 @@
 # Process 1 of the tiny guest. Serial line commands, one per line, each answered by one line:
 #   journal start | journal stop     append numbered records, ACK n after each fsync
 #   change N                         write N MiB of new files, sync: CHANGED total
+#   freeze | thaw                    stop writes to the file system and let them go: FROZEN | THAWED
 #   sum                              md5 of every changed file: SUM hex
 #   fetch HOST PORT                  try an HTTP GET: FETCH ok | FETCH failed
 #   resolve NAME SERVER              ask a name server: RESOLVE ok (it answered) | RESOLVE failed
@@ -110,6 +111,8 @@ while true; do
         case $verb in
         journal) journal_control "$first" ;;
         change) change "$first" ;;
+        freeze) sync && fsfreeze --freeze /data && say FROZEN ;;
+        thaw) fsfreeze --unfreeze /data && say THAWED ;;
         sum) say "SUM $(cat /data/change-* 2>/dev/null | md5sum | cut -d' ' -f1)" ;;
         fetch)
             # busybox wget 1.35 (Debian's static build) crashes before it connects
