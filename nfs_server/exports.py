@@ -66,8 +66,14 @@ class ExportTable:
         if len(self._by_path) < len(self.exports) or len(self._by_id) < len(self.exports):
             raise ValueError("two exports have the same path or tree id")
 
-    def by_path(self, path: str) -> Export | None:
-        return self._by_path.get(normal_path(path))
+    def by_path(self, path: str) -> tuple[Export, list[bytes]] | None:
+        """The export that holds `path`, and the names that lead on inside it."""
+        parts = normal_path(path)[1:].split("/")
+        for count in range(len(parts), -1, -1):
+            export = self._by_path.get("/" + "/".join(parts[:count]))
+            if export is not None:
+                return export, [part.encode() for part in parts[count:]]
+        return None
 
     def by_id(self, tree_id: int) -> Export | None:
         return self._by_id.get(tree_id)

@@ -7,11 +7,12 @@ Source: RFC 1813 appendix I.
 from __future__ import annotations
 
 from nfs_server import xdr
+from nfs_server.errors import VfsError
 from nfs_server.exports import normal_path
-from nfs_server.protocol import PATH_BYTES_MAX, AuthFlavor, MountProcedure, Status
-from nfs_server.request import Request
+from nfs_server.protocol import PATH_BYTES_MAX, AuthFlavor, FileType, MountProcedure, Status
+from nfs_server.request import Request, check_name
 from nfs_server.results import OK, status_word
-from nfs_server.vfs import Buffer
+from nfs_server.vfs import Buffer, Tree
 
 _FLAVORS = xdr.U32.pack(2) + xdr.U32.pack(AuthFlavor.SYS) + xdr.U32.pack(AuthFlavor.NONE)
 
@@ -39,13 +40,28 @@ def _mount(request: Request) -> list[Buffer]:
         path = normal_path(raw.decode())
     except UnicodeDecodeError:
         return [status_word(Status.NOENT)]
-    export = request.shared.exports().by_path(path)
-    if export is None:
+    found = request.shared.exports().by_path(path)
+    if found is None:
         return [status_word(Status.NOENT)]
+    export, names = found
     if not export.admits(request.client):
         return [status_word(Status.ACCES)]
-    handle = request.shared.handles.encode(export.tree_id, export.tree.root)
+    try:
+        number = _folder_inside(export.tree, names)
+    except VfsError as error:
+        return [status_word(error.status)]
+    handle = request.shared.handles.encode(export.tree_id, number)
     return [OK, xdr.opaque(handle), _FLAVORS]
+
+
+def _folder_inside(tree: Tree, names: list[bytes]) -> int:
+    """A folder below the root may be mounted too: libnfs does for every URL of a file."""
+    number = tree.root
+    for name in names:
+        number = tree.lookup(number, check_name(name))
+    if tree.attributes(number).type is not FileType.DIRECTORY:
+        raise VfsError(Status.NOTDIR)
+    return number
 
 
 def _export_list(request: Request) -> bytes:

@@ -1,1 +1,1 @@
-"""The folder of a recovery session as an NFS tree: disks over overlays, the rest in scratch files."""
+"""A recovery session folder as an NFS tree: disks over overlays, the rest in scratch files."""
