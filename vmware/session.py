@@ -167,6 +167,10 @@ class Session:
             raise SessionLostError(f"{self.endpoint.address} gave no session cookie")
         return morsel.value
 
+    def ask_password(self) -> str:
+        """For the REST interface, which has a login of its own."""
+        return self._password()
+
     def object(self, kind: type[_M], moref: str) -> _M:
         """A handle on an object by its id; asks the server nothing, so it may not exist."""
         handle: _M = kind(moref, self._stub)

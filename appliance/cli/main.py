@@ -18,21 +18,27 @@ from appliance.base.version import __version__
 from appliance.cli import (
     backup_commands,
     export_commands,
+    host_commands,
+    lab_commands,
     point_commands,
     repo_commands,
     restore_commands,
     verify_commands,
+    vm_commands,
 )
 from appliance.cli.options import common_options
 from appliance.cli.output import ExitCode, note, show_error
 
 _GROUPS = (
     repo_commands,
+    host_commands,
+    vm_commands,
     backup_commands,
     point_commands,
     restore_commands,
     export_commands,
     verify_commands,
+    lab_commands,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
@@ -45,12 +45,16 @@ def read_secret_file(path: Path) -> Secret:
     """The first line of a file, without its line end. Raises UsageError."""
     try:
         with path.open("rb") as file:
-            raw = file.read(_PASSPHRASE_LIMIT_BYTES)
+            return read_secret_line(file, str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    line = raw.split(b"\n", 1)[0].rstrip(b"\r")
+
+
+def read_secret_line(stream: BinaryIO, name: str) -> Secret:
+    """The first line of a stream, without its line end. Raises UsageError, OSError."""
+    line = stream.readline(_PASSPHRASE_LIMIT_BYTES).rstrip(b"\r\n")
     if not line:
-        raise UsageError(f"{path}: the first line is empty")
+        raise UsageError(f"{name}: the first line is empty")
     return Secret(line)
 
 

@@ -20,6 +20,7 @@ from appliance.base.secret import Secret
 from appliance.sources.vsphere_errors import as_appliance_errors
 from vmware import https
 from vmware.errors import ProtocolError
+from vmware.privileges import BACKUP, Purpose, missing_privileges
 from vmware.session import Endpoint, Session
 
 CONNECT_TIMEOUT_S = 20.0
@@ -44,6 +45,15 @@ class HostAbout:
     build: str
     is_vcenter: bool
     server_id: str  # who the server is, wherever it is reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LackingPurpose:
+    """Privileges that the account lacks, all for one purpose."""
+
+    purpose: str  # as `vmware.privileges` calls it
+    needed_to_back_up: bool
+    privileges: tuple[str, ...]
 
 
 class VsphereHost:
@@ -82,6 +92,23 @@ class VsphereHost:
             is_vcenter=self.session.is_vcenter,
             server_id=about.instance_uuid or f"{self.login.address}:{self.login.port}",
         )
+
+    def lacking_purposes(self) -> list[LackingPurpose]:
+        """Return what the account lacks at the inventory's root, by purpose; empty: nothing.
+
+        Raises: as `vsphere_errors`.
+        """
+        with as_appliance_errors(self.name):
+            missing = missing_privileges(self.session, tuple(Purpose))
+        return [
+            LackingPurpose(
+                purpose=purpose,
+                needed_to_back_up=purpose in BACKUP,
+                privileges=tuple(item.privilege for item in missing if item.purpose is purpose),
+            )
+            for purpose in Purpose
+            if any(item.purpose is purpose for item in missing)
+        ]
 
     def close(self) -> None:
         """Log out; idempotent, never raises."""

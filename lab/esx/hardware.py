@@ -77,6 +77,11 @@ class Controller:
         """Of its settings in a .vmx: `scsi0`."""
         return f"{self.kind.bus}{self.bus_number}"
 
+    @property
+    def pci_slot(self) -> int:
+        """What VMware assigns to SCSI adapters: `scsiN.pciSlotNumber`."""
+        return 160 + self.bus_number
+
     def has_unit(self, unit: int) -> bool:
         return 0 <= unit < self.units and not (
             self.kind.bus == "scsi" and unit == SCSI_CONTROLLER_UNIT

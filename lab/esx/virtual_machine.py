@@ -16,6 +16,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import uuid as uuids
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,13 +35,14 @@ from lab.esx.datastore_path import DatastorePath
 from lab.esx.disk_chain import DiskChain, open_chain
 from lab.esx.errors import HostError
 from lab.esx.guest import Guest
-from lab.esx.hardware import Disk, VmConfig
+from lab.esx.hardware import Controller, Disk, DiskMode, VmConfig
 from lab.esx.machine import Machine
 from lab.esx.site import Site
 from lab.esx.snapshot_list import format_snapshots, vmsn_name
 from lab.esx.vm_state import (
     GuestInfo,
     NotFoundError,
+    NotSupportedError,
     PowerState,
     PowerStateError,
     Question,
@@ -51,6 +53,10 @@ from lab.esx.vm_state import (
 from lab.esx.vmx import format_vmx, settings_of
 
 log = logging.getLogger(__name__)
+
+_REFUSED_UNDER_A_LEASE = frozenset(
+    {"PowerOn", "PowerOff", "Reset", "Destroy", "Unregister", "Relocate", "RevertToSnapshot"}
+)
 
 
 class VirtualMachine:
@@ -75,6 +81,7 @@ class VirtualMachine:
         self.run_folder = Path(site.folder, vm_id)
         self.run_folder.mkdir(parents=True, exist_ok=True)
         self.changed: Callable[[], None] = lambda: None
+        self.leases: frozenset[str] = frozenset()  # who exports or imports
         self._operation = threading.Lock()
         self._running_operation = ""
         self._answer_state = threading.Condition()
@@ -85,7 +92,17 @@ class VirtualMachine:
 
     @contextmanager
     def operation(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """Have the VM for the block. Raises TaskInProgressError, unless told to wait."""
+        """Have the VM for the block.
+
+        Raises:
+            TaskInProgressError: somebody else has it, and `wait` is off.
+            MethodDisabledError: a lease is held, and this operation is not for its time.
+        """
+        if self.leases and name in _REFUSED_UNDER_A_LEASE:
+            raise MethodDisabledError(
+                f"{name} is disabled while {self.config.name} is exported or imported",
+                source=next(iter(self.leases)),
+            )
         if not self._operation.acquire(blocking=wait):
             raise TaskInProgressError(
                 f"{self.config.name} is busy with {self._running_operation or 'an operation'}"
@@ -97,6 +114,14 @@ class VirtualMachine:
             self._running_operation = ""
             self._operation.release()
             self.changed()
+
+    def hold_lease(self, lease_id: str) -> None:
+        """Refuse power operations, removal and moves until `release_lease`."""
+        self.leases |= {lease_id}
+
+    def release_lease(self, lease_id: str) -> None:
+        """Idempotent."""
+        self.leases -= {lease_id}
 
     def refuse_unless(self, state: PowerState) -> None:
         if self.power is not state:
@@ -140,6 +165,45 @@ class VirtualMachine:
             self._answer_state.notify_all()
         shutil.rmtree(self.run_folder, ignore_errors=True)
 
+    # ------------------------------------------------------------------ devices of a running VM
+
+    @property
+    def can_plug_controllers(self) -> bool:
+        return False
+
+    def controller_added(self, controller: Controller) -> None:
+        """Only a machine that is off, or can plug controllers, gets one."""
+
+    def refuse_if_appliance(self) -> None:
+        """Raises NotSupportedError where the guest is the machine that runs the lab."""
+
+    def plug(self, disk: Disk, controller: Controller, chain: DiskChain) -> None:
+        """Give the running guest a disk; its files are locked already."""
+        if disk.mode is DiskMode.INDEPENDENT_NONPERSISTENT:
+            raise NotSupportedError("a nonpersistent disk cannot be added to a running guest here")
+        assert self.machine is not None
+        self.machine.add_disk(disk, controller, chain)
+
+    def unplug(self, disk: Disk) -> None:
+        """Take a disk from the running guest, without asking it."""
+        machine = self.machine
+        assert machine is not None
+        tracking = self.tracking.get(disk.key)
+        if tracking is not None and disk.key in machine.disks:
+            areas = machine.disks[disk.key].take_written(machine.qmp, machine.socket_path)
+            closed = replace(tracking.written(areas), open=False)
+            self.store_tracking(disk, closed)
+            self.tracking.pop(disk.key, None)
+        machine.remove_disk(disk.key)
+
+    def disk_grown(self, disk: Disk) -> None:
+        """The files are larger already; a running guest sees it, and tracking starts over."""
+        open_disk = self.machine.disks.get(disk.key) if self.machine else None
+        if self.machine is not None and open_disk is not None:
+            open_disk.resize(self.machine.qmp, disk.capacity_bytes)
+            open_disk.renamed_parent(self.chain(disk))
+        self.reset_tracking(disk)
+
     # ------------------------------------------------------------------ files
 
     def save(self, config: VmConfig) -> None:
@@ -148,6 +212,13 @@ class VirtualMachine:
         self.config = config
         self.modified_at = self.site.now()
         self.change_version += 1
+
+    def settle_identity(self, taken: list[str], *, template: bool) -> None:
+        """A newcomer whose instanceUuid another VM has gets a new one."""
+        config = replace(self.config, template=template)
+        if config.instance_uuid in taken:
+            config = replace(config, instance_uuid=str(uuids.uuid4()))
+        self.save(config)
 
     def save_snapshots(self) -> None:
         """Write the .vmsd."""
@@ -174,11 +245,10 @@ class VirtualMachine:
             files.write_at(path.path, entry.size_bytes if entry else 0, line)
 
     def chain(self, disk: Disk) -> DiskChain:
-        return open_chain(self.site.datastores, disk.path)
+        return self.chain_at(disk.path)
 
-    def capacity_of(self, path: DatastorePath) -> tuple[int, str, bool]:
-        descriptor = open_chain(self.site.datastores, path).base.descriptor
-        return descriptor.capacity_bytes, descriptor.uuid, descriptor.thin
+    def chain_at(self, path: DatastorePath) -> DiskChain:
+        return open_chain(self.site.datastores, path)
 
     # ------------------------------------------------------------------ tracking
 
@@ -295,9 +365,17 @@ class VirtualMachine:
             if question is None or question.id != question_id or self._answer is not None:
                 raise ConcurrentAccessError("the question is answered already")
             if choice_key not in [choice.key for choice in question.choices]:
-                raise InvalidArgumentError(f"no choice {choice_key!r}", property="answerChoice")
+                raise InvalidArgumentError(
+                    f"no choice {choice_key!r}", invalidProperty="answerChoice"
+                )
             self._answer = choice_key
             self._answer_state.notify_all()
+
+
+class MethodDisabledError(VmStateError):
+    """A lease is held. Fields: source."""
+
+    fault = "MethodDisabled"
 
 
 class ConcurrentAccessError(VmStateError):

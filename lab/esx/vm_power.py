@@ -64,12 +64,14 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
 
 def power_off(vm: VirtualMachine) -> None:
     """Pull the plug: the guest loses what it had not flushed, the host keeps its files in order."""
+    vm.refuse_if_appliance()
     with vm.operation("PowerOff", wait=vm.question is None):
         vm.refuse_unless(PowerState.ON)
         stop_machine(vm)
 
 
 def reset(vm: VirtualMachine) -> None:
+    vm.refuse_if_appliance()
     with vm.operation("Reset"):
         vm.refuse_unless(PowerState.ON)
         assert vm.machine is not None

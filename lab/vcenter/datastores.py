@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
+from lab.esx.datastore import LabDatastore
+from lab.esx.files import Files
 from lab.vcenter.call import Call
+from lab.vcenter.datastore_browser import DatastoreBrowser
 from lab.vcenter.folders import Datacenter, drop
-from lab.vcenter.managed_object import LabObject, ManagedEntity, computed, method
+from lab.vcenter.managed_object import ManagedEntity, computed, method
 
 if TYPE_CHECKING:
     from lab.vcenter.hosts import HostSystem
     from lab.vcenter.lab_vcenter import LabVcenter
 
 _MAX_FILE_BYTES = 64 << 40
-
-
-class Space(Protocol):
-    @property
-    def capacity_bytes(self) -> int: ...
-
-    @property
-    def free_bytes(self) -> int: ...
 
 
 class Datastore(ManagedEntity):
@@ -34,7 +29,12 @@ class Datastore(ManagedEntity):
     moid_prefix = "datastore"
 
     def __init__(
-        self, vcenter: LabVcenter, name: str, datacenter: Datacenter, *, store: Any = None
+        self,
+        vcenter: LabVcenter,
+        name: str,
+        datacenter: Datacenter,
+        *,
+        store: LabDatastore | None = None,
     ) -> None:
         super().__init__(vcenter, name, None)
         self.store = store
@@ -54,6 +54,19 @@ class Datastore(ManagedEntity):
             ),
         )
         datacenter.datastore_folder.add(self)
+
+    @property
+    def files(self) -> Files:
+        """Raises InaccessibleDatastore when there are none, or they cannot be reached."""
+        self.check_accessible()
+        assert self.store is not None
+        return self.store.files
+
+    def check_accessible(self) -> None:
+        if self.store is None or not self.accessible:
+            raise vim.fault.InaccessibleDatastore(
+                msg=f"Datastore {self.name} is not accessible.", datastore=self.ref, name=self.name
+            )
 
     @property
     def url(self) -> str:
@@ -99,7 +112,7 @@ class Datastore(ManagedEntity):
         """Capacity and free bytes."""
         if self.store is None:
             return 1 << 40, 1 << 39
-        space: Space = self.store.files.space()
+        space = self.store.files.space()
         return space.capacity_bytes, space.free_bytes
 
     @computed("summary")
@@ -181,19 +194,3 @@ class Datastore(ManagedEntity):
     @method("RefreshDatastoreStorageInfo")
     def refresh_storage_info(self, _call: Call) -> None:
         self.touch()
-
-
-class DatastoreBrowser(LabObject):
-    vim_type = vim.host.DatastoreBrowser
-    moid_prefix = "datastoreBrowser"
-
-    def __init__(self, vcenter: LabVcenter, datastore: Datastore) -> None:
-        super().__init__(vcenter)
-        self.home = datastore
-
-    def guarded_by(self) -> LabObject:
-        return self.home
-
-    @computed("datastore")
-    def _datastore(self, _call: Call | None) -> Any:
-        return [self.home.ref]

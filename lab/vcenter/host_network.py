@@ -68,7 +68,7 @@ class HostNetworkSystem(LabObject):
             mine = [group for group in self.port_groups.values() if group.switch == name]
             if any(self._in_use(group) for group in mine):
                 raise vim.fault.ResourceInUse(
-                    msg=f"The switch {name} is in use.", type="VirtualSwitch", name=name
+                    msg=f"The switch {name} is in use.", type=vim.Network, name=name
                 )
             for group in mine:
                 self._remove(group)
@@ -102,7 +102,7 @@ class HostNetworkSystem(LabObject):
                 raise vim.fault.NotFound(msg=f"There is no port group {name}.")
             if self._in_use(group):
                 raise vim.fault.ResourceInUse(
-                    msg=f"The port group {name} is in use.", type="PortGroup", name=name
+                    msg=f"The port group {name} is in use.", type=vim.Network, name=name
                 )
             self._remove(group)
             self._changed()

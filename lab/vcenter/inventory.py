@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
+from lab.esx.datastore import LabDatastore
 from lab.vcenter.compute import ClusterComputeResource, ResourcePool
 from lab.vcenter.datastores import Datastore
 from lab.vcenter.folders import Datacenter
@@ -47,27 +49,27 @@ def build_inventory(
     vcenter: LabVcenter,
     *,
     datacenter: str = "DC0",
-    hosts: int = 2,
-    stores: list[Any] | None = None,
+    hosts: int | Sequence[str] = 2,
+    stores: Sequence[LabDatastore] = (),
 ) -> Inventory:
     """One datacenter, one cluster, hosts, a standard network and a distributed port group.
 
-    `stores` are the LabDatastores to show; without them, one that has no bytes is made.
+    `hosts` is how many, or their names. `stores` are the datastores to show; without them, one
+    that has no bytes is made.
     """
     home = Datacenter(vcenter, datacenter, vcenter.root_folder)
     vcenter.root_folder.add(home)
     cluster = ClusterComputeResource(vcenter, f"{datacenter}_C0", home.host_folder)
-    machines = [
-        HostSystem(vcenter, f"esx{number}.{datacenter.lower()}.lab", cluster)
-        for number in range(1, hosts + 1)
-    ]
+    if isinstance(hosts, int):
+        hosts = [f"esx{number}.{datacenter.lower()}.lab" for number in range(1, hosts + 1)]
+    machines = [HostSystem(vcenter, name, cluster) for name in hosts]
     network = Network(vcenter, "VM Network", home)
     switch = DistributedVirtualSwitch(vcenter, f"{datacenter}_DVS", home)
     switch.hosts = list(machines)
     for host in machines:
         host.network_system.install("vSwitch0", ("VM Network",))
         network.attach(host)
-    datastores = [Datastore(vcenter, store.name, home, store=store) for store in stores or []]
+    datastores = [Datastore(vcenter, store.name, home, store=store) for store in stores]
     if not datastores:
         datastores = [Datastore(vcenter, "datastore1", home)]
     for datastore in datastores:

@@ -14,10 +14,16 @@ import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from lab.esx.file_locks import FileLocks
+from lab.faults import FaultSwitches
 from lab.vcenter.accounts import ADMIN_ROLE, Accounts
+from lab.vcenter.authorization_manager import AuthorizationManager
 from lab.vcenter.certificate import make_identity
 from lab.vcenter.custom_fields import CustomFieldsManager
+from lab.vcenter.events import EventManager, TaskManager
+from lab.vcenter.file_manager import FileManager
 from lab.vcenter.folders import Folder
 from lab.vcenter.http_message import HttpRequest
 from lab.vcenter.https_server import Handler, HttpsServer
@@ -25,6 +31,7 @@ from lab.vcenter.managed_object import LabObject
 from lab.vcenter.options import OptionManager
 from lab.vcenter.property_collector import PropertyCollector
 from lab.vcenter.registry import Registry
+from lab.vcenter.search_index import SearchIndex
 from lab.vcenter.service_instance import ServiceInstance
 from lab.vcenter.session_manager import SessionManager
 from lab.vcenter.sessions import COOKIE_NAME, DEFAULT_IDLE_S, Session, Sessions
@@ -32,6 +39,10 @@ from lab.vcenter.soap_endpoint import SoapEndpoint
 from lab.vcenter.tasks import TaskTable
 from lab.vcenter.tickets import ServiceTickets
 from lab.vcenter.views import ViewManager
+from lab.vcenter.virtual_disks import VirtualDiskManager
+
+if TYPE_CHECKING:
+    from lab.data_plane.data_plane import DataPlane
 
 USER = "administrator@vsphere.local"
 PAGE_OBJECTS = 1000
@@ -53,28 +64,40 @@ class LabVcenter:
         self.password = password
         self.instance_uuid = str(uuid.uuid4())
         self.page_objects = page_objects
+        self.clock = clock
         self.identity = make_identity(self.address)
         self.registry = Registry()
         self.accounts = Accounts()
         self.sessions = Sessions(idle_s=idle_s, clock=clock, on_end=self._session_ended)
         self.tickets = ServiceTickets(clock)
+        self.switches = FaultSwitches()
+        self.file_locks = FileLocks()  # of all datastores: machines, transfers, the file manager
         self.tasks = TaskTable(self)
         self.root_folder = Folder(self, "Datacenters", None, "group-d")
         self.accounts.add_user(USER, password)
         self.accounts.permit(USER, ADMIN_ROLE, self.root_folder)
         self.custom_fields = CustomFieldsManager(self, "CustomFieldsManager")
         self.property_collector = PropertyCollector(self, "propertyCollector")
+        self.events = EventManager(self, "EventManager")
         self._managers: dict[str, LabObject] = {
             "rootFolder": self.root_folder,
             "propertyCollector": self.property_collector,
             "viewManager": ViewManager(self, "ViewManager"),
             "sessionManager": SessionManager(self, "SessionManager"),
+            "authorizationManager": AuthorizationManager(self, "AuthorizationManager"),
+            "searchIndex": SearchIndex(self, "SearchIndex"),
+            "taskManager": TaskManager(self, "TaskManager"),
+            "eventManager": self.events,
+            "fileManager": FileManager(self, "FileManager"),
+            "virtualDiskManager": VirtualDiskManager(self, "virtualDiskManager"),
             "customFieldsManager": self.custom_fields,
             "setting": OptionManager(self, "VpxSettings"),
         }
         self.service_instance = ServiceInstance(self, self._managers)
         self._server = HttpsServer(self.identity.context, address=self.address, port=port)
         self.port = self._server.port
+        self.identities = {f"{self.address}:{self.port}": self.identity}  # and those of its hosts
+        self.data_plane: DataPlane | None = None  # makes itself known
         self.route("/sdk", SoapEndpoint(self))
 
     @property
@@ -108,6 +131,8 @@ class LabVcenter:
         """Idempotent."""
         self.sessions.end_all()
         self.tasks.close()
+        if self.data_plane is not None:
+            self.data_plane.close()
         self._server.close()
 
     def __enter__(self) -> LabVcenter:

@@ -168,7 +168,7 @@ class DistributedVirtualPortgroup(Network):
             if self.machines():
                 raise vim.fault.ResourceInUse(
                     msg=f"The port group {self.name} is in use.",
-                    type="DistributedVirtualPortgroup",
+                    type=vim.dvs.DistributedVirtualPortgroup,
                     name=self.name,
                 )
             self.switch.portgroups.remove(self)

@@ -158,6 +158,13 @@ class TaskTable:
             self._threads[task.moid] = thread
             thread.start()
         entity.touch()
+        self._vcenter.events.post(
+            vim.event.TaskEvent,
+            f"Task: {description_id}",
+            user=user,
+            entity=entity,
+            extra={"info": task.get("info")},
+        )
         self._forget_old()
         return task
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.blocks.device import BlockReader
@@ -9,7 +11,12 @@ from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
 
 
-def commit_point(repository: Repository, *disks: BlockReader, vm: str = "vm") -> Manifest:
+def commit_point(
+    repository: Repository,
+    *disks: BlockReader,
+    vm: str = "vm",
+    hardware: dict[str, Any] | None = None,
+) -> Manifest:
     run_id = repository.new_run_id()
     now = repository.clock.now()
     with repository.begin_run(run_id, RunContext.quiet()) as run:
@@ -23,6 +30,7 @@ def commit_point(repository: Repository, *disks: BlockReader, vm: str = "vm") ->
             committed_at=now,
             consistency=Consistency.OFFLINE,
             source="test",
+            hardware=hardware or {},
             disks=tuple(
                 DiskEntry(
                     number=number,

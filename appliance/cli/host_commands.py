@@ -1,0 +1,227 @@
+"""`holdfast host …`: register hypervisors, list them, look whether they can be worked with."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.secret import Secret
+from appliance.cli.options import home_path, read_secret_file, read_secret_line
+from appliance.cli.output import ExitCode, note, show, table
+
+if TYPE_CHECKING:
+    from appliance.catalog.hosts import HostRecord
+    from appliance.sources.vsphere_host import HostLogin
+
+DEFAULT_PORT = 443
+
+
+class FingerprintNotAcceptedError(ApplianceError):
+    """Nobody has said that this is the server's certificate.
+
+    Compare the fingerprint with what the server's own console shows, then give it with
+    `--accept-fingerprint`.
+    """
+
+    code = "host.fingerprint-not-accepted"
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    group = commands.add_parser("host", help="the hypervisors to back up from")
+    verbs = group.add_subparsers(metavar="VERB", required=True)
+
+    adding = verbs.add_parser("add", parents=[common], help="register a hypervisor")
+    adding.add_argument("name", metavar="NAME", help="what to call it here")
+    adding.add_argument("--type", required=True, choices=("vsphere",))
+    adding.add_argument(
+        "--address", required=True, metavar="A[:PORT]", help="vCenter Server or ESXi host"
+    )
+    adding.add_argument("--user", required=True, metavar="U")
+    adding.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="first line is the password (default: ask, or read standard input)",
+    )
+    adding.add_argument(
+        "--accept-fingerprint",
+        metavar="FP",
+        help="SHA-256 or SHA-1 of the server's certificate (default: show it and ask)",
+    )
+    adding.set_defaults(run=run_add)
+
+    listing = verbs.add_parser("list", parents=[common], help="list them")
+    listing.set_defaults(run=run_list)
+
+    testing = verbs.add_parser(
+        "test", parents=[common], help="log in and look which privileges are missing"
+    )
+    testing.add_argument("name", metavar="NAME")
+    testing.set_defaults(run=run_test)
+
+    removing = verbs.add_parser("remove", parents=[common], help="forget one and its password")
+    removing.add_argument("name", metavar="NAME")
+    removing.add_argument(
+        "--force", action="store_true", help="also if things of ours are still there"
+    )
+    removing.set_defaults(run=run_remove)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `A`, `A:PORT`, `[A]:PORT` (IPv6). Raises UsageError."""
+    address, port_text = text, ""
+    if text.startswith("["):
+        address, _, rest = text[1:].partition("]")
+        port_text = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        address, _, port_text = text.partition(":")
+    if not address or (port_text and not (port_text.isascii() and port_text.isdigit())):
+        raise UsageError(f"not an address or ADDRESS:PORT: {text!r}")
+    return address, int(port_text or DEFAULT_PORT)
+
+
+def run_add(args: argparse.Namespace) -> int:
+    from appliance.service.home import Home
+    from appliance.service.hosts import add_host
+    from appliance.sources.vsphere_host import HostLogin
+
+    address, port = parse_address(args.address)
+    login = HostLogin(name=args.name, address=address, port=port, user=args.user, fingerprint="")
+    with Home(home_path(args)).open_catalog() as catalog:
+        catalog.hosts.check_free(login.name)
+        login = replace(login, fingerprint=_fingerprint(args, login))
+        added = add_host(catalog, login, _password(args, login))
+    about = added.about
+    show(
+        args,
+        _as_json(added.record)
+        | {"product": about.product, "version": about.version, "build": about.build},
+        lambda: f"added {args.name}: {about.product} {about.version} build {about.build}",
+    )
+    return ExitCode.SUCCESS
+
+
+def _fingerprint(args: argparse.Namespace, login: HostLogin) -> str:
+    """The certificate's fingerprint, accepted by option or by a person."""
+    from appliance.sources.vsphere_host import accepted_fingerprint, shown_fingerprint
+
+    if args.accept_fingerprint:
+        return accepted_fingerprint(login.name, login.address, login.port, args.accept_fingerprint)
+    found = shown_fingerprint(login.name, login.address, login.port)
+    where = f"{login.address}:{login.port}"
+    if sys.stdin.isatty():
+        note(f"certificate of {where}, SHA-256:\n  {found}")
+        with _interruptible():
+            note("is that what the server itself shows? type yes to accept it:")
+            if sys.stdin.readline().strip().lower() == "yes":
+                return found
+    raise FingerprintNotAcceptedError(f"the certificate of {where} is {found}")
+
+
+def _password(args: argparse.Namespace, login: HostLogin) -> Secret:
+    if args.password_file:
+        secret = read_secret_file(args.password_file)
+    elif sys.stdin.isatty():
+        with _interruptible():
+            secret = Secret.of_text(getpass.getpass(f"password of {login.user}: "))
+    else:
+        secret = read_secret_line(sys.stdin.buffer, "standard input")
+    try:
+        secret.reveal().decode()
+    except UnicodeDecodeError:
+        raise UsageError("the password is not UTF-8") from None
+    return secret
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C at a prompt ends the command at once. Raises CancelledError."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CancelledError("cancelled") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    from appliance.service.home import Home
+
+    with Home(home_path(args)).open_catalog() as catalog:
+        hosts = catalog.hosts.list()
+
+    def text() -> str:
+        rows = [
+            (host.name, host.kind, f"{host.address}:{host.port}", host.user, host.fingerprint)
+            for host in hosts
+        ]
+        return table(rows, ("HOST", "TYPE", "ADDRESS", "USER", "CERTIFICATE (SHA-256)"))
+
+    show(args, [_as_json(host) for host in hosts], text)
+    return ExitCode.SUCCESS
+
+
+def _as_json(host: HostRecord) -> dict[str, Any]:
+    return {
+        "host": host.name,
+        "type": host.kind,
+        "address": host.address,
+        "port": host.port,
+        "user": host.user,
+        "fingerprint_sha256": host.fingerprint,
+        "server_id": host.server_id,
+        "added_at": host.added_at.isoformat(),
+    }
+
+
+def run_test(args: argparse.Namespace) -> int:
+    """Exit code 1: backups would fail; 3: they work, something optional does not."""
+    from appliance.service.home import Home
+    from appliance.service.hosts import open_host
+
+    with Home(home_path(args)).open_catalog() as catalog:
+        record = catalog.hosts.get(args.name)
+        with open_host(catalog, record) as host:
+            about = host.about
+            lacking = host.lacking_purposes()
+    step = (
+        f"give them to the role of {record.user} at the root of the inventory, with propagation; "
+        "leave out the purposes that you do not use"
+    )
+    document = {
+        "host": record.name,
+        **asdict(about),
+        "missing_privileges": [asdict(item) for item in lacking],
+        "next_step": step if lacking else None,
+    }
+
+    def text() -> str:
+        lines = [f"{record.name}: {about.product} {about.version} build {about.build}, logged in"]
+        for item in lacking:
+            mark = "" if item.needed_to_back_up else ", optional"
+            lines += [f"missing for {item.purpose}{mark}:", *(f"  {p}" for p in item.privileges)]
+        return "\n".join([*lines, f"next step: {step}" if lacking else "no privilege is missing"])
+
+    show(args, document, text)
+    if any(item.needed_to_back_up for item in lacking):
+        return ExitCode.FAILED
+    return ExitCode.WARNING if lacking else ExitCode.SUCCESS
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    from appliance.service.home import Home
+
+    with Home(home_path(args)).open_catalog() as catalog:
+        catalog.hosts.remove(args.name, forget_intents=args.force)
+    show(args, {"removed": args.name}, lambda: f"removed {args.name}")
+    note("recovery points of its VMs stay")
+    return ExitCode.SUCCESS
