@@ -19,8 +19,7 @@ from xml.etree.ElementTree import Element
 from pyVmomi import vim, vmodl
 
 from vmware import soap_tree
-from vmware.errors import ProtocolError, VsphereError
-from vmware.faults import fault_name
+from vmware.errors import ProtocolError, SessionLostError, VsphereError
 from vmware.session import Session
 from vmware.soap_tree import VIM, type_of
 
@@ -44,7 +43,7 @@ class Fetched:
 
     object: Any  # the managed object
     values: Mapping[str, Any]  # by path; unset ones are absent
-    unreadable: Mapping[str, str]  # by path: name of the fault
+    unreadable: Mapping[str, str]  # by path: WSDL name of the fault
 
     @property
     def moref(self) -> str:
@@ -178,11 +177,19 @@ def _fetch_pages(session: Session, specs: Sequence[Any], wanted: Sequence[Wanted
 
 
 def _fetched(content: Any) -> Fetched:
+    unreadable = {item.path: str(item.fault._wsdlName) for item in content.missingSet}
+    _check_session(unreadable)
     return Fetched(
         object=content.obj,
         values={item.name: item.val for item in content.propSet},
-        unreadable={item.path: fault_name(item.fault) for item in content.missingSet},
+        unreadable=unreadable,
     )
+
+
+def _check_session(unreadable: Mapping[str, str]) -> None:
+    """A lost session does not fail the call: the server calls each property unreadable instead."""
+    if any(name.endswith("NotAuthenticated") for name in unreadable.values()):
+        raise SessionLostError("the server no longer knows our session")
 
 
 def _record_pages(
@@ -211,6 +218,7 @@ def _record(content: Element) -> Record:
         fault = item.find(f"{VIM}fault/{VIM}fault")
         name = "" if fault is None else type_of(fault)
         unreadable[item.findtext(f"{VIM}path", "")] = name
+    _check_session(unreadable)
     reference = content.find(f"{VIM}obj")
     if reference is None:
         raise ProtocolError("the property collector answered without the object")

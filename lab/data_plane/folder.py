@@ -206,6 +206,8 @@ class FolderHandler:
                 shown = ByteRange(part.start + 512, part.stop + 512, part.size)
             reply.status, reply.length = HTTPStatus.PARTIAL_CONTENT.value, part.length
             reply.headers.append(("Content-Range", shown.content_range))
+        if any(lock.holder.startswith("nfc ") for lock in self._locks.locks(path)):
+            raise FileLockedError(f"{path} is open for an NFC transfer")
         holder = f"http {next(_numbers)}"
         self._locks.acquire(holder, [(path, LockMode.SHARED)])
         reply.done = lambda: self._locks.release(holder)

@@ -53,6 +53,10 @@ from lab.esx.vmx import format_vmx, settings_of
 
 log = logging.getLogger(__name__)
 
+_REFUSED_UNDER_A_LEASE = frozenset(
+    {"PowerOn", "PowerOff", "Reset", "Destroy", "Unregister", "Relocate", "RevertToSnapshot"}
+)
+
 
 class VirtualMachine:
     """`vm_id` names it as the holder of locks; unique in the lab."""
@@ -76,6 +80,7 @@ class VirtualMachine:
         self.run_folder = Path(site.folder, vm_id)
         self.run_folder.mkdir(parents=True, exist_ok=True)
         self.changed: Callable[[], None] = lambda: None
+        self.leases: frozenset[str] = frozenset()  # who exports or imports
         self._operation = threading.Lock()
         self._running_operation = ""
         self._answer_state = threading.Condition()
@@ -86,7 +91,17 @@ class VirtualMachine:
 
     @contextmanager
     def operation(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """Have the VM for the block. Raises TaskInProgressError, unless told to wait."""
+        """Have the VM for the block.
+
+        Raises:
+            TaskInProgressError: somebody else has it, and `wait` is off.
+            MethodDisabledError: a lease is held, and this operation is not for its time.
+        """
+        if self.leases and name in _REFUSED_UNDER_A_LEASE:
+            raise MethodDisabledError(
+                f"{name} is disabled while {self.config.name} is exported or imported",
+                source=next(iter(self.leases)),
+            )
         if not self._operation.acquire(blocking=wait):
             raise TaskInProgressError(
                 f"{self.config.name} is busy with {self._running_operation or 'an operation'}"
@@ -98,6 +113,14 @@ class VirtualMachine:
             self._running_operation = ""
             self._operation.release()
             self.changed()
+
+    def hold_lease(self, lease_id: str) -> None:
+        """Refuse power operations, removal and moves until `release_lease`."""
+        self.leases |= {lease_id}
+
+    def release_lease(self, lease_id: str) -> None:
+        """Idempotent."""
+        self.leases -= {lease_id}
 
     def refuse_unless(self, state: PowerState) -> None:
         if self.power is not state:
@@ -338,6 +361,12 @@ class VirtualMachine:
                 raise InvalidArgumentError(f"no choice {choice_key!r}", property="answerChoice")
             self._answer = choice_key
             self._answer_state.notify_all()
+
+
+class MethodDisabledError(VmStateError):
+    """A lease is held. Fields: source."""
+
+    fault = "MethodDisabled"
 
 
 class ConcurrentAccessError(VmStateError):

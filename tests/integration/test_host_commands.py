@@ -23,6 +23,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.catalog.intents import IntentKind
 from appliance.repository.repository import Repository
 from appliance.sources.vm_identity import VmIdentity
+from lab.vcenter.lab_vcenter import LabVcenter
 from tests.support import certificates
 from tests.support.forwarder import Forwarder
 from tests.support.holdfast_program import ROOT, command, environment, run, run_json
@@ -30,6 +31,7 @@ from tests.support.memory_reader import MemoryReader
 from tests.support.needs import needs
 from tests.support.points import commit_point
 from tests.support.vcsim import PASSWORD, Vcsim, vcsim
+from vmware.privileges import BACKUP, PRIVILEGES, Purpose
 
 pytestmark = pytest.mark.integration
 
@@ -345,3 +347,47 @@ def test_no_host_at_all_is_told(tmp_path: Path) -> None:
     """An empty list, and the next step."""
     assert run_json(tmp_path / "home", "vm", "list") == []
     assert "host add" in run(tmp_path / "home", "vm", "list").stderr
+
+
+@pytest.mark.parametrize(
+    ("granted", "code", "lacking"),
+    [
+        ((), 1, "snapshot"),
+        ((*BACKUP, Purpose.HOT_ADD), 3, "restore"),
+        (tuple(Purpose), 0, None),
+    ],
+)
+def test_every_missing_privilege_is_named_by_purpose(
+    tmp_path: Path, password_file: Path, granted: tuple[Purpose, ...], code: int, lacking: str
+) -> None:
+    """Exit code 1: backups would fail; 3: only something optional would."""
+    with LabVcenter() as vcenter:
+        given = {privilege for purpose in granted for privilege in PRIVILEGES[purpose]}
+        role = vcenter.accounts.add_role("backup", given)
+        vcenter.accounts.add_user(USER, PASSWORD)
+        vcenter.accounts.permit(USER, role, vcenter.root_folder)
+        words = ("--password-file", password_file, "--accept-fingerprint", vcenter.fingerprint)
+        run(tmp_path / "home", *add_words(vcenter.port, *words))
+        tested = run_json(tmp_path / "home", "host", "test", "vc1", expect=code)
+        shown = run(tmp_path / "home", "host", "test", "vc1", expect=code).stdout
+    named = {p for item in tested["missing_privileges"] for p in item["privileges"]}
+    assert not named & given
+    assert "System.Read" not in named  # part of every role
+    purposes = [item["purpose"] for item in tested["missing_privileges"]]
+    if lacking is None:
+        assert purposes == []
+    else:
+        assert lacking in purposes
+        assert all(privilege in shown for privilege in named)
+        assert "next step" in shown
+    assert ("VirtualMachine.State.CreateSnapshot" in named) == (code == 1)
+
+
+def test_a_lone_esxi_host_is_a_host_too(tmp_path: Path, password_file: Path) -> None:
+    """It has no id of its own in the API, so it is known by its address."""
+    with vcsim(*_LOGIN, "-esx", "-vm", "1") as esxi:
+        words = ("--password-file", password_file, "--accept-fingerprint", esxi.fingerprint)
+        added = run_json(tmp_path / "home", *add_words(esxi.port, *words))
+        assert added["server_id"] == f"127.0.0.1:{esxi.port}"
+        assert not run_json(tmp_path / "home", "host", "test", "vc1")["is_vcenter"]
+        assert len(run_json(tmp_path / "home", "vm", "list")) == 1

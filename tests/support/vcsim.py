@@ -18,7 +18,7 @@ from tests.support.needs import missing_reason
 from vmware.https import fetch_fingerprint
 from vmware.session import Endpoint, Session
 
-USER = "backup@vsphere.local"
+USER = "backup"  # vcsim turns away any name with an @
 PASSWORD = "correct horse; battery"
 API_VERSION = "8.0.3.0"
 _START_S = 120
