@@ -53,7 +53,7 @@ def give_library(
         folder=folder,
         datastores=datastores,
         locks=locks or FileLocks(),
-        faults=faults or FaultSwitches(),
+        faults=faults or inventory.network.vcenter.switches,
         changed_areas_max=changed_areas_max,
     )
     library = VmLibrary(site)
