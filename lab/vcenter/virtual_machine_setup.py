@@ -52,7 +52,7 @@ def give_library(
     site = Site(
         folder=folder,
         datastores=datastores,
-        locks=locks or FileLocks(),
+        locks=locks or inventory.network.vcenter.file_locks,
         faults=faults or inventory.network.vcenter.switches,
         changed_areas_max=changed_areas_max,
     )
