@@ -20,12 +20,12 @@ from typing import Any
 from lab.control_socket import ControlServer
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
+from lab.fault_control import control as control_faults
 from lab.guests import GuestKind, build
 from lab.vcenter.inventory import build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.local_call import call_method
 from lab.vcenter.virtual_machine_engine import EngineMachine
-from lab.vcenter.virtual_machine_import import ImportedMachines
 from lab.vcenter.virtual_machine_setup import add_appliance, add_guest, give_library
 
 APPLIANCE = "holdfast"
@@ -59,9 +59,8 @@ class PracticeLab:
         self.device_root = run_folder / "devices"
         self.vcenter = LabVcenter(password=secrets.token_urlsafe(12))
         self.inventory = build_inventory(self.vcenter, hosts=_HOSTS, stores=stores)
-        self.library = give_library(self.inventory, run_folder, locks=self.vcenter.file_locks)
-        self._plane = DataPlane(self.vcenter, self.library.site)
-        self._plane.leases.imported = ImportedMachines()
+        self.library = give_library(self.inventory, run_folder / "vm")
+        self.data_plane = DataPlane(self.vcenter, self.library.site)
         self._guests = list(guests)
         self._open = contextlib.ExitStack()
 
@@ -70,7 +69,7 @@ class PracticeLab:
             stack.callback(self.library.close)
             stack.enter_context(self.vcenter)
             for host in self.inventory.hosts:
-                self._plane.serve_host(host)
+                self.data_plane.serve_host(host)
             self.appliance = add_appliance(self.inventory, APPLIANCE, self.device_root)
             for kind in self._guests:
                 self.add_guest(kind, str(kind))
@@ -99,8 +98,10 @@ class PracticeLab:
         call_method(self.vcenter, machine, "PowerOnVM_Task", None)
         return machine
 
-    def add_commands(self, _control: ControlServer) -> None:
-        """Offer the lab's own commands on the control socket."""
+    def add_commands(self, control: ControlServer) -> None:
+        """Offer the lab's own commands on the control socket: `fault`, see `lab.fault_control`."""
+        switches = self.vcenter.switches
+        control.add("fault", lambda command: control_faults(switches, command))
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know, as JSON."""
