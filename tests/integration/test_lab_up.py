@@ -45,7 +45,7 @@ def test_up_says_how_to_reach_a_vcenter_that_answers(home: Path) -> None:
     Disconnect(instance)
     instance._stub.DropConnections()
     assert vcenter["url"] == f"https://{vcenter['address']}:{vcenter['port']}/sdk"
-    assert lab["vms"] == []
+    assert [vm["name"] for vm in lab["vms"]] == [lab["appliance"]["name"]]
 
 
 def test_a_second_up_finds_the_first_and_status_agrees(home: Path) -> None:
