@@ -21,11 +21,11 @@ from lab.esx.vm_state import PowerState
 from lab.faults import FaultSwitches
 from lab.vcenter.inventory import Inventory, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
-from lab.vcenter.virtual_machine_import import ImportedMachines
 from lab.vcenter.virtual_machine_setup import give_library
 from tests.support.lab import client
 
 TASK_TIMEOUT_S = 120.0
+_HOSTS = ("127.0.1.1", "127.0.1.2")  # clients reach them by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Practice:
     vcenter: LabVcenter
     inventory: Inventory
     library: VmLibrary
+    plane: DataPlane
     faults: FaultSwitches
     folder: Path
     instance: Any
@@ -73,7 +74,10 @@ class Practice:
 
 
 @contextlib.contextmanager
-def practice(*datastores: str, changed_areas_max: int = 2000) -> Iterator[Practice]:
+def practice(
+    *datastores: str, changed_areas_max: int = 2000, **plane_options: Any
+) -> Iterator[Practice]:
+    """`plane_options` are those of DataPlane."""
     # Sockets below it: a path of pytest's would be too long.
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))
     with contextlib.ExitStack() as stack:
@@ -84,17 +88,17 @@ def practice(*datastores: str, changed_areas_max: int = 2000) -> Iterator[Practi
             place.mkdir()
             stores.append(LabDatastore(name, place))
         vcenter = stack.enter_context(LabVcenter())
-        inventory = build_inventory(vcenter, stores=stores)
+        inventory = build_inventory(vcenter, hosts=_HOSTS, stores=stores)
         library = give_library(inventory, folder / "run", changed_areas_max=changed_areas_max)
-        plane = DataPlane(vcenter, library.site)
+        plane = DataPlane(vcenter, library.site, **plane_options)
         for host in inventory.hosts:
             plane.serve_host(host)
-        plane.leases.imported = ImportedMachines()
         stack.callback(library.close)
         yield Practice(
             vcenter=vcenter,
             inventory=inventory,
             library=library,
+            plane=plane,
             faults=vcenter.switches,
             folder=folder,
             instance=stack.enter_context(client(vcenter)),
