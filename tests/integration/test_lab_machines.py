@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from lab.esx.datastore import LabDatastore
+from lab.esx.exported_disk import release_dead_exports
 from lab.esx.loop_devices import release_loops_below
 from lab.faults import FaultName
 from lab.vcenter.inventory import build_inventory
@@ -323,6 +327,36 @@ def test_what_the_lab_does_not_have_is_said(lab: Practice) -> None:
         vm.ShutdownGuest()
 
 
+def test_an_operation_under_way_refuses_the_next_and_can_be_cancelled(lab: Practice) -> None:
+    """With TaskInProgress; what was cancelled has changed nothing."""
+    vm = lab.create("web", disk())
+    lab.faults.arm(FaultName.SNAPSHOT_STUCK)
+    stuck = vm.CreateSnapshot_Task("stuck", "", False, False)
+    assert lab.faults.wait_fired(FaultName.SNAPSHOT_STUCK)
+    with pytest.raises(vim.fault.TaskInProgress):
+        snapped(vm)
+    stuck.CancelTask()
+    with pytest.raises(vmodl.fault.RequestCanceled):
+        done(stuck)
+    assert vm.snapshot is None
+    removed(snapped(vm))
+
+
+def test_a_move_is_an_event_and_a_summary_has_the_sizes(lab: Practice) -> None:
+    """For clients that look there."""
+    vm = lab.create("web", disk())
+    target = next(one for one in lab.inventory.datastores if one.name == "ds2").ref
+    done(vm.RelocateVM_Task(vim.vm.RelocateSpec(datastore=target)))
+    by_entity = vim.event.EventFilterSpec.ByEntity(entity=vm, recursion="self")
+    events = lab.instance.content.eventManager.QueryEvents(
+        vim.event.EventFilterSpec(entity=by_entity)
+    )
+    assert any(isinstance(one, vim.event.VmRelocatedEvent) for one in events)
+    summary = vm.summary
+    assert summary.config.vmPathName == "[ds2] web/web.vmx"
+    assert summary.config.numVirtualDisks == 1 and summary.storage.uncommitted >= 8 * MIB
+
+
 # ---------------------------------------------------------------- hot-add
 
 
@@ -454,10 +488,58 @@ def test_the_end_of_the_lab_takes_every_loop_device_with_it(tmp_path: Path) -> N
         add_appliance(lab.inventory, "appliance", lab.folder / "root", controllers=2)
         hot_add(lab, disks_of(vm.config)[0].backing.fileName, "persistent")
         folder = lab.folder
-    listed = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
-    assert str(folder) not in listed.stdout
+    assert str(folder) not in loops()
     assert str(folder) not in Path("/proc/mounts").read_text()
     assert not folder.exists()
+
+
+@pytest.mark.timeout(60)
+def test_what_a_killed_lab_left_goes_when_the_next_one_starts(tmp_path: Path) -> None:
+    """Its loop device and its mount; those of a living lab stay."""
+    needs("losetup", "fusermount3", "qemu-storage-daemon")
+    script = """
+import sys
+from tests.integration.test_lab_machines import *
+with practice("ds1") as lab:
+    vm = lab.create("web", disk(size_bytes=8 * MIB))
+    add_appliance(lab.inventory, "appliance", lab.folder / "root", controllers=2)
+    hot_add(lab, disks_of(vm.config)[0].backing.fileName, "persistent")
+    print(lab.folder, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        left = killed.stdout.readline().strip()
+        try:
+            assert left in loops()
+            release_dead_exports()
+            assert left in loops()
+        finally:
+            killed.kill()
+            killed.wait()
+    (export,) = re.findall(rf"{left}\S+", loops())
+    while not_dead(export):  # the kernel tears the daemon down in its own time
+        os.sched_yield()
+    with practice("ds1") as lab:
+        add_appliance(lab.inventory, "appliance", lab.folder / "root")
+        assert left not in loops()
+        assert left not in Path("/proc/mounts").read_text()
+    shutil.rmtree(left)
+
+
+def not_dead(export: str) -> bool:
+    try:
+        Path(export).stat()
+    except OSError:
+        return False
+    return True
+
+
+def loops() -> str:
+    listed = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+    return listed.stdout
 
 
 def test_another_datacenters_disk_cannot_be_attached(lab: Practice, tmp_path: Path) -> None:

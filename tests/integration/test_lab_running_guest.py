@@ -19,6 +19,7 @@ from lab.vcenter.virtual_machine_engine import EngineMachine
 from lab.vcenter.virtual_machine_setup import add_guest
 from tests.support.lab_machines import (
     Practice,
+    disk,
     disks_of,
     done,
     practice,
@@ -202,6 +203,26 @@ def test_a_delta_that_was_left_behind_is_merged_by_a_consolidation(guest: GuestL
     done(guest.vm.ConsolidateVMDisks_Task())
     assert not guest.vm.runtime.consolidationNeeded
     assert disks_of(guest.vm.config)[0].backing.parent is None
+
+
+def test_a_disk_plugged_into_the_running_guest_is_tracked_after_a_stun(guest: GuestLab) -> None:
+    """Not at once: the snapshot that is the stun shows no changeId yet."""
+    reconfigured(guest.vm, disk(controller=1000, unit=5, size_bytes=4 << 20))
+    assert 2005 in guest.engine.machine.disks  # type: ignore[union-attr]
+    first = snapped(guest.vm, "stun")
+    assert not next(d for d in disks_of(first.config) if d.key == 2005).backing.changeId
+    removed(first)
+    second = snapped(guest.vm, "tracked")
+    plugged = next(d for d in disks_of(second.config) if d.key == 2005)
+    assert plugged.backing.changeId
+    removed(second)
+    device = next(d for d in disks_of(guest.vm.config) if d.key == 2005)
+    reconfigured(
+        guest.vm,
+        vim.vm.device.VirtualDeviceSpec(operation="remove", device=device, fileOperation="destroy"),
+    )
+    assert 2005 not in guest.engine.machine.disks  # type: ignore[union-attr]
+    assert not (guest.home / "guest_2-flat.vmdk").exists()
 
 
 def test_a_failed_quiesce_leaves_no_snapshot(guest: GuestLab) -> None:
