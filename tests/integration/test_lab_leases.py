@@ -266,6 +266,31 @@ def test_an_import_that_is_not_completed_leaves_nothing(way: str) -> None:
         assert list((lab.folder / "ds1").iterdir()) == []
 
 
+def test_an_import_is_cleared_away_when_its_stalled_upload_ends(
+    lab: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An abort does not wait for ever for a client that sends no more, nor does it leak the VM."""
+    monkeypatch.setattr("lab.data_plane.lease._TRANSFER_END_S", 0.05)
+    lease = begin_import(lab, import_spec(MIB))
+    (shown,) = ready(lease)
+    stalled, target = connect(shown.url)
+    stalled.putrequest("POST", target)
+    stalled.putheader("Content-Type", STREAM["Content-Type"])
+    stalled.putheader("Content-Length", "100000")
+    stalled.endheaders(b"KDMV")
+    deadline_s = time.monotonic() + 20
+    while not lab.vcenter.file_locks.all_locks():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    lease.HttpNfcLeaseAbort(None)
+    assert lease.state == "error"
+    stalled.close()
+    while lab.library.list():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert list((lab.folder / "ds1").iterdir()) == []
+
+
 def test_a_stream_of_another_size_is_refused(lab: Practice, tmp_path: Path) -> None:
     """The disk was made with the spec's capacity; an upload cannot change it."""
     raw = tmp_path / "in.raw"
