@@ -251,3 +251,48 @@ def test_a_locked_removal_is_repeated_and_the_disks_are_consolidated(world: Worl
     world.lab.faults.arm(FaultName.CONSOLIDATION_NEEDED)
     world.lab.faults.arm(FaultName.CONSOLIDATION_LOCKED)
     assert world.remove(taken) is Consolidation.DONE
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes"),
+    [
+        (FaultName.CBT_MISSING_LIST, {"cbt.file-fault"}),
+        (FaultName.CBT_UNSORTED_LIST, {"cbt.bad-area"}),
+        (FaultName.CBT_OVERLAPPING_LIST, {"cbt.bad-area"}),
+        (FaultName.CBT_OUTSIDE_LIST, {"cbt.bad-area"}),
+        (FaultName.CBT_STUCK_PAGE, {"cbt.bad-page"}),
+        (FaultName.CBT_RESET, {"cbt.file-fault", "cbt.epoch-changed"}),
+        (FaultName.CBT_FOREIGN_CHANGE_ID, {"cbt.epoch-changed"}),
+        (FaultName.CBT_NO_CHANGE_ID, {"cbt.inactive"}),
+    ],
+)
+def test_a_change_list_that_cannot_be_right_is_a_full_read(
+    world: World, fault: FaultName, codes: set[str]
+) -> None:
+    """Each with the code of the guard that noticed it."""
+    tracked(world)
+    first = world.take(Ladder(top=Rung.CRASH))
+    base = baseline_of(world.disk(first))
+    world.remove(first)
+    world.change(1)
+    world.lab.faults.arm(fault, times=None)
+    second = world.take(Ladder(top=Rung.CRASH))
+    found = world.areas(second, base)
+    world.lab.faults.disarm()
+    world.remove(second)
+    assert isinstance(found, FullRead)
+    assert found.finding.code in codes
+
+
+def test_tracking_that_is_ignored_is_a_full_read(world: World) -> None:
+    """The task succeeds, but the snapshot's disk has no change id."""
+    reset_tracking(world.session, world.vm.moref, MARKER, patience=NOW)
+    world.lab.faults.arm(FaultName.CBT_ENABLE_IGNORED, times=None)
+    reset_tracking(world.session, world.vm.moref, MARKER, patience=NOW)
+    taken = world.take(Ladder(top=Rung.CRASH))
+    found = world.areas(taken, Baseline(change_id="a/1", capacity_bytes=1, backing_uuid=None))
+    world.lab.faults.disarm()
+    world.remove(taken)
+    reset_tracking(world.session, world.vm.moref, MARKER, patience=NOW)
+    assert isinstance(found, FullRead)
+    assert found.finding.code == "cbt.inactive"
