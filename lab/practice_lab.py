@@ -26,7 +26,6 @@ from lab.vcenter.inventory import build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.local_call import call_method
 from lab.vcenter.virtual_machine_engine import EngineMachine
-from lab.vcenter.virtual_machine_import import ImportedMachines
 from lab.vcenter.virtual_machine_setup import add_appliance, add_guest, give_library
 
 APPLIANCE = "holdfast"
@@ -62,7 +61,6 @@ class PracticeLab:
         self.inventory = build_inventory(self.vcenter, hosts=_HOSTS, stores=stores)
         self.library = give_library(self.inventory, run_folder / "vm")
         self.data_plane = DataPlane(self.vcenter, self.library.site)
-        self.data_plane.leases.imported = ImportedMachines()
         self._guests = list(guests)
         self._open = contextlib.ExitStack()
 

@@ -142,11 +142,14 @@ class FolderHandler:
         raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "not for datastore files")
 
     def _datacenter(self, request: HttpRequest) -> str | None:
-        """A host has one datacenter that need not be named; vCenter's must be."""
+        """A host has one datacenter that need not be named; vCenter's must be.
+
+        Clients write the inventory path with a slash in front (govc) or without.
+        """
         named = request.parameter("dcPath")
-        if self._place.is_vcenter or named is not None:
-            return named
-        return HOST_DATACENTER
+        if named is not None:
+            return named.strip("/")
+        return None if self._place.is_vcenter else HOST_DATACENTER
 
     def _require(self, user: str, privilege: str, entity: str) -> None:
         if not self._privileges.allows(user, privilege, entity):
