@@ -1,11 +1,11 @@
 """Our mark on what we leave at a vCenter, so that a crash leaves nothing nameless behind.
 
 A snapshot carries it as JSON in its description, and as a readable name; a VM under construction
-carries it in its extraConfig under `EXTRA_CONFIG_KEY`. Only the JSON decides: names are for people,
+carries it as its annotation, until it is finished. Only the JSON decides: names are for people,
 and anybody may write either, so a text that is not exactly what `Marker` writes marks nothing.
 
 A marker says whose the thing is (`appliance_id`), which run made it, and what for. `subject` binds
-it to one VM (its instance uuid): a clone copies extraConfig, but gets a uuid of its own.
+it to one VM (its instance uuid): a clone copies annotations, but gets a uuid of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-EXTRA_CONFIG_KEY = "holdfast.marker"
 NAME_PREFIX = "holdfast-"
 
 _FORMAT = 1

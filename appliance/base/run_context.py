@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakSet
 
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import CancelledError
@@ -19,9 +20,21 @@ class CancelToken:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._children: WeakSet[CancelToken] = WeakSet()
 
     def cancel(self) -> None:
+        """Idempotent; also safe in a signal handler."""
         self._event.set()
+        for child in list(self._children):
+            child.cancel()
+
+    def child(self) -> CancelToken:
+        """Return a token for a part: cancelled with this one, or alone."""
+        child = CancelToken()
+        self._children.add(child)
+        if self.cancelled:
+            child.cancel()
+        return child
 
     @property
     def cancelled(self) -> bool:
@@ -56,10 +69,14 @@ class ProgressSnapshot:
 
 
 class Progress:
-    """Counts bytes and the seconds spent per stage, summed over all worker threads."""
+    """Counts bytes and the seconds spent per stage, summed over all worker threads.
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    A part (one VM of many, one disk of a VM) counts for the whole too.
+    """
+
+    def __init__(self, clock: Clock | None = None, *, whole: Progress | None = None) -> None:
         self._clock = clock or SystemClock()
+        self._whole = whole
         self._lock = threading.Lock()
         self._started_s = self._clock.monotonic_s()
         self._done_bytes = 0
@@ -70,14 +87,24 @@ class Progress:
         """Add to the total; may be called once per disk."""
         with self._lock:
             self._total_bytes += total_bytes
+        if self._whole is not None:
+            self._whole.expect(total_bytes)
 
     def advance(self, done_bytes: int) -> None:
         with self._lock:
             self._done_bytes += done_bytes
+        if self._whole is not None:
+            self._whole.advance(done_bytes)
 
     def spend(self, stage: Stage, seconds: float) -> None:
         with self._lock:
             self._stage_s[stage] += seconds
+        if self._whole is not None:
+            self._whole.spend(stage, seconds)
+
+    def part(self) -> Progress:
+        """Return the progress of a part of this, begun now."""
+        return Progress(self._clock, whole=self)
 
     def snapshot(self) -> ProgressSnapshot:
         with self._lock:

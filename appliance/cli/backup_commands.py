@@ -1,4 +1,7 @@
-"""`holdfast backup image`: disk image files or block devices become one recovery point."""
+"""`holdfast backup image`: disk image files or block devices become one recovery point.
+
+`backup vm` has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.base.errors import UsageError
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
+from appliance.cli import vm_backup_commands
 from appliance.cli.options import open_repository
 from appliance.cli.output import ExitCode, note_reasons, progress_shown, show
 
@@ -52,6 +56,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     image.add_argument("--full", action="store_true", help="do not build on an earlier point")
     image.set_defaults(run=run_backup_image)
+    vm_backup_commands.add(verbs, common)
 
 
 def read_changed(path: Path) -> list[Extent]:

@@ -19,9 +19,11 @@ from appliance.cli import (
     backup_commands,
     export_commands,
     host_commands,
+    lab_commands,
     point_commands,
     repo_commands,
     restore_commands,
+    serve_command,
     verify_commands,
     vm_commands,
 )
@@ -35,8 +37,10 @@ _GROUPS = (
     backup_commands,
     point_commands,
     restore_commands,
+    serve_command,
     export_commands,
     verify_commands,
+    lab_commands,
 )
 
 

@@ -1,71 +1,61 @@
 """One backup run: the frozen disks of one VM become one recovery point.
 
-Data path: a source hands over `FrozenDisk`s; each is written against the newest point of the same
-VM; when all are durable the manifest is committed. A failed disk fails the run, and a run that
-fails or is cancelled leaves unreferenced bytes at most.
+Data path: a source hands over a `FrozenVm`; each disk is written against the parent point of the
+same VM (`disk_transfer`); when all are durable the manifest is committed. A failed disk fails the
+run, and a run that fails or is cancelled leaves unreferenced bytes at most, and a journal by which
+the next one need not read them again (`broken_run`). Only a disk that nobody can read as things are
+is left out, with its reason.
 
-A disk is read in the cheapest way that is safe: changed extents over a sound parent; else all of
-it, comparing with the parent's chunks; else all of it with no parent. The result says which, and
-why not a better one.
+A change list speaks about one particular point, so the parent that it was asked for is handed in
+with it; only where nobody asked (disk images) the newest point is taken.
+
+Thread model: a call belongs to one thread; it runs a bounded number of disks on threads of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 
+from appliance.base.bounded_map import bounded_map
+from appliance.base.errors import ApplianceError, SourceError
 from appliance.base.ids import RunId, point_id_of_run
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
-from appliance.base.units import format_size
 from appliance.base.version import __version__
-from appliance.blocks.extents import Extent, normalise
-from appliance.repository.errors import CorruptError
-from appliance.repository.image_writer import ImageResult
+from appliance.jobs.backup_plan import BackupPlan
+from appliance.jobs.broken_run import BrokenRunJournal
+from appliance.jobs.disk_transfer import DiskOutcome, DiskTransfer, ReadMode
+from appliance.jobs.point_identity import hardware_document
 from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
 from appliance.repository.write_run import WriteRun
-from appliance.sources.frozen import FrozenDisk, FrozenVm
+from appliance.sources.contract import DiskNotCoverableError
+from appliance.sources.frozen import FrozenDisk, FrozenVm, SkippedDisk
 
-FIRST_POINT = Reason(
-    "full.first-point", "the VM has no recovery point yet", "none: this is expected", warning=False
-)
-FULL_REQUESTED = Reason("full.requested", "a full read was asked for", "none", warning=False)
-NEW_DISK = Reason(
-    "full.new-disk", "the newest recovery point has no such disk", "none", warning=False
-)
-NO_CHANGE_LIST = Reason(
-    "read.no-change-list",
-    "nobody says what changed, so the whole disk was read and compared",
-    "give --changed where the source knows its changed extents",
-    warning=False,
-)
+__all__ = ["BackupOutcome", "DiskOutcome", "ReadMode", "back_up", "back_up_with"]
 
 
-class ReadMode(StrEnum):
-    FULL = "full"  # read all, no parent
-    COMPARED = "compared"  # read all, compared with the parent
-    CHANGED = "changed"  # read the changed extents only
+class NothingToBackUpError(SourceError):
+    """None of the VM's disks can be read, so there is no recovery point; the reasons say why."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskOutcome:
-    number: int
-    label: str
-    mode: ReadMode
-    reasons: tuple[Reason, ...]
-    image: ImageResult
+    code = "backup.nothing-to-back-up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupOutcome:
     manifest: Manifest
     disks: tuple[DiskOutcome, ...]
+    skipped: tuple[SkippedDisk, ...] = ()
+    vm_reasons: tuple[Reason, ...] = ()
 
     @property
     def reasons(self) -> list[Reason]:
-        return [reason for disk in self.disks for reason in disk.reasons]
+        return [
+            *self.vm_reasons,
+            *(skipped.reason for skipped in self.skipped),
+            *(reason for disk in self.disks for reason in disk.reasons),
+        ]
 
 
 def back_up(
@@ -76,130 +66,113 @@ def back_up(
     run_id: RunId | None = None,
     full: bool = False,
 ) -> BackupOutcome:
-    """Write all disks and commit one recovery point.
+    """Write all disks over the VM's newest point and commit one recovery point.
 
     Crash guarantee: until it returns there is no new point; what came before is untouched.
 
     Raises:
         CancelledError, SourceError, StorageFullError, StorageError: no point was made.
     """
-    run_id = run_id or repository.new_run_id()
     newest = None if full else repository.points.latest(vm.name)
-    with repository.begin_run(run_id, context, newest) as run:
-        parent = run.parent
-        quarantined = parent is not None and repository.is_affected(parent)
-        outcomes = tuple(
-            _write_disk(run, disk, parent, full=full, quarantined=quarantined) for disk in vm.disks
-        )
-        run.flush()
-        context.cancel.check()
-        manifest = Manifest(
-            point_id=point_id_of_run(run_id),
-            run_id=run_id,
-            vm=vm.name,
-            created_at=vm.created_at,
-            committed_at=repository.clock.now(),
-            consistency=vm.consistency,
-            parent=parent.point_id if parent else None,
-            source=vm.source,
-            hardware=vm.hardware,
-            disks=tuple(
-                _entry(disk, outcome) for disk, outcome in zip(vm.disks, outcomes, strict=True)
-            ),
-            written_by=f"holdfast {__version__}",
-        )
-        run.commit(manifest)
-    return BackupOutcome(manifest=manifest, disks=outcomes)
+    plan = BackupPlan(full=full, parent=newest)
+    return back_up_with(repository, vm, context, plan, run_id=run_id)
 
 
-def _write_disk(
-    run: WriteRun, disk: FrozenDisk, parent: Manifest | None, *, full: bool, quarantined: bool
-) -> DiskOutcome:
-    old = parent.disk(disk.number) if parent else None
-    refusal = _parent_refusal(disk, parent, old, full=full, quarantined=quarantined)
-    reasons = disk.reasons
-    root: bytes | None = None
-    changed: Sequence[Extent] | None = None
-    if refusal is not None or old is None:
-        reasons += (refusal or NEW_DISK,)
-    else:
-        root = old.root
-        changed = _with_growth(disk, old)
-        if changed is None and not disk.reasons:
-            reasons += (NO_CHANGE_LIST,)
-    try:
-        image = run.images.write(disk.reader, root, changed)
-    except CorruptError as error:
-        if root is None:
-            raise
-        reasons += (_damaged_parent(error),)
-        root, changed = None, None
-        image = run.images.write(disk.reader, None, None)
-    mode = ReadMode.FULL if root is None else ReadMode.COMPARED
-    return DiskOutcome(
-        number=disk.number,
-        label=disk.label,
-        mode=mode if changed is None else ReadMode.CHANGED,
-        reasons=reasons,
-        image=image,
-    )
-
-
-def _parent_refusal(
-    disk: FrozenDisk,
-    parent: Manifest | None,
-    old: DiskEntry | None,
+def back_up_with(
+    repository: Repository,
+    vm: FrozenVm,
+    context: RunContext,
+    plan: BackupPlan,
     *,
-    full: bool,
-    quarantined: bool,
-) -> Reason | None:
-    """Return why the parent cannot be built upon, None when it can."""
-    if full:
-        return FULL_REQUESTED
-    if parent is None:
-        return FIRST_POINT
-    if old is None:
-        return NEW_DISK
-    if quarantined:
-        return Reason(
-            "full.parent-quarantined",
-            f"recovery point {parent.point_id} has damaged chunks; reading all heals what it can",
-            "run `holdfast repo check` afterwards and replace failing storage",
-        )
-    if disk.reader.size_bytes < old.size_bytes:
-        return Reason(
-            "full.disk-shrunk",
-            f"the disk shrank from {format_size(old.size_bytes)} to "
-            f"{format_size(disk.reader.size_bytes)}",
-            "check that this is the disk that was meant",
-        )
-    return None
+    run_id: RunId | None = None,
+) -> BackupOutcome:
+    """As `back_up`, over the parent that `plan` names."""
+    run_id = run_id or repository.new_run_id()
+    own = RunContext(context.cancel.child(), context.progress)
+    with repository.begin_run(run_id, own, None if plan.full else plan.parent) as run:
+        try:
+            return _run(repository, run, vm, own, plan)
+        except ApplianceError:
+            _keep_for_the_next(run, plan.journal)
+            raise
 
 
-def _damaged_parent(error: CorruptError) -> Reason:
+def _run(
+    repository: Repository, run: WriteRun, vm: FrozenVm, context: RunContext, plan: BackupPlan
+) -> BackupOutcome:
+    parent = run.parent
+    results = _write_disks(DiskTransfer(repository, run, plan, context), vm, context, plan)
+    disks = tuple(result for result in results if isinstance(result, DiskOutcome))
+    skipped = (*vm.skipped, *(result for result in results if isinstance(result, SkippedDisk)))
+    if not disks:
+        words = "; ".join(f"{disk.label}: {disk.reason.text}" for disk in skipped)
+        raise NothingToBackUpError(f"{vm.name}: {words or 'the VM has no disks'}")
+    run.flush()
+    context.cancel.check()
+    manifest = Manifest(
+        point_id=point_id_of_run(run.run_id),
+        run_id=run.run_id,
+        vm=vm.name,
+        created_at=vm.created_at,
+        committed_at=repository.clock.now(),
+        consistency=vm.consistency,
+        parent=parent.point_id if parent else None,
+        source=vm.source,
+        hardware=hardware_document(vm, skipped),
+        disks=tuple(_entry(outcome) for outcome in disks),
+        written_by=f"holdfast {__version__}",
+    )
+    run.commit(manifest)
+    return BackupOutcome(manifest=manifest, disks=disks, skipped=skipped, vm_reasons=vm.reasons)
+
+
+def _write_disks(
+    transfer: DiskTransfer, vm: FrozenVm, context: RunContext, plan: BackupPlan
+) -> list[DiskOutcome | SkippedDisk]:
+    """All disks, in order. The first failure stops the others, and is the one that is raised."""
+    failures: list[ApplianceError] = []
+
+    def write(disk: FrozenDisk) -> DiskOutcome | SkippedDisk:
+        try:
+            return transfer.write(disk)
+        except DiskNotCoverableError as error:
+            return SkippedDisk(label=disk.label, reason=_no_transport(error))
+        except ApplianceError as error:
+            failures.append(error)
+            context.cancel.cancel()
+            raise
+
+    try:
+        return list(bounded_map(write, vm.disks, workers=plan.disks_at_once, name="disk", ahead=1))
+    except ApplianceError:
+        raise failures[0] from None
+
+
+def _no_transport(error: DiskNotCoverableError) -> Reason:
     return Reason(
-        "full.parent-damaged",
-        f"the parent recovery point cannot be read ({error}); the whole disk was read",
-        "run `holdfast repo check --read-data`",
+        "skip.no-transport",
+        f"no transport can read the disk: {error}",
+        "see the refusals; make one of the transports possible for this disk",
     )
 
 
-def _with_growth(disk: FrozenDisk, old: DiskEntry) -> Sequence[Extent] | None:
-    """The changed extents, with what the disk has grown by."""
-    grown_bytes = disk.reader.size_bytes - old.size_bytes
-    if disk.changed is None or grown_bytes == 0:
-        return disk.changed
-    return normalise([*disk.changed, Extent(old.size_bytes, grown_bytes)])
+def _keep_for_the_next(run: WriteRun, journal: BrokenRunJournal | None) -> None:
+    """The run has failed; what was noted so far need not be read again."""
+    if journal is not None:
+        with suppress(ApplianceError):  # the first error is the one that counts
+            noted = journal.take()
+            run.make_durable()
+            journal.keep(noted)
 
 
-def _entry(disk: FrozenDisk, outcome: DiskOutcome) -> DiskEntry:
+def _entry(outcome: DiskOutcome) -> DiskEntry:
     image = outcome.image
     return DiskEntry(
-        number=disk.number,
-        label=disk.label,
+        number=outcome.number,
+        label=outcome.label,
         size_bytes=image.size_bytes,
         root_hex=image.root.hex(),
-        change_id=disk.change_id,
+        change_id=outcome.change_id,
         read_bytes=image.read_bytes,
         changed_bytes=image.changed_bytes,
         new_bytes=image.new_bytes,

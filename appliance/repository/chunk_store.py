@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 
+from appliance.base.errors import StorageError
 from appliance.base.run_context import Progress, Stage
 from appliance.base.units import KIB, MIB
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
@@ -138,6 +140,12 @@ PublishSegment = Callable[[Sequence[SealedPack]], None]
 """Commit an index segment for these packs and take it into the index."""
 
 
+class _State(Enum):
+    WRITING = "writing"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
 class ChunkWriter:
     """The writing half, for one run. End it with `commit` or `abort`."""
 
@@ -167,6 +175,7 @@ class ChunkWriter:
         self._sealing: list[tuple[Future[None], PackBuilder]] = []
         self._sealing_lock = threading.Lock()
         self._sealed: list[SealedPack] = []
+        self._state = _State.WRITING
 
     def insert_many(
         self, kind: RecordKind, items: Sequence[tuple[bytes, bytes | memoryview]]
@@ -193,6 +202,24 @@ class ChunkWriter:
         self._progress.spend(Stage.WRITE, time.perf_counter() - encoded_s)
         return Inserted(new_bytes, sum(len(head) + len(payload) for head, payload in records))
 
+    def make_durable(self) -> None:
+        """Return once what calls that have returned inserted is durable and indexed.
+
+        Writing may go on meanwhile. What another thread is still inserting may be missing, even
+        where a caller that has returned relies on it: look it up before building on it later.
+
+        Raises:
+            StorageFullError, StorageError: the run must be aborted.
+        """
+        if self._state is _State.COMMITTED:
+            return
+        if self._state is _State.ABORTED:
+            raise StorageError("what was written is dropped already")
+        for kind in PackKind:
+            with self._append_locks[kind]:
+                self._rotate(kind)
+        self._sealer.submit(self._publish_sealed, 1).result()
+
     def commit(self) -> None:
         """Return once everything inserted is durable and indexed. The writer is then closed."""
         try:
@@ -204,10 +231,13 @@ class ChunkWriter:
         except BaseException:
             self.abort()
             raise
+        self._state = _State.COMMITTED
         self._sealer.shutdown()
 
     def abort(self) -> None:
         """Drop what is not yet published; idempotent."""
+        if self._state is _State.WRITING:
+            self._state = _State.ABORTED
         self._sealer.shutdown(cancel_futures=True)
         for pack in (*self._open.values(), *(pack for _, pack in self._sealing)):
             pack.abort()

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from appliance.base.bounded_map import bounded_map
-from appliance.base.run_context import RunContext, Stage
+from appliance.base.run_context import Progress, RunContext, Stage
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, ExtentKind, align, split_by
 from appliance.repository.chunk_store import ChunkStore, ChunkWriter
@@ -39,6 +39,13 @@ from appliance.repository.image_tree import (
     segment_count,
 )
 from appliance.repository.segment_chunking import SegmentBuffer
+
+OnLeaf = Callable[[int, bytes], None]
+"""Told a segment and the digest of its leaf, which is not yet durable."""
+
+
+def _nobody(segment: int, digest: bytes) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,41 +89,69 @@ class ImageWriter:
         self._context = context
 
     def write(
-        self, source: BlockReader, parent: bytes | None, changed: Sequence[Extent] | None
+        self,
+        source: BlockReader,
+        parent: bytes | None,
+        changed: Sequence[Extent] | None,
+        *,
+        stored: Mapping[int, bytes] | None = None,
+        on_leaf: OnLeaf | None = None,
+        progress: Progress | None = None,
     ) -> ImageResult:
         """Store the disk and return its root; what is stored is durable after the run's commit.
 
         Args:
             source: read once, in ascending order per worker; holes that it maps are not read.
             parent: root of the previous point of this disk, None for none.
-            changed: only these may differ from `parent`, which must then be given. None: read all.
+            changed: only these may differ from `parent` (and `stored`), one of which must then be
+                given. None: read all.
+            stored: leaf digests by segment that stand instead of the parent's: what a broken run
+                had stored. Each, and the chunks it lists, must be in the repository.
+            on_leaf: hears of every segment that was looked at, ascending, on the calling thread.
+            progress: of this disk; default: the run's.
 
         Raises:
             CancelledError, SourceError, StorageFullError, StorageError, CorruptError.
         """
-        return _DiskWrite(self, source, parent, changed).run()
+        if changed is not None and parent is None and not stored:
+            raise ValueError("changed extents need a parent")
+        if stored and changed is None:
+            raise ValueError("what is stored needs to be told from what is not")
+        job = _DiskJob(
+            source=source,
+            parent=TreeReader(parent or EMPTY_DIGEST, self._reader.load),
+            changed=changed,
+            stored=stored or {},
+            on_leaf=on_leaf or _nobody,
+            progress=progress or self._context.progress,
+        )
+        return _DiskWrite(self, job).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DiskJob:
+    source: BlockReader
+    parent: TreeReader
+    changed: Sequence[Extent] | None
+    stored: Mapping[int, bytes]
+    on_leaf: OnLeaf
+    progress: Progress
 
 
 class _DiskWrite:
     """The state of writing one disk."""
 
-    def __init__(
-        self,
-        owner: ImageWriter,
-        source: BlockReader,
-        parent: bytes | None,
-        changed: Sequence[Extent] | None,
-    ) -> None:
-        if changed is not None and parent is None:
-            raise ValueError("changed extents need a parent")
+    def __init__(self, owner: ImageWriter, job: _DiskJob) -> None:
         self._owner = owner
-        self._source = source
-        self._parent = TreeReader(parent or EMPTY_DIGEST, owner._reader.load)
-        self._changed = changed
+        self._source = job.source
+        self._parent = job.parent
+        self._changed = job.changed
+        self._stored = job.stored
+        self._on_leaf = job.on_leaf
         self._local = threading.local()
         self._totals = _Totals()
         self._totals_lock = threading.Lock()
-        self._progress = owner._context.progress
+        self._progress = job.progress
 
     def run(self) -> ImageResult:
         builder = TreeBuilder(self._parent, self._store_inner)
@@ -124,6 +159,7 @@ class _DiskWrite:
             bounded_map(self._segment, self._work(), workers=self._owner._workers, name="segment")
         ) as leaves:
             for segment, digest in leaves:
+                self._on_leaf(segment, digest)
                 builder.set_leaf(segment, digest)
         totals = self._totals
         return ImageResult(
@@ -143,7 +179,7 @@ class _DiskWrite:
         if self._changed is not None:
             extents = align(self._changed, BLOCK_BYTES, size_bytes)
             self._progress.expect(sum(extent.length for extent in extents))
-            yield from split_by(extents, SEGMENT_BYTES)
+            yield from self._with_stored(split_by(extents, SEGMENT_BYTES))
             return
         self._progress.expect(size_bytes)
         ours = self._parent.leaves(0, segment_count(size_bytes))
@@ -162,6 +198,23 @@ class _DiskWrite:
             yield old[0], [self._whole(old[0])]
             old = next(ours, None)
         self._progress.advance(max(size_bytes - done * SEGMENT_BYTES, 0))
+
+    def _with_stored(
+        self, work: Iterator[tuple[int, list[Extent]]]
+    ) -> Iterator[tuple[int, list[Extent]]]:
+        """Stored segments without changes are work too: their leaves go into the tree."""
+        stored = iter(sorted(self._stored))
+        waiting = next(stored, None)
+        for segment, extents in work:
+            while waiting is not None and waiting < segment:
+                yield waiting, []
+                waiting = next(stored, None)
+            if waiting == segment:
+                waiting = next(stored, None)
+            yield segment, extents
+        while waiting is not None:
+            yield waiting, []
+            waiting = next(stored, None)
 
     def _segments_with_data(self) -> Iterator[int]:
         offset, size_bytes, last = 0, self._source.size_bytes, -1
@@ -183,7 +236,9 @@ class _DiskWrite:
     def _segment(self, work: tuple[int, list[Extent]]) -> tuple[int, bytes]:
         segment, extents = work
         self._owner._context.cancel.check()
-        old_digest = self._parent.leaf_digest(segment)
+        old_digest = self._stored.get(segment) or self._parent.leaf_digest(segment)
+        if not extents:
+            return segment, old_digest
         old = self._parent.load_leaf(old_digest)
         buffer = self._buffer()
         whole = self._whole(segment)

@@ -78,6 +78,10 @@ class WriteRun:
         with self._session:  # ends last: the commit is visible before the session goes
             self.chunks.abort()
 
+    def make_durable(self) -> None:
+        """Make what was written so far durable and indexed; writing goes on. See `ChunkWriter`."""
+        self.chunks.make_durable()
+
     def flush(self) -> None:
         """Make everything written so far durable and indexed; nothing can be written after."""
         self.chunks.commit()

@@ -16,7 +16,7 @@ Thread model: all methods may be called from several threads. They block, and ar
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +27,7 @@ from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.sources.frozen import FrozenVm, KnownState
+from appliance.sources.vm_identity import VmIdentity
 
 
 class DiskNotCoverableError(SourceError):
@@ -62,7 +63,7 @@ class SourceVm:
 
     key: str  # of the source: unique and stable as long as the VM is registered
     name: str  # not unique
-    point_name: str  # of its recovery points
+    identity: VmIdentity
     folder: str = ""  # inventory path of what it lies in
     host: str = ""  # the machine that runs it, for limits
     datastores: tuple[str, ...] = ()
@@ -83,6 +84,7 @@ class FreezeRequest:
     """How one VM is to be frozen for one run."""
 
     run_id: RunId
+    point_name: str  # becomes `FrozenVm.name`
     consistency: ConsistencyPolicy = ConsistencyPolicy()
     parent: KnownState | None = None  # asked for `FrozenDisk.changed`
     broken: KnownState | None = None  # asked for `FrozenDisk.changed_since_broken`
@@ -105,11 +107,6 @@ class VmSource(Protocol):
         """The name of the registered host."""
         ...
 
-    @property
-    def transports(self) -> tuple[str, ...]:
-        """Names of all transports it knows, best first."""
-        ...
-
     def list_vms(self) -> list[SourceVm]:
         """Return all VMs, also those that cannot be backed up; no templates.
 
@@ -120,7 +117,7 @@ class VmSource(Protocol):
     def keys_with_tag(self, tag: str) -> frozenset[str]:
         """Return the keys of the VMs that carry a tag, by its name or `category/name`.
 
-        Raises: SourceError; UsageError: there is no such tag.
+        None carry a tag that does not exist. Raises: SourceError.
         """
         ...
 
@@ -146,8 +143,12 @@ class VmSource(Protocol):
         """
         ...
 
-    def remove_orphans(self, live: Collection[str]) -> list[Orphan]:
-        """Remove what runs of this appliance have left, except of the runs in `live`. Repeatable.
+    def remove_orphans(self, alive: Callable[[], Collection[str]]) -> list[Orphan]:
+        """Remove what dead runs of this appliance have left. Repeatable.
+
+        Args:
+            alive: the ids of the runs that are alive. Asked after the hypervisor was looked
+                through, so that a run which begins meanwhile is not taken for a dead one.
 
         Raises: SourceError: the hypervisor could not be asked.
         """

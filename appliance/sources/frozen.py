@@ -44,8 +44,11 @@ class TransferReport:
 class Transfer(Protocol):
     """The connection behind a disk's reader. It opens at the first read, or at `begin`."""
 
-    def begin(self) -> None:
-        """Open the best transport; idempotent.
+    def begin(self, planned: Sequence[Extent] | None) -> None:
+        """Open the best transport; once it is open, this does nothing.
+
+        Args:
+            planned: what will be read, as a hint for reading ahead; None: all of it.
 
         Raises:
             DiskNotCoverableError: no transport can ever read this disk as things are.

@@ -142,11 +142,14 @@ class FolderHandler:
         raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "not for datastore files")
 
     def _datacenter(self, request: HttpRequest) -> str | None:
-        """A host has one datacenter that need not be named; vCenter's must be."""
+        """A host has one datacenter that need not be named; vCenter's must be.
+
+        Clients write the inventory path with a slash in front (govc) or without.
+        """
         named = request.parameter("dcPath")
-        if self._place.is_vcenter or named is not None:
-            return named
-        return HOST_DATACENTER
+        if named is not None:
+            return named.strip("/")
+        return None if self._place.is_vcenter else HOST_DATACENTER
 
     def _require(self, user: str, privilege: str, entity: str) -> None:
         if not self._privileges.allows(user, privilege, entity):
@@ -206,6 +209,8 @@ class FolderHandler:
                 shown = ByteRange(part.start + 512, part.stop + 512, part.size)
             reply.status, reply.length = HTTPStatus.PARTIAL_CONTENT.value, part.length
             reply.headers.append(("Content-Range", shown.content_range))
+        if any(lock.holder.startswith("nfc ") for lock in self._locks.locks(path)):
+            raise FileLockedError(f"{path} is open for an NFC transfer")
         holder = f"http {next(_numbers)}"
         self._locks.acquire(holder, [(path, LockMode.SHARED)])
         reply.done = lambda: self._locks.release(holder)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Protocol
 
+from lab.esx.areas import Area
 from lab.esx.sparse_extent import (
     DIRECTORY_AT_END,
     GRAIN_BYTES,
@@ -43,8 +44,8 @@ class DiskContent(Protocol):
         """Exactly `length` bytes; holes are zeros."""
         ...
 
-    def data_extents(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what may hold data, ascending and disjoint."""
+    def allocated(self) -> list[Area]:
+        """(offset, length) of what may hold data, ascending; the rest reads as zeros."""
         ...
 
 
@@ -109,7 +110,7 @@ class _Writer:
     def _filled_grains(self) -> Iterator[tuple[int, bytes]]:
         """Grains with something in them, ascending; the last one of the disk filled up."""
         done = 0  # every grain below this was looked at
-        for offset, length in self._disk.data_extents():
+        for offset, length in self._disk.allocated():
             first, stop = offset // GRAIN_BYTES, -(-(offset + length) // GRAIN_BYTES)
             first = max(first, done)
             for start in range(first, stop, _READ_GRAINS):

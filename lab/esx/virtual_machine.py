@@ -16,6 +16,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import uuid as uuids
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,6 +54,10 @@ from lab.esx.vmx import format_vmx, settings_of
 
 log = logging.getLogger(__name__)
 
+_REFUSED_UNDER_A_LEASE = frozenset(
+    {"PowerOn", "PowerOff", "Reset", "Destroy", "Unregister", "Relocate", "RevertToSnapshot"}
+)
+
 
 class VirtualMachine:
     """`vm_id` names it as the holder of locks; unique in the lab."""
@@ -76,6 +81,7 @@ class VirtualMachine:
         self.run_folder = Path(site.folder, vm_id)
         self.run_folder.mkdir(parents=True, exist_ok=True)
         self.changed: Callable[[], None] = lambda: None
+        self.leases: frozenset[str] = frozenset()  # who exports or imports
         self._operation = threading.Lock()
         self._running_operation = ""
         self._answer_state = threading.Condition()
@@ -86,7 +92,17 @@ class VirtualMachine:
 
     @contextmanager
     def operation(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """Have the VM for the block. Raises TaskInProgressError, unless told to wait."""
+        """Have the VM for the block.
+
+        Raises:
+            TaskInProgressError: somebody else has it, and `wait` is off.
+            MethodDisabledError: a lease is held, and this operation is not for its time.
+        """
+        if self.leases and name in _REFUSED_UNDER_A_LEASE:
+            raise MethodDisabledError(
+                f"{name} is disabled while {self.config.name} is exported or imported",
+                source=next(iter(self.leases)),
+            )
         if not self._operation.acquire(blocking=wait):
             raise TaskInProgressError(
                 f"{self.config.name} is busy with {self._running_operation or 'an operation'}"
@@ -98,6 +114,14 @@ class VirtualMachine:
             self._running_operation = ""
             self._operation.release()
             self.changed()
+
+    def hold_lease(self, lease_id: str) -> None:
+        """Refuse power operations, removal and moves until `release_lease`."""
+        self.leases |= {lease_id}
+
+    def release_lease(self, lease_id: str) -> None:
+        """Idempotent."""
+        self.leases -= {lease_id}
 
     def refuse_unless(self, state: PowerState) -> None:
         if self.power is not state:
@@ -189,6 +213,13 @@ class VirtualMachine:
         self.modified_at = self.site.now()
         self.change_version += 1
 
+    def settle_identity(self, taken: list[str], *, template: bool) -> None:
+        """A newcomer whose instanceUuid another VM has gets a new one."""
+        config = replace(self.config, template=template)
+        if config.instance_uuid in taken:
+            config = replace(config, instance_uuid=str(uuids.uuid4()))
+        self.save(config)
+
     def save_snapshots(self) -> None:
         """Write the .vmsd."""
         text = format_vmx(format_snapshots(self.snapshots.values(), self.current_snapshot))
@@ -214,11 +245,10 @@ class VirtualMachine:
             files.write_at(path.path, entry.size_bytes if entry else 0, line)
 
     def chain(self, disk: Disk) -> DiskChain:
-        return open_chain(self.site.datastores, disk.path)
+        return self.chain_at(disk.path)
 
-    def capacity_of(self, path: DatastorePath) -> tuple[int, str, bool]:
-        descriptor = open_chain(self.site.datastores, path).base.descriptor
-        return descriptor.capacity_bytes, descriptor.uuid, descriptor.thin
+    def chain_at(self, path: DatastorePath) -> DiskChain:
+        return open_chain(self.site.datastores, path)
 
     # ------------------------------------------------------------------ tracking
 
@@ -335,9 +365,17 @@ class VirtualMachine:
             if question is None or question.id != question_id or self._answer is not None:
                 raise ConcurrentAccessError("the question is answered already")
             if choice_key not in [choice.key for choice in question.choices]:
-                raise InvalidArgumentError(f"no choice {choice_key!r}", property="answerChoice")
+                raise InvalidArgumentError(
+                    f"no choice {choice_key!r}", invalidProperty="answerChoice"
+                )
             self._answer = choice_key
             self._answer_state.notify_all()
+
+
+class MethodDisabledError(VmStateError):
+    """A lease is held. Fields: source."""
+
+    fault = "MethodDisabled"
 
 
 class ConcurrentAccessError(VmStateError):

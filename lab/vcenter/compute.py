@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from lab.vcenter.call import Call
 from lab.vcenter.folders import Folder
@@ -171,6 +171,22 @@ class ResourcePool(ManagedEntity):
         self._pools.append(pool)
         self.touch()
         return pool.ref
+
+    @method("ImportVApp")
+    def import_vapp(self, call: Call, spec: Any, folder: Any, host: Any) -> Any:
+        from lab.vcenter.hosts import HostSystem
+
+        plane = self.vcenter.data_plane
+        if plane is None or folder is None:
+            raise vmodl.fault.NotSupported(msg="There is nothing to import to.")
+        call.require("VApp.Import", self)
+        return plane.leases.import_vapp(
+            call,
+            self,
+            spec,
+            call.resolve(folder, Folder),
+            call.resolve(host, HostSystem) if host is not None else None,
+        )
 
     @method("Destroy_Task", privilege="Resource.DeletePool")
     def destroy(self, call: Call) -> Any:

@@ -34,6 +34,7 @@ class HostSystem(ManagedEntity):
     def __init__(self, vcenter: LabVcenter, name: str, parent: ComputeResource) -> None:
         super().__init__(vcenter, name, parent)
         self.compute = parent
+        self.https_port = 443  # of its own server; the data plane sets it
         self.networks: list[Network] = []
         self.datastores: list[Datastore] = []
         self._machines: dict[str, ManagedEntity] = {}
@@ -134,7 +135,7 @@ class HostSystem(ManagedEntity):
             ),
             runtime=self.get("runtime"),
             config=vim.host.Summary.ConfigSummary(
-                name=self.name, port=443, product=product(), vmotionEnabled=True
+                name=self.name, port=self.https_port, product=product(), vmotionEnabled=True
             ),
             quickStats=vim.host.Summary.QuickStats(overallCpuUsage=100, overallMemoryUsage=1024),
             overallStatus="green",

@@ -49,20 +49,20 @@ def build_inventory(
     vcenter: LabVcenter,
     *,
     datacenter: str = "DC0",
-    hosts: int = 2,
+    hosts: int | Sequence[str] = 2,
     stores: Sequence[LabDatastore] = (),
 ) -> Inventory:
     """One datacenter, one cluster, hosts, a standard network and a distributed port group.
 
-    `stores` are the datastores to show; without them, one that has no bytes is made.
+    `hosts` is how many, or their names. `stores` are the datastores to show; without them, one
+    that has no bytes is made.
     """
     home = Datacenter(vcenter, datacenter, vcenter.root_folder)
     vcenter.root_folder.add(home)
     cluster = ClusterComputeResource(vcenter, f"{datacenter}_C0", home.host_folder)
-    machines = [
-        HostSystem(vcenter, f"esx{number}.{datacenter.lower()}.lab", cluster)
-        for number in range(1, hosts + 1)
-    ]
+    if isinstance(hosts, int):
+        hosts = [f"esx{number}.{datacenter.lower()}.lab" for number in range(1, hosts + 1)]
+    machines = [HostSystem(vcenter, name, cluster) for name in hosts]
     network = Network(vcenter, "VM Network", home)
     switch = DistributedVirtualSwitch(vcenter, f"{datacenter}_DVS", home)
     switch.hosts = list(machines)
@@ -125,6 +125,9 @@ class _Template:
         ]
         self._config = synthetic_config()
         self._runtime = off_runtime()
+        self._capability = vim.vm.Capability(
+            snapshotOperationsSupported=True, changeTrackingSupported=True
+        )
 
     def make(self, name: str, number: int) -> VirtualMachine:
         place = self._inventory
@@ -153,6 +156,7 @@ class _Template:
             config=config,
             runtime=runtime,
         )
+        machine.set(capability=self._capability)
         machine.use([datastore], [place.network])
         place.machines.append(machine)
         return machine

@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lab.esx.file_locks import FileLocks
+from lab.faults import FaultSwitches
 from lab.vcenter.accounts import ADMIN_ROLE, Accounts
 from lab.vcenter.authorization_manager import AuthorizationManager
 from lab.vcenter.certificate import make_identity
@@ -39,6 +41,9 @@ from lab.vcenter.tickets import ServiceTickets
 from lab.vcenter.views import ViewManager
 from lab.vcenter.virtual_disks import VirtualDiskManager
 
+if TYPE_CHECKING:
+    from lab.data_plane.data_plane import DataPlane
+
 USER = "administrator@vsphere.local"
 PAGE_OBJECTS = 1000
 
@@ -59,11 +64,13 @@ class LabVcenter:
         self.password = password
         self.instance_uuid = str(uuid.uuid4())
         self.page_objects = page_objects
+        self.clock = clock
         self.identity = make_identity(self.address)
         self.registry = Registry()
         self.accounts = Accounts()
         self.sessions = Sessions(idle_s=idle_s, clock=clock, on_end=self._session_ended)
         self.tickets = ServiceTickets(clock)
+        self.switches = FaultSwitches()
         self.file_locks = FileLocks()  # of all datastores: machines, transfers, the file manager
         self.tasks = TaskTable(self)
         self.root_folder = Folder(self, "Datacenters", None, "group-d")
@@ -89,6 +96,8 @@ class LabVcenter:
         self.service_instance = ServiceInstance(self, self._managers)
         self._server = HttpsServer(self.identity.context, address=self.address, port=port)
         self.port = self._server.port
+        self.identities = {f"{self.address}:{self.port}": self.identity}  # and those of its hosts
+        self.data_plane: DataPlane | None = None  # makes itself known
         self.route("/sdk", SoapEndpoint(self))
 
     @property
@@ -122,6 +131,8 @@ class LabVcenter:
         """Idempotent."""
         self.sessions.end_all()
         self.tasks.close()
+        if self.data_plane is not None:
+            self.data_plane.close()
         self._server.close()
 
     def __enter__(self) -> LabVcenter:

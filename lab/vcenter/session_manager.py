@@ -109,10 +109,11 @@ class SessionManager(LabObject):
         parts = urlsplit(spec.url)
         if verb is None or not parts.path.startswith("/"):
             raise vmodl.fault.InvalidArgument(msg="The URL is not valid.", invalidProperty="spec")
+        server = self.vcenter.identities.get(parts.netloc, self.vcenter.identity)
         ticket = self.vcenter.tickets.issue(spec.url, verb, call.authenticated().user)
         return vim.SessionManager.GenericServiceTicket(
             id=ticket.ticket_id,
-            hostName=self.vcenter.address,
-            sslThumbprint=self.vcenter.identity.fingerprint_sha1,
+            hostName=parts.hostname or self.vcenter.address,
+            sslThumbprint=server.fingerprint_sha1,
             ticketType="HttpServiceTicket",
         )

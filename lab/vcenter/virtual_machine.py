@@ -8,9 +8,10 @@ from pyVmomi import vim, vmodl
 
 from lab.vcenter.call import Call
 from lab.vcenter.folders import Folder, drop
-from lab.vcenter.managed_object import ManagedEntity, computed
+from lab.vcenter.managed_object import ManagedEntity, computed, method
 
 if TYPE_CHECKING:
+    from lab.esx.virtual_machine import VirtualMachine as EngineVm
     from lab.vcenter.compute import ResourcePool
     from lab.vcenter.datastores import Datastore
     from lab.vcenter.hosts import HostSystem
@@ -23,6 +24,7 @@ class VirtualMachine(ManagedEntity):
 
     vim_type = vim.VirtualMachine
     moid_prefix = "vm"
+    engine: EngineVm | None = None  # None: only to be looked at
 
     def __init__(
         self,
@@ -34,8 +36,9 @@ class VirtualMachine(ManagedEntity):
         host: HostSystem,
         config: Any,
         runtime: Any,
+        moid: str | None = None,
     ) -> None:
-        super().__init__(vcenter, name, folder)
+        super().__init__(vcenter, name, folder, moid)
         self.pool = pool
         self.host = host
         self.datastores: list[Datastore] = []
@@ -70,6 +73,17 @@ class VirtualMachine(ManagedEntity):
     def start_power_on(self, _call: Call) -> Any:
         """Start the power-on task and return its reference."""
         raise vmodl.fault.NotSupported(msg="This virtual machine has no engine.")
+
+    @method("ExportVm")
+    def export_vm(self, call: Call) -> Any:
+        """A lease over the disks as they are; the machine must be off."""
+        from lab.data_plane.soap_lease import Leased
+
+        plane = self.vcenter.data_plane
+        if plane is None or self.engine is None:
+            raise vmodl.fault.NotSupported(msg="This virtual machine has no disks to export.")
+        leased = Leased(entity=self, engine=self.engine, config=self.engine.config)
+        return plane.leases.export_vm(call, leased, self.host)
 
     @computed("resourcePool")
     def _resource_pool(self, _call: Call | None) -> Any:

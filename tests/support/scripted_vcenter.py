@@ -37,7 +37,7 @@ class ScriptedVcenter:
         self._hooks: dict[str, deque[Hook]] = defaultdict(deque)
         self._task_faults: dict[str, deque[Exception]] = defaultdict(deque)
         self._numbers = itertools.count(1)
-        self.sessions_lost = 0
+        self.objects["views"] = ScriptedViews(self)
 
     def session(self) -> Session:
         return cast(Session, ScriptedSession(self))
@@ -107,20 +107,28 @@ class ScriptedVcenter:
             raise vmodl.fault.ManagedObjectNotFound(obj=managed)
         return found
 
+    def _selected(self, start: Any) -> list[Any]:
+        """The object itself; of a container view, all VMs."""
+        if not isinstance(start, vim.view.ContainerView):
+            return [start]
+        vms = [moref for moref, each in self.objects.items() if isinstance(each, ScriptedVm)]
+        return [vim.VirtualMachine(moref, self) for moref in vms]
+
     def _retrieve(self, specs: Any, options: Any) -> Any:
         collector = vmodl.query.PropertyCollector
         objects = []
         for spec in specs:
             for item in spec.objectSet:
-                values = self._of(item.obj).values
-                found = [
-                    vmodl.DynamicProperty(name=path, val=_typed(values[path]))
-                    for wanted in spec.propSet
-                    if isinstance(item.obj, wanted.type)
-                    for path in wanted.pathSet
-                    if values.get(path) is not None
-                ]
-                objects.append(collector.ObjectContent(obj=item.obj, propSet=found))
+                for target in self._selected(item.obj):
+                    values = self._of(target).values
+                    found = [
+                        vmodl.DynamicProperty(name=path, val=_typed(values[path]))
+                        for wanted in spec.propSet
+                        if isinstance(target, wanted.type)
+                        for path in wanted.pathSet
+                        if values.get(path) is not None
+                    ]
+                    objects.append(collector.ObjectContent(obj=target, propSet=found))
         return collector.RetrieveResult(objects=objects)
 
 
@@ -142,6 +150,25 @@ class ScriptedObject:
         self.values = values
 
 
+class ScriptedViews(ScriptedObject):
+    def __init__(self, server: ScriptedVcenter) -> None:
+        super().__init__({})
+        self._server = server
+
+    def CreateContainerView(self, container: Any, kinds: Any, recursive: bool) -> Any:
+        moref = f"view-{self._server.new_number()}"
+        self._server.objects[moref] = ScriptedView()
+        return vim.view.ContainerView(moref, self._server)
+
+
+class ScriptedView(ScriptedObject):
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def DestroyView(self) -> None:
+        pass
+
+
 class ScriptedSession:
     """What the code under test sees of `vmware.session.Session`."""
 
@@ -150,6 +177,8 @@ class ScriptedSession:
         self.content = vim.ServiceInstanceContent(
             propertyCollector=vmodl.query.PropertyCollector("pc", server),
             searchIndex=vim.SearchIndex("search", server),
+            viewManager=vim.view.ViewManager("views", server),
+            rootFolder=vim.Folder("root", server),
         )
         self.is_vcenter = True
 
@@ -257,6 +286,11 @@ class ScriptedVm(ScriptedObject):
         if spec.changeTrackingEnabled is not None:
             self.values["config.changeTrackingEnabled"] = spec.changeTrackingEnabled
         self.values["config.changeVersion"] += "1"
+        return self.server.task()
+
+    def Destroy_Task(self) -> Any:
+        assert self.values["runtime.powerState"] == "poweredOff"
+        del self.server.objects[self.moref]
         return self.server.task()
 
     def RefreshStorageInfo(self) -> None:

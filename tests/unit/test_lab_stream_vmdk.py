@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +36,8 @@ class Content:
         assert offset + length <= len(self.data)
         return self.data[offset : offset + length]
 
-    def data_extents(self) -> Iterator[tuple[int, int]]:
-        yield from self.extents if self.extents is not None else ((0, len(self.data)),)
+    def allocated(self) -> list[tuple[int, int]]:
+        return list(self.extents) if self.extents is not None else [(0, len(self.data))]
 
 
 def write(content: Content, defect: StreamDefect | None = None) -> bytes:

@@ -92,6 +92,10 @@ class ApplianceDisks:
     def devices(self) -> ScsiDevices:
         return self._devices
 
+    def attached(self, session: Session, appliance_moref: str) -> tuple[AttachedDisk, ...]:
+        """The disks on the SCSI controllers now, the appliance's own among them."""
+        return attached_disks(_hardware(session, appliance_moref))
+
     def has_slot(self, session: Session, appliance_moref: str) -> bool:
         """Raises VsphereError."""
         return free_slot(_hardware(session, appliance_moref)) is not None
@@ -124,14 +128,32 @@ class ApplianceDisks:
                 raise
         return Attachment(self, session, intent, forget, device)
 
-    def detach(self, session: Session, intent: AttachIntent, device: GuestDevice | None) -> None:
-        """Take the disk off, if it still hangs where the intent says. Idempotent.
+    def take_off(self, session: Session, intent: AttachIntent) -> None:
+        """Detach what an earlier process attached, if it still hangs there. Idempotent.
 
         Raises: VsphereError: it still hangs there.
         """
         with self._lock:
-            if device is not None:
-                self._devices.forget(device)
+            disk = self._hangs(session, intent)
+            if disk is not None:
+                wanted = WantedDevice(
+                    unit_number=disk.slot.unit_number,
+                    size_bytes=disk.capacity_bytes,
+                    uuid=disk.backing_uuid,
+                    pci_slot=_pci_slot(session, intent),
+                )
+                found = self._devices.find(wanted, frozenset())
+                if len(found) == 1:
+                    self._devices.forget(found[0])
+                self._take_off(session, intent)
+
+    def detach(self, session: Session, intent: AttachIntent, device: GuestDevice) -> None:
+        """Let the kernel forget the device, then take the disk off. Idempotent.
+
+        Raises: VsphereError: it still hangs there.
+        """
+        with self._lock:
+            self._devices.forget(device)
             self._take_off(session, intent)
 
     def _reconfigured_in(

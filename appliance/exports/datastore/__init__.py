@@ -1,0 +1,1 @@
+"""A recovery session folder as an NFS tree: disks over overlays, the rest in scratch files."""

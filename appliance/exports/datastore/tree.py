@@ -1,0 +1,297 @@
+"""A recovery session's folder, as `nfs_server.vfs.Tree` wants it.
+
+Under one root: the disks (`-flat.vmdk`, each over its overlay), and whatever else is published or
+made by the host: descriptors, the .vmx, NVRAM, logs, locks, swap. Disks have a fixed size and are
+never copied; removing one's name here takes nothing from the recovery point.
+
+Times of a file that is written to are kept in memory: after a restart they come from the file
+system (scratch) or are now (disks), so they always differ from what a client has cached.
+
+Thread model and durability: as the contract says; `attributes`, `lookup` and `parent` read dicts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from appliance.base.errors import ApplianceError, OutOfRangeError, StorageFullError
+from appliance.blocks.device import BlockDevice, BlockReader
+from appliance.exports.datastore.names import ROOT, Kind, NameTable, Node
+from appliance.exports.datastore.scratch import ScratchFiles
+from nfs_server.errors import VfsError
+from nfs_server.protocol import FileType, Status
+from nfs_server.vfs import AttributeChanges, Attributes, Buffer, Entry, ServerTime, Space
+
+_TYPES = {Kind.FOLDER: FileType.DIRECTORY, Kind.SYMLINK: FileType.SYMLINK}
+_FOLDER_BYTES = 4096
+_FILES_MAX = 1 << 20
+_SPACE_KEPT_S = 1.0
+
+
+class SessionTree:
+    """Use one per session folder; `close` it before the overlays of its disks."""
+
+    root = ROOT
+
+    def __init__(
+        self,
+        folder: Path,
+        disks: Mapping[int, BlockReader],
+        *,
+        read_only: bool = False,
+        reserve_bytes: int = 0,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Args:
+            folder: made if need be; holds `names.lmdb` and `files`.
+            disks: by the number that `add_disk` was given; each a BlockDevice unless `read_only`.
+            reserve_bytes: below this much free space, writes are refused with NOSPC.
+
+        Raises: StorageError.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self.read_only = read_only
+        self._disks = dict(disks)
+        self._reserve_bytes = reserve_bytes
+        self._now_ns = now_ns
+        self._names = NameTable(folder / "names.lmdb", now_ns)
+        self._scratch = ScratchFiles(folder / "files")
+        for orphan in self._scratch.numbers() - set(self._names.nodes):
+            self._scratch.remove(orphan)  # its name went, and then we
+        self._started_ns = now_ns()
+        self._modified: dict[int, int] = {}  # of what was written to since
+        self._lock = threading.Lock()
+        self._space: tuple[float, Space] | None = None
+
+    def close(self) -> None:
+        self._scratch.close()
+        self._names.close()
+
+    def add_disk(self, folder: int, name: bytes, disk: int) -> int:
+        """Publish a disk under a name; the same number as before when it is there already."""
+        try:
+            found = self._names.find(folder, name)
+        except VfsError as error:
+            if error.status is not Status.NOENT:
+                raise
+            owned = AttributeChanges(mode=0o600)
+            return self._names.add(folder, name, Kind.DISK, owned, disk=disk).number
+        if found.disk != disk:
+            raise VfsError(Status.EXIST)
+        return found.number
+
+    # vfs: looking
+
+    def attributes(self, number: int) -> Attributes:
+        node = self._names.node(number)
+        modified_ns = max(node.modified_ns, self._modified.get(number, 0))
+        size_bytes, used_bytes = self._sizes(node)
+        return Attributes(
+            type=_TYPES.get(node.kind, FileType.REGULAR),
+            mode=node.mode,
+            links=node.links,
+            uid=node.uid,
+            gid=node.gid,
+            size_bytes=size_bytes,
+            used_bytes=used_bytes,
+            number=number,
+            accessed_ns=node.accessed_ns,
+            modified_ns=modified_ns,
+            changed_ns=max(node.changed_ns, modified_ns),
+        )
+
+    def lookup(self, folder: int, name: bytes) -> int:
+        return self._names.find(folder, name).number
+
+    def parent(self, folder: int) -> int:
+        return self._names.node(folder).parent
+
+    def list(self, folder: int, after: int, limit: int) -> Sequence[Entry]:
+        entries = self._names.folder(folder)
+        rest = sorted(
+            (place.cookie, name, place.number)
+            for name, place in entries.items()
+            if place.cookie > after
+        )
+        return [
+            Entry(name=name, number=number, cookie=cookie) for cookie, name, number in rest[:limit]
+        ]
+
+    def read_symlink(self, number: int) -> bytes:
+        return bytes.fromhex(self._names.node(number).link_hex)
+
+    def space(self) -> Space:
+        known = self._space
+        now_s = time.monotonic()
+        if known is not None and now_s - known[0] < _SPACE_KEPT_S:
+            return known[1]
+        found = os.statvfs(self._folder)
+        free_bytes = max(0, found.f_bavail * found.f_frsize - self._reserve_bytes)
+        space = Space(
+            total_bytes=found.f_blocks * found.f_frsize,
+            free_bytes=free_bytes,
+            total_files=_FILES_MAX,
+            free_files=max(0, _FILES_MAX - len(self._names.nodes)),
+        )
+        self._space = (now_s, space)
+        return space
+
+    # vfs: content
+
+    def try_read(self, number: int, offset: int, length: int) -> Buffer | None:
+        node = self._names.node(number)
+        if node.kind is Kind.DISK:
+            return self._disk(node).try_read_at(offset, length)
+        return self._scratch.try_read(number, offset, length)
+
+    def read(self, number: int, offset: int, length: int) -> Buffer:
+        node = self._names.node(number)
+        try:
+            if node.kind is Kind.DISK:
+                return self._disk(node).read_at(offset, length)
+            return self._scratch.read(number, offset, length)
+        except (ApplianceError, OSError) as error:
+            raise _translated(error) from error
+
+    def write(self, number: int, offset: int, data: Buffer) -> None:
+        node = self._names.node(number)
+        if self._reserve_bytes and self.space().free_bytes < len(data):
+            raise VfsError(Status.NOSPC, "the space kept free on the appliance would be used")
+        try:
+            if node.kind is Kind.DISK:
+                self._device(node).write_at(offset, memoryview(data))
+            elif node.kind is Kind.SCRATCH:
+                self._scratch.write(number, offset, data)
+            else:
+                raise VfsError(Status.INVAL)
+        except (ApplianceError, OSError) as error:
+            raise _translated(error) from error
+        self._written(number)
+
+    def sync(self, number: int) -> None:
+        node = self._names.node(number)
+        try:
+            if node.kind is Kind.DISK:
+                self._device(node).flush()
+            else:
+                self._scratch.sync(number)
+        except (ApplianceError, OSError) as error:
+            raise _translated(error) from error
+
+    # vfs: changing
+
+    def set_attributes(self, number: int, changes: AttributeChanges) -> None:
+        node = self._names.node(number)
+        if changes.size_bytes is not None:
+            self._resize(node, changes.size_bytes)
+        self._names.set_attributes(number, changes)
+        if changes.modified is not None:
+            wanted = changes.modified
+            with self._lock:
+                self._modified.pop(number, None)
+                if wanted is ServerTime.NOW:
+                    self._modified[number] = self._now_ns()
+
+    def create(
+        self, folder: int, name: bytes, changes: AttributeChanges, *, exclusive: bytes | None = None
+    ) -> int:
+        try:
+            node = self._names.add(folder, name, Kind.SCRATCH, changes, exclusive=exclusive or b"")
+        except VfsError as error:
+            if error.status is not Status.EXIST or exclusive is None:
+                raise
+            node = self._names.find(folder, name)
+            if node.verifier_hex != exclusive.hex():
+                raise
+        if changes.size_bytes:
+            self._resize(node, changes.size_bytes)
+        return node.number
+
+    def make_folder(self, folder: int, name: bytes, changes: AttributeChanges) -> int:
+        return self._names.add(folder, name, Kind.FOLDER, changes).number
+
+    def make_symlink(
+        self, folder: int, name: bytes, target: bytes, changes: AttributeChanges
+    ) -> int:
+        return self._names.add(folder, name, Kind.SYMLINK, changes, link=target).number
+
+    def link(self, number: int, folder: int, name: bytes) -> None:
+        self._names.link(number, folder, name)
+
+    def remove(self, folder: int, name: bytes) -> None:
+        self._drop(self._names.remove(folder, name, is_folder=False))
+
+    def remove_folder(self, folder: int, name: bytes) -> None:
+        self._names.remove(folder, name, is_folder=True)
+
+    def rename(self, folder: int, name: bytes, new_folder: int, new_name: bytes) -> None:
+        replaced = self._names.rename(folder, name, new_folder, new_name)
+        if replaced is not None:
+            self._drop(replaced)
+
+    # inside
+
+    def _drop(self, node: Node) -> None:
+        """Its content, once its last name is gone."""
+        if node.kind is Kind.SCRATCH and node.number not in self._names.nodes:
+            self._scratch.remove(node.number)
+            with self._lock:
+                self._modified.pop(node.number, None)
+
+    def _device(self, node: Node) -> BlockDevice:
+        return cast(BlockDevice, self._disk(node))  # the server refuses writes when read-only
+
+    def _disk(self, node: Node) -> BlockReader:
+        device = None if node.disk is None else self._disks.get(node.disk)
+        if device is None:
+            raise VfsError(Status.IO, f"disk {node.disk} is not open")
+        return device
+
+    def _sizes(self, node: Node) -> tuple[int, int]:
+        if node.kind is Kind.DISK:
+            device = None if node.disk is None else self._disks.get(node.disk)
+            size_bytes = 0 if device is None else device.size_bytes
+            return size_bytes, size_bytes
+        if node.kind is Kind.FOLDER:
+            return _FOLDER_BYTES, _FOLDER_BYTES
+        if node.kind is Kind.SYMLINK:
+            return len(node.link_hex) // 2, 0
+        return self._scratch.size_bytes(node.number), self._scratch.used_bytes(node.number)
+
+    def _resize(self, node: Node, size_bytes: int) -> None:
+        if node.kind is Kind.DISK:
+            if size_bytes != self._disk(node).size_bytes:
+                raise VfsError(Status.INVAL, "a disk of a recovery session keeps its size")
+            return
+        if node.kind is not Kind.SCRATCH:
+            raise VfsError(Status.ISDIR if node.kind is Kind.FOLDER else Status.INVAL)
+        try:
+            self._scratch.resize(node.number, size_bytes)
+        except OSError as error:
+            raise _translated(error) from error
+        self._written(node.number)
+
+    def _written(self, number: int) -> None:
+        with self._lock:
+            old_ns = self._modified.get(number, 0)
+            self._modified[number] = max(self._now_ns(), old_ns + 1)
+
+
+def _translated(error: ApplianceError | OSError) -> VfsError:
+    if isinstance(error, StorageFullError):
+        return VfsError(Status.NOSPC, str(error))
+    if isinstance(error, OutOfRangeError):
+        return VfsError(Status.FBIG, str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VfsError(Status.NOSPC, str(error))
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return VfsError(Status.FBIG, str(error))
+    return VfsError(Status.IO, str(error))

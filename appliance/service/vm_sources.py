@@ -1,0 +1,117 @@
+"""The registered hosts as sources of backups: sessions opened, intents joined to the catalog.
+
+Thread model: `open_sources` and `clean_up` belong to one thread; the sources to any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from appliance.base.errors import ApplianceError, UsageError
+from appliance.base.ids import RunId
+from appliance.base.log import EventLog
+from appliance.catalog.catalog import Catalog
+from appliance.catalog.intents import IntentId, IntentKind
+from appliance.catalog.run_locks import CleaningBusyError
+from appliance.jobs.vm_selection import HostFailure
+from appliance.service.hosts import open_host
+from appliance.sources.contract import Orphan, VmSource
+from appliance.sources.intents import Made, OpenIntent
+from appliance.sources.vsphere import VsphereSource
+from appliance.sources.vsphere_transports import VsphereTransports
+
+log = EventLog(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSources:
+    sources: tuple[VmSource, ...]
+    failures: tuple[HostFailure, ...]  # hosts that could not be logged in to
+
+
+class HostIntents:
+    """The catalog's journal as one host's source sees it (`sources.intents.Intents`)."""
+
+    def __init__(self, catalog: Catalog, host: str) -> None:
+        self._journal = catalog.intents
+        self._host = host
+
+    def record(self, kind: Made, run_id: RunId, target: str, name: str, detail: str = "") -> int:
+        return self._journal.record(
+            IntentKind(kind.value),
+            host=self._host,
+            run_id=run_id,
+            target_moref=target,
+            name=name,
+            detail=detail,
+        )
+
+    def complete(self, intent: int, made: str) -> None:
+        self._journal.complete(IntentId(intent), made)
+
+    def close(self, intent: int) -> None:
+        self._journal.close(IntentId(intent))
+
+    def abandoned(self) -> Sequence[OpenIntent]:
+        return [
+            OpenIntent(
+                id=intent.id,
+                kind=intent.kind.value,
+                run_id=intent.run_id,
+                target=intent.target_moref,
+                detail=intent.detail,
+            )
+            for intent in self._journal.abandoned(host=self._host)
+        ]
+
+
+@contextmanager
+def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSources]:
+    """Log in to one registered host, or to all; a host that fails stops no other.
+
+    Raises: HostNotFoundError, UsageError: no host is registered; with `host`, why it failed.
+    """
+    records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
+    if not records:
+        raise UsageError("no host is registered; `holdfast host add` does that")
+    with ExitStack() as opened:
+        sources: list[VmSource] = []
+        failures: list[HostFailure] = []
+        for record in records:
+            try:
+                vsphere = open_host(catalog, record)
+            except ApplianceError as error:
+                if len(records) == 1:
+                    raise
+                failures.append(HostFailure(host=record.name, error=error))
+                continue
+            source = VsphereSource(
+                vsphere,
+                VsphereTransports(),
+                HostIntents(catalog, record.name),
+                catalog.appliance_id,
+            )
+            opened.callback(source.close)
+            sources.append(source)
+        yield OpenedSources(sources=tuple(sources), failures=tuple(failures))
+
+
+def clean_up(catalog: Catalog, sources: Sequence[VmSource]) -> list[Orphan]:
+    """Remove what killed runs left on the hosts; for the start of a backup, and for every hour.
+
+    Another process that is at it already does it for us. A host that cannot be asked is left for
+    the next time. Raises StorageError.
+    """
+    orphans: list[Orphan] = []
+    try:
+        with catalog.run_locks.cleaning():
+            for source in sources:
+                try:
+                    orphans += source.remove_orphans(catalog.run_locks.alive)
+                except ApplianceError as error:
+                    log.warning("clean-up of a host failed", host=source.name, error=error)
+    except CleaningBusyError:
+        pass
+    return orphans

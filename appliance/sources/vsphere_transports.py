@@ -1,0 +1,49 @@
+"""Which transports a registered vSphere host offers for a run, best first.
+
+Thread model: any thread. The disks of the appliance itself (hot-add) are shared by all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from appliance.base.errors import UsageError
+from appliance.base.ids import RunId
+from appliance.sources.intents import Intents, Made
+from vmware.transports.appliance_disks import ApplianceDisks
+from vmware.transports.attach_intent import AttachIntent
+from vmware.transports.choice import ordered
+from vmware.transports.contract import Transport
+from vmware.transports.datastore_https import DatastoreHttpsTransport
+from vmware.transports.hot_add import HotAdd
+
+
+class VsphereTransports:
+    """Of one registered host."""
+
+    def __init__(self, appliance_disks: ApplianceDisks | None = None) -> None:
+        self.appliance_disks = appliance_disks or ApplianceDisks()
+        self._every_run: tuple[Transport, ...] = (DatastoreHttpsTransport(),)
+
+    def for_run(self, run_id: RunId, intents: Intents, only: Sequence[str] = ()) -> list[Transport]:
+        """Return all, or those named in `only`, best first.
+
+        Raises UsageError: there is no transport of such a name.
+        """
+        hot_add = HotAdd(self.appliance_disks, run_id=run_id, record=_recorded_in(intents, run_id))
+        offered = ordered([hot_add, *self._every_run])
+        names = [transport.name for transport in offered]
+        unknown = [name for name in only if name not in names]
+        if unknown:
+            raise UsageError(f"no transport {unknown[0]!r}; there are {', '.join(names)}")
+        return [transport for transport in offered if not only or transport.name in only]
+
+
+def _recorded_in(intents: Intents, run_id: RunId) -> Callable[[AttachIntent], Callable[[], None]]:
+    def record(intent: AttachIntent) -> Callable[[], None]:
+        number = intents.record(
+            Made.HOT_ADDED_DISK, run_id, intent.appliance_moref, intent.file_name, intent.detail
+        )
+        return lambda: intents.close(number)
+
+    return record

@@ -1,0 +1,134 @@
+"""A whole practice lab in this process: vCenter, two hosts, two datastores, and running guests.
+
+One machine of the lab is the appliance: its guest is this very machine, and disks that are
+hot-added to it appear below `device_root`. `lab up` runs a lab in the background; the demo and slow
+tests may run one in theirs.
+
+Thread model: made, entered and left on one thread; it serves on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.control_socket import ControlServer
+from lab.data_plane.data_plane import DataPlane
+from lab.esx.datastore import LabDatastore
+from lab.fault_control import control as control_faults
+from lab.guests import GuestKind, build
+from lab.vcenter.inventory import build_inventory
+from lab.vcenter.lab_vcenter import LabVcenter
+from lab.vcenter.local_call import call_method
+from lab.vcenter.virtual_machine_engine import EngineMachine
+from lab.vcenter.virtual_machine_setup import add_appliance, add_guest, give_library
+
+APPLIANCE = "holdfast"
+_DATASTORES = ("datastore1", "datastore2")
+_HOSTS = ("127.0.1.1", "127.0.1.2")  # names that clients can reach
+
+
+@dataclass(frozen=True, slots=True)
+class GuestShape:
+    memory_mib: int
+    forwarded_ports: tuple[int, ...]
+
+
+_SHAPES = {
+    GuestKind.TINY: GuestShape(256, (8080, 7777)),
+    GuestKind.DEBIAN: GuestShape(512, (80,)),
+}
+
+
+class PracticeLab:
+    """`run_folder` takes sockets and logs; its path must be short."""
+
+    def __init__(
+        self, datastores_folder: Path, run_folder: Path, guests: Sequence[GuestKind]
+    ) -> None:
+        stores = []
+        for name in _DATASTORES:
+            folder = datastores_folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            stores.append(LabDatastore(name, folder))
+        self.device_root = run_folder / "devices"
+        self.vcenter = LabVcenter(password=secrets.token_urlsafe(12))
+        self.inventory = build_inventory(self.vcenter, hosts=_HOSTS, stores=stores)
+        self.library = give_library(self.inventory, run_folder / "vm")
+        self.data_plane = DataPlane(self.vcenter, self.library.site)
+        self._guests = list(guests)
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> PracticeLab:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.library.close)
+            stack.enter_context(self.vcenter)
+            for host in self.inventory.hosts:
+                self.data_plane.serve_host(host)
+            self.appliance = add_appliance(self.inventory, APPLIANCE, self.device_root)
+            for kind in self._guests:
+                self.add_guest(kind, str(kind))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """End the vCenter, its tasks and every guest; give back loop devices."""
+        self._open.close()
+
+    def add_guest(self, kind: GuestKind, name: str) -> EngineMachine:
+        """Copy a guest's image into the first datastore and power the machine on."""
+        shape = _SHAPES[kind]
+        machine = add_guest(
+            self.inventory,
+            name,
+            build(kind),
+            memory_mib=shape.memory_mib,
+            forward=shape.forwarded_ports,
+        )
+        call_method(self.vcenter, machine, "PowerOnVM_Task", None)
+        return machine
+
+    def add_commands(self, control: ControlServer) -> None:
+        """Offer the lab's own commands on the control socket: `fault`, see `lab.fault_control`."""
+        switches = self.vcenter.switches
+        control.add("fault", lambda command: control_faults(switches, command))
+
+    def describe(self) -> dict[str, Any]:
+        """What a client needs to know, as JSON."""
+        vcenter = self.vcenter
+        return {
+            "vcenter": {
+                "url": vcenter.url,
+                "address": vcenter.address,
+                "port": vcenter.port,
+                "user": vcenter.user,
+                "password": vcenter.password,
+                "fingerprint": vcenter.fingerprint,
+            },
+            "datacenter": self.inventory.datacenter.name,
+            "hosts": [host.name for host in self.inventory.hosts],
+            "datastores": [store.name for store in self.inventory.datastores],
+            "appliance": {"name": APPLIANCE, "device_root": str(self.device_root)},
+            "vms": [_described(one) for one in vcenter.registry.all(EngineMachine)],
+        }
+
+
+def _described(machine: EngineMachine) -> dict[str, Any]:
+    running = machine.engine.machine
+    ports = running.forwarded_ports() if running is not None and machine.engine.on else {}
+    return {
+        "name": machine.name,
+        "moref": machine.moid,
+        "power": str(machine.get("runtime").powerState),
+        "ports": {str(inside): outside for inside, outside in ports.items()},
+    }

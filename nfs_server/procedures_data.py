@@ -1,0 +1,113 @@
+"""READ, WRITE, COMMIT.
+
+Every write is answered as FILE_SYNC, whatever was asked for, so a client that forgets its unstable
+writes or never compares verifiers (libnfs, and so QEMU) loses nothing when the server dies. That
+costs a sync per write, so `Write` is in two steps: a worker performs a batch of writes, syncs each
+file once, and answers them all.
+Source: RFC 1813 sections 3.3.6, 3.3.7, 3.3.21.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+
+from nfs_server import xdr
+from nfs_server.errors import VfsError
+from nfs_server.protocol import SIZE_MAX, FileType, StableHow, Status
+from nfs_server.request import Request
+from nfs_server.results import Before, Target, present_attributes
+from nfs_server.vfs import Attributes, Buffer
+
+_READ_TAIL = Struct(">III")  # count, eof, length of the data
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What a READ asks for, clipped to the file."""
+
+    target: Target
+    attributes: Attributes
+    offset: int
+    length: int
+
+    def reply(self, data: Buffer) -> list[Buffer]:
+        """eof also when the request went past the end: ESXi fails to create VMs without it."""
+        attributes, length = self.attributes, len(data)
+        eof = self.offset + length >= attributes.size_bytes
+        head = present_attributes(attributes, self.target.tree_id)
+        return [head + _READ_TAIL.pack(length, eof, length), data, xdr.padding(length)]
+
+
+def read_range(request: Request) -> Range:
+    """Decode a READ. Raises VfsError."""
+    target = request.tells(request.target())
+    offset, count = request.arguments.u64(), request.arguments.u32()
+    request.arguments.finish()
+    attributes = target.attributes()
+    if attributes.type is not FileType.REGULAR:
+        folder = attributes.type is FileType.DIRECTORY
+        raise VfsError(Status.ISDIR if folder else Status.INVAL)
+    most = min(count, request.shared.transfer_bytes_max)
+    length = max(0, min(most, attributes.size_bytes - offset))
+    return Range(target, attributes, offset, length)
+
+
+def try_read(request: Request) -> list[Buffer] | None:
+    """Answer a READ without blocking, or return None."""
+    wanted = read_range(request)
+    if not wanted.length:
+        return wanted.reply(b"")
+    data = wanted.target.tree.try_read(wanted.target.number, wanted.offset, wanted.length)
+    return None if data is None else wanted.reply(data)
+
+
+def read(request: Request) -> list[Buffer]:
+    wanted = read_range(request)
+    if not wanted.length:
+        return wanted.reply(b"")
+    return wanted.reply(wanted.target.tree.read(wanted.target.number, wanted.offset, wanted.length))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A WRITE that is done and not yet durable."""
+
+    target: Target
+    before: Before
+    length: int
+    verifier: bytes
+
+    def reply(self) -> list[Buffer]:
+        """Once it is durable."""
+        tail = xdr.U32.pack(self.length) + xdr.U32.pack(StableHow.FILE_SYNC) + self.verifier
+        return [self.before.wcc() + tail]
+
+
+def write(request: Request) -> Written:
+    target = request.target()
+    before = request.changing(target)
+    offset, count, _ = request.arguments.u64(), request.arguments.u32(), request.arguments.u32()
+    data = request.arguments.opaque_view(request.shared.transfer_bytes_max)
+    request.arguments.finish()
+    if count != len(data):
+        raise VfsError(Status.INVAL, f"WRITE of {count} bytes brings {len(data)}")
+    if before.attributes.type is not FileType.REGULAR:
+        folder = before.attributes.type is FileType.DIRECTORY
+        raise VfsError(Status.ISDIR if folder else Status.INVAL)
+    if offset + count > SIZE_MAX:
+        raise VfsError(Status.FBIG)
+    if count:
+        target.tree.write(target.number, offset, data)
+    return Written(target, before, count, request.shared.verifier)
+
+
+def commit(request: Request) -> list[Buffer]:
+    target = request.target()
+    before = Before.of(target)
+    request.on_failure = before.wcc
+    request.arguments.u64()
+    request.arguments.u32()
+    request.arguments.finish()
+    target.tree.sync(target.number)
+    return [before.wcc() + request.shared.verifier]
