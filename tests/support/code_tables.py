@@ -159,7 +159,7 @@ def privilege_table() -> str:
 TABLES = {
     "docs/operations.md": {"errors": error_table, "reasons": reason_table},
     "docs/locking.md": {"locks": lock_table},
-    "docs/vsphere.md": {"privileges": privilege_table},
+    "docs/vsphere-access.md": {"privileges": privilege_table},
 }
 
 
