@@ -35,6 +35,7 @@ SECTIONS = {
     "memory": "tests.perf.sections.memory",
     "index": "tests.perf.bench_index",
     "datastore": "tests.perf.sections.datastore",
+    "inventory": "tests.perf.sections.inventory",
 }
 
 
