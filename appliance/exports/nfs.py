@@ -2,7 +2,7 @@
 
 ESXi asks port 111 and nothing else, so AUTO registers with the rpcbind of this machine where one
 answers and answers there itself otherwise. Trees stay the caller's: they are neither closed here
-nor touched after `stop` has returned; after `withdraw`, by calls that were running.
+nor touched after `stop` or `withdraw` has returned.
 """
 
 from __future__ import annotations
@@ -123,9 +123,18 @@ class NfsServer:
             raise UsageError(f"cannot serve {export.path}: {error}") from error
 
     def withdraw(self, path: str) -> None:
-        """Serve it no more: its handles are stale. Unmount it everywhere first."""
-        rest = [export for export in self._server.exports if export.path != path]
-        self._server.replace_exports(rest)
+        """Serve it no more: its handles are stale. Unmount it everywhere first. Idempotent.
+
+        On return no call touches its tree any longer, so the tree may be closed.
+        """
+        for export in self._server.exports:
+            if export.path != path:
+                continue
+            if self._loop is not None:
+                self._loop.call(self._server.withdraw(export.tree_id))
+            else:
+                rest = [each for each in self._server.exports if each is not export]
+                self._server.replace_exports(rest)
 
     def _start_portmap(self, loop: LoopThread) -> None:
         mode = self._mode
