@@ -44,7 +44,8 @@ from nfs_server.xdr import Decoder
 
 log = logging.getLogger(__name__)
 
-TURN_CALLS = 64
+TURN_CALLS = 64  # and then the other connections get their turn
+TURN_BYTES = 4 << 20
 _DEAD_S = 120  # of silence, until a peer that does not even answer TCP is given up
 CALL_COST_BYTES = 4096  # bookkeeping of one call; bounds how many may be outstanding
 
@@ -80,8 +81,8 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._turn_due = False
         self._draining = False
-        self._closing = False
         self.client = ""
+        self.closing = False
         self.lost = False
 
     # asyncio
@@ -135,14 +136,14 @@ class Connection(asyncio.Protocol):
 
     def process(self) -> None:
         """Do what can be done now with what was received; pause or resume reading."""
-        if self.lost or self._closing:
+        if self.lost or self.closing:
             return
         if self._held_back and self.client not in self._shared.busy_clients:
             self._release_held_back()
         turns = TURN_CALLS
         starved = False  # everything received was looked at
         try:
-            while turns and self._may_take():
+            while turns and self._reply_bytes < TURN_BYTES and self._may_take():
                 record = self._records.take()
                 if record is None:
                     starved = True
@@ -158,7 +159,7 @@ class Connection(asyncio.Protocol):
             lane.dispatch()
         self._send()
         if self._draining and not self.busy:
-            self._closing = True
+            self.closing = True
             self._transport.close()
             return
         may_take = self._may_take()
@@ -173,7 +174,7 @@ class Connection(asyncio.Protocol):
         self.process()
 
     def abort(self) -> None:
-        self._closing = True
+        self.closing = True
         self._transport.abort()
 
     def _next_turn(self) -> None:

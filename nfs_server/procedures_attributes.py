@@ -66,6 +66,7 @@ def access(request: Request) -> list[Buffer]:
 def fsstat(request: Request) -> list[Buffer]:
     target = request.tells(request.target())
     request.arguments.finish()
+    target.attributes()
     space = target.tree.space()
     figures = _FSSTAT.pack(
         space.total_bytes,

@@ -187,8 +187,12 @@ class Server:
             log.warning("connection of %s refused: %d are open", client, len(self._connections))
             return False
         if not self._admits(client):
-            strangers = [each for each in self._connections if not self._admits(each.client)]
-            for stranger in strangers[: len(strangers) - STRANGERS + 1]:
+            strangers = [
+                each
+                for each in self._connections
+                if not each.closing and not self._admits(each.client)
+            ]
+            for stranger in strangers[: max(0, len(strangers) - STRANGERS + 1)]:
                 self.counters.refused += 1
                 stranger.abort()
         self._connections[connection] = None

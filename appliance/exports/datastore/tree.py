@@ -157,9 +157,12 @@ class SessionTree:
 
     def try_read(self, number: int, offset: int, length: int) -> Buffer | None:
         node = self._names.node(number)
-        if node.kind is Kind.DISK:
+        if node.kind is not Kind.DISK:
+            return self._scratch.try_read(number, offset, length)
+        try:
             return self._disk(node).try_read_at(offset, length)
-        return self._scratch.try_read(number, offset, length)
+        except ApplianceError:
+            return None  # `read` reports it
 
     def read(self, number: int, offset: int, length: int) -> Buffer:
         node = self._names.node(number)
