@@ -70,7 +70,7 @@ class NfsServer:
         self._host = host
         self._wanted_port = port
         self._mode = portmap_mode
-        self._portmap_port = portmap_port
+        self.portmap_port = portmap_port  # 0: a free one, when it is our own
         self._server = Server([], key=key, limits=limits)
         self._loop: LoopThread | None = None
         self._registered = False
@@ -110,7 +110,7 @@ class NfsServer:
         if self._registered:
             self._registered = False
             with suppress(NfsServerError):  # rpcbind is gone, and what it knew with it
-                portmap.unregister(service_mappings(self.port), port=self._portmap_port)
+                portmap.unregister(service_mappings(self.port), port=self.portmap_port)
         self._loop.call(self._server.close())
         self._loop.stop()
         self._loop = None
@@ -139,10 +139,11 @@ class NfsServer:
     def _start_portmap(self, loop: LoopThread) -> None:
         mode = self._mode
         if mode is PortmapMode.AUTO:
-            found = portmap.answers(port=self._portmap_port)
+            found = portmap.answers(port=self.portmap_port)
             mode = PortmapMode.REGISTER if found else PortmapMode.OWN
         if mode is PortmapMode.REGISTER:
-            portmap.register(service_mappings(self.port), port=self._portmap_port)
+            portmap.register(service_mappings(self.port), port=self.portmap_port)
             self._registered = True
         elif mode is PortmapMode.OWN:
-            loop.call(self._server.listen_portmap(self._host, self._portmap_port))
+            port = self.portmap_port
+            self.portmap_port = loop.call(self._server.listen_portmap(self._host, port))
