@@ -49,6 +49,9 @@ class Practice:
         finally:
             view.Destroy()
 
+    def wait(self, condition: Callable[[], bool], failure: str) -> None:
+        _until(condition, failure)
+
     def wait_power(self, engine: Engine, state: PowerState) -> None:
         _until(lambda: engine.power is state, f"the machine is not {state}")
 
