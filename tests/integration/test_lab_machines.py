@@ -31,7 +31,7 @@ from tests.support.lab_machines import (
     removed,
     snapped,
 )
-from tests.support.needs import needs
+from tests.support.needs import needs, needs_loop_devices
 
 pytestmark = pytest.mark.integration
 
@@ -362,9 +362,7 @@ def test_a_move_is_an_event_and_a_summary_has_the_sizes(lab: Practice) -> None:
 
 @pytest.fixture
 def device_root(lab: Practice) -> Path:
-    needs("losetup", "fusermount3")
-    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
-        needs("root-and-loop-devices")
+    needs_loop_devices()
     root = lab.folder / "root"
     add_appliance(lab.inventory, "appliance", root, controllers=2)
     return root
@@ -482,7 +480,7 @@ def test_hot_add_refusals_and_faults(lab: Practice, device_root: Path) -> None:
 
 def test_the_end_of_the_lab_takes_every_loop_device_with_it(tmp_path: Path) -> None:
     """Also those of disks that were still attached."""
-    needs("losetup", "fusermount3", "qemu-storage-daemon")
+    needs_loop_devices()
     with practice("ds1") as lab:
         vm = lab.create("web", disk(size_bytes=8 * MIB))
         add_appliance(lab.inventory, "appliance", lab.folder / "root", controllers=2)
@@ -496,7 +494,7 @@ def test_the_end_of_the_lab_takes_every_loop_device_with_it(tmp_path: Path) -> N
 @pytest.mark.timeout(60)
 def test_what_a_killed_lab_left_goes_when_the_next_one_starts(tmp_path: Path) -> None:
     """Its loop device and its mount; those of a living lab stay."""
-    needs("losetup", "fusermount3", "qemu-storage-daemon")
+    needs_loop_devices()
     script = """
 import sys
 from tests.integration.test_lab_machines import *

@@ -13,6 +13,8 @@ import pytest
 from pyVmomi import vim
 
 from lab.esx.disk_chain import ChainReader, open_chain
+from lab.esx.guest import QuiesceError
+from lab.esx.qmp import QmpError
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
 from lab.guests import GuestKind, build, read_journal
@@ -239,6 +241,48 @@ def test_a_failed_quiesce_leaves_no_snapshot(guest: GuestLab) -> None:
     left = guest.vm.snapshot.rootSnapshotList
     assert [(one.name, one.quiesced) for one in left] == [("half", False)]
     removed(left[0].snapshot)
+
+
+def test_a_guest_that_does_not_thaw_in_time_has_its_snapshot(
+    guest: GuestLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disks are frozen as they should be, and their files in use."""
+    running = guest.engine.guest
+    assert running is not None
+    thaw = running.thaw
+
+    def thaw_too_late() -> None:
+        thaw()
+        raise QuiesceError("late")
+
+    monkeypatch.setattr(running, "thaw", thaw_too_late)
+    snapshot = snapped(guest.vm, quiesce=True)
+    guest.say("change 1", "CHANGED")
+    assert guest.vm.snapshot.rootSnapshotList[0].quiesced
+    removed(snapshot)
+
+
+def test_a_merge_that_fails_leaves_the_machine_running_on_its_delta(
+    guest: GuestLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs consolidation, which succeeds when the cause is gone."""
+    assert guest.engine.machine is not None
+    snapshot = snapped(guest.vm)
+    guest.say("change 1", "CHANGED")
+    with monkeypatch.context() as patch:
+        qmp, run_job = guest.engine.machine.qmp, guest.engine.machine.qmp.run_job
+
+        def full(command: str, job_id: str, **named: Any) -> None:
+            if command == "block-commit":
+                raise QmpError("No space left on device")
+            run_job(command, job_id, **named)
+
+        patch.setattr(qmp, "run_job", full)
+        removed(snapshot)
+    assert guest.vm.runtime.consolidationNeeded
+    guest.say("change 1", "CHANGED")
+    done(guest.vm.ConsolidateVMDisks_Task())
+    assert disks_of(guest.vm.config)[0].backing.parent is None
 
 
 def test_the_running_disk_is_locked_and_its_frozen_parent_is_not(guest: GuestLab) -> None:
