@@ -23,6 +23,8 @@ from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
+from appliance.blocks.extents import Extent
+from appliance.sources.allocated_reader import AllocatedReader
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
@@ -45,6 +47,7 @@ from appliance.sources.vsphere_disks import (
 from appliance.sources.vsphere_reasons import reason, reasons, vsphere_calls
 from vmware import config_capture
 from vmware.change_tracking import Tracking, enable_tracking, reset_tracking
+from vmware.changed_blocks import allocated_areas
 from vmware.consolidation import consolidate
 from vmware.disks import DiskInfo, disk_obstacle
 from vmware.errors import CancelledError as VsphereCancelled
@@ -116,7 +119,7 @@ class _Freeze:
         self._marker = Marker(appliance_id=tools.appliance_id, run_id=request.run_id)
         self._patience = Patience(cancelled=lambda: context.cancel.cancelled)
         self._reasons: list[Reason] = []
-        self._was_reset = False  # tracking, in this run: its change ids are believed again
+        self._started = False  # tracking, anew, in this run and without snapshots: it is sound
         self._log = log.bind(host=tools.host, vm=vm.name, run=request.run_id)
 
     def begin(self, stack: ExitStack) -> FrozenVm:
@@ -184,7 +187,7 @@ class _Freeze:
             self._reasons.append(_tracking_failed(error))
             return
         self._tools.intents.close(intent)
-        self._was_reset = mistrusted and outcome.tracking is Tracking.STARTED
+        self._started = outcome.tracking is Tracking.STARTED
         self._reasons += reasons(outcome.findings)
 
     # The snapshot
@@ -243,12 +246,13 @@ class _Freeze:
     def _disk(self, at: FrozenAt, disk: DiskInfo, number: int, stack: ExitStack) -> FrozenDisk:
         request, cancel = self._request, self._context.cancel
         opener = DiskOpener(at, disk, self._ways, self._tools.host, cancel)
-        reader = ReopeningReader(disk.label, disk.capacity_bytes, opener, cancel)
-        stack.callback(reader.close)
+        reopening = ReopeningReader(disk.label, disk.capacity_bytes, opener, cancel)
+        stack.callback(reopening.close)
         changes = changes_since(at, disk, number, request.parent, self._patience)
         since_broken = changes_since(at, disk, number, request.broken, self._patience)
         old = request.parent.disk(number) if request.parent else None
-        believed = old is None or not is_mistrusted(old) or self._was_reset
+        reader = reopening if old else self._without_holes(at, disk, reopening)
+        believed = old is None or not is_mistrusted(old) or self._started
         return FrozenDisk(
             number=number,
             label=disk.label,
@@ -261,6 +265,20 @@ class _Freeze:
             identity=identity_of_disk(disk),
             datastore=disk.datastore_name,
         )
+
+    def _without_holes(
+        self, at: FrozenAt, disk: DiskInfo, reader: ReopeningReader
+    ) -> ReopeningReader | AllocatedReader:
+        """For a first full read. Who started tracking while the VM had snapshots may have missed
+        writes, so what is allocated is believed only where this run has started it."""
+        if not self._started:
+            return reader
+        found = allocated_areas(
+            self._session, at.vm.moref, at.snapshot_moref, disk, patience=self._patience
+        )
+        if found is None:
+            return reader
+        return AllocatedReader(reader, [Extent(*area) for area in found.areas])
 
 
 def _ladder(policy: ConsistencyPolicy) -> Ladder:
