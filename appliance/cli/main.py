@@ -19,6 +19,7 @@ from appliance.cli import (
     backup_commands,
     export_commands,
     host_commands,
+    lab_commands,
     point_commands,
     repo_commands,
     restore_commands,
@@ -37,6 +38,7 @@ _GROUPS = (
     restore_commands,
     export_commands,
     verify_commands,
+    lab_commands,
 )
 
 

@@ -56,7 +56,7 @@ class ChangeId:
     def parse(cls, text: str) -> ChangeId:
         match = _CHANGE_ID.fullmatch(text)
         if match is None:
-            raise InvalidArgumentError(f"not a changeId: {text!r}", property="changeId")
+            raise InvalidArgumentError(f"not a changeId: {text!r}", invalidProperty="changeId")
         return cls(tracking_id=match[1], number=int(match[2]))
 
 

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import uuid as uuids
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -212,6 +213,13 @@ class VirtualMachine:
         self.modified_at = self.site.now()
         self.change_version += 1
 
+    def settle_identity(self, taken: list[str], *, template: bool) -> None:
+        """A newcomer whose instanceUuid another VM has gets a new one."""
+        config = replace(self.config, template=template)
+        if config.instance_uuid in taken:
+            config = replace(config, instance_uuid=str(uuids.uuid4()))
+        self.save(config)
+
     def save_snapshots(self) -> None:
         """Write the .vmsd."""
         text = format_vmx(format_snapshots(self.snapshots.values(), self.current_snapshot))
@@ -237,11 +245,10 @@ class VirtualMachine:
             files.write_at(path.path, entry.size_bytes if entry else 0, line)
 
     def chain(self, disk: Disk) -> DiskChain:
-        return open_chain(self.site.datastores, disk.path)
+        return self.chain_at(disk.path)
 
-    def capacity_of(self, path: DatastorePath) -> tuple[int, str, bool]:
-        descriptor = open_chain(self.site.datastores, path).base.descriptor
-        return descriptor.capacity_bytes, descriptor.uuid, descriptor.thin
+    def chain_at(self, path: DatastorePath) -> DiskChain:
+        return open_chain(self.site.datastores, path)
 
     # ------------------------------------------------------------------ tracking
 
@@ -358,7 +365,9 @@ class VirtualMachine:
             if question is None or question.id != question_id or self._answer is not None:
                 raise ConcurrentAccessError("the question is answered already")
             if choice_key not in [choice.key for choice in question.choices]:
-                raise InvalidArgumentError(f"no choice {choice_key!r}", property="answerChoice")
+                raise InvalidArgumentError(
+                    f"no choice {choice_key!r}", invalidProperty="answerChoice"
+                )
             self._answer = choice_key
             self._answer_state.notify_all()
 

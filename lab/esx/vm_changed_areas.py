@@ -43,7 +43,7 @@ def query_changed_areas(
     if not vm.on:
         vm.reload_tracking()  # somebody may have written to the disks since
     if not 0 <= start_offset < disk.capacity_bytes:
-        raise InvalidArgumentError(f"no offset {start_offset}", property="startOffset")
+        raise InvalidArgumentError(f"no offset {start_offset}", invalidProperty="startOffset")
     fields: dict[str, str | int]
     fields = {"vm": vm.vm_id, "vm_name": vm.config.name, "disk": disk_key}
     take = vm.site.faults.take
@@ -73,12 +73,12 @@ def query_changed_areas(
 def _disk(vm: VirtualMachine, snapshot_id: int | None, disk_key: int) -> Disk:
     if snapshot_id is None:
         if vm.on:
-            raise InvalidArgumentError("a running VM needs a snapshot", property="snapshot")
+            raise InvalidArgumentError("a running VM needs a snapshot", invalidProperty="snapshot")
         disk = vm.config.disk(disk_key)
     else:
         disk = vm.snapshot(snapshot_id).config.disk(disk_key)
     if disk is None:
-        raise InvalidArgumentError(f"there is no disk {disk_key}", property="deviceKey")
+        raise InvalidArgumentError(f"there is no disk {disk_key}", invalidProperty="deviceKey")
     return disk
 
 
@@ -87,7 +87,7 @@ def _areas(vm: VirtualMachine, snapshot_id: int | None, disk: Disk, change_id: s
     if snapshot_id is not None and not disk.change_id:
         tracking = None
     if tracking is None:
-        raise InvalidArgumentError(f"{disk.label} is not tracked", property="deviceKey")
+        raise InvalidArgumentError(f"{disk.label} is not tracked", invalidProperty="deviceKey")
     if change_id == ALL_ALLOCATED:
         return _allocated(vm, disk, tracking)
     since = ChangeId.parse(change_id)

@@ -66,13 +66,19 @@ class VmLibrary:
         if datastores.exists(config.vmx_path):
             raise AlreadyExistsError(f"{config.vmx_path} is there already", name=config.name)
         datastores.make_folders(config.folder)
-        nvram = config.nvram_path
+        return self._begin(VirtualMachine(self.site, vm_id, config))
+
+    def adopt(self, vm: VirtualMachine) -> VirtualMachine:
+        """Take in a VM that was made elsewhere, and write its files."""
+        return self._begin(vm)
+
+    def _begin(self, vm: VirtualMachine) -> VirtualMachine:
+        datastores, nvram = self.site.datastores, vm.config.nvram_path
         if not datastores.exists(nvram):
             datastores.files_of(nvram).replace(nvram.path, b"MRVN".ljust(_NVRAM_BYTES, b"\0"))
-        vm = VirtualMachine(self.site, vm_id, config)
-        vm.save(replace(config, extra={"nvram": nvram.name, **config.extra}))
+        vm.save(replace(vm.config, extra={"nvram": nvram.name, **vm.config.extra}))
         vm.save_snapshots()
-        vm.write_log("Log for VMware ESX version=8.0.2 build=build-22380479")
+        vm.write_log("Log for VMware ESX version=8.0.3 build=build-24022510")
         return self._add(vm)
 
     def register(self, vm_id: str, vmx_path: DatastorePath, name: str | None) -> VirtualMachine:

@@ -138,6 +138,21 @@ def revert_to_snapshot(vm: VirtualMachine, snapshot_id: int, work: Work) -> None
         clean_up(vm, work)
 
 
+def rename_snapshot(
+    vm: VirtualMachine, snapshot_id: int, name: str | None, description: str | None
+) -> None:
+    """None leaves it as it is."""
+    with vm.operation("RenameSnapshot"):
+        old = vm.snapshot(snapshot_id)
+        renamed = replace(
+            old,
+            name=old.name if name is None else name,
+            description=old.description if description is None else description,
+        )
+        vm.snapshots = {**vm.snapshots, snapshot_id: renamed}
+        vm.save_snapshots()
+
+
 def _refuse(vm: VirtualMachine, request: SnapshotRequest) -> None:
     config = vm.config
     vm.refuse_if_appliance()

@@ -10,8 +10,10 @@ from lab.vcenter.call import Call
 from lab.vcenter.managed_object import ManagedEntity, computed, method
 from lab.vcenter.names import check_new_name
 from lab.vcenter.tasks import TaskControl
+from lab.vcenter.virtual_machine_folder import MachineFolder
 
 if TYPE_CHECKING:
+    from lab.esx.vm_library import VmLibrary
     from lab.vcenter.lab_vcenter import LabVcenter
 
 CHILD_TYPES: dict[str, list[Any]] = {
@@ -23,7 +25,7 @@ CHILD_TYPES: dict[str, list[Any]] = {
 }
 
 
-class Folder(ManagedEntity):
+class Folder(MachineFolder, ManagedEntity):
     """`kind` is one of the keys of CHILD_TYPES, and begins the folder's id."""
 
     vim_type = vim.Folder
@@ -143,6 +145,7 @@ class Datacenter(ManagedEntity):
 
     def __init__(self, vcenter: LabVcenter, name: str, parent: Folder) -> None:
         super().__init__(vcenter, name, parent)
+        self.library: VmLibrary | None = None  # with it, machines of this datacenter run
         self.vm_folder = Folder(vcenter, "vm", self, "group-v")
         self.host_folder = Folder(vcenter, "host", self, "group-h")
         self.datastore_folder = Folder(vcenter, "datastore", self, "group-s")

@@ -14,6 +14,8 @@ def fault_of(error: HostError) -> BaseException:
     kind = getattr(vim.fault, error.fault, None) or getattr(vmodl.fault, error.fault)
     known = {info.name for info in kind._GetPropertyList()}
     fields = {name: value for name, value in error.fields.items() if name in known}
+    if "file" in known:
+        fields.setdefault("file", "")
     if "reason" in known:
         fields.setdefault("reason", str(error))
     fault: BaseException = kind(msg=str(error), **fields)

@@ -36,8 +36,9 @@ class VirtualMachine(ManagedEntity):
         host: HostSystem,
         config: Any,
         runtime: Any,
+        moid: str | None = None,
     ) -> None:
-        super().__init__(vcenter, name, folder)
+        super().__init__(vcenter, name, folder, moid)
         self.pool = pool
         self.host = host
         self.datastores: list[Datastore] = []

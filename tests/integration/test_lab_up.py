@@ -1,0 +1,99 @@
+"""`holdfast lab up|status|down`: a lab in the background that leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVim.connect import Disconnect, SmartConnect
+
+from tests.support import holdfast_program as holdfast
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    holdfast.run(tmp_path, "lab", "down", expect=None)
+
+
+def up(home: Path) -> Any:
+    return holdfast.run_json(home, "lab", "up", "--no-guests")
+
+
+def run_folders() -> set[str]:
+    return {path.name for path in Path("/tmp").glob("holdfast-lab-*")}
+
+
+def test_up_says_how_to_reach_a_vcenter_that_answers(home: Path) -> None:
+    """url, address, port, user, password and fingerprint are enough to log in."""
+    lab = up(home)
+    vcenter = lab["vcenter"]
+    instance = SmartConnect(
+        host=vcenter["address"],
+        port=vcenter["port"],
+        user=vcenter["user"],
+        pwd=vcenter["password"],
+        thumbprint=vcenter["fingerprint"],
+    )
+    assert instance.content.about.apiType == "VirtualCenter"
+    Disconnect(instance)
+    instance._stub.DropConnections()
+    assert vcenter["url"] == f"https://{vcenter['address']}:{vcenter['port']}/sdk"
+    assert lab["vms"] == []
+
+
+def test_a_second_up_finds_the_first_and_status_agrees(home: Path) -> None:
+    """Idempotent: the same process, the same password."""
+    first = up(home)
+    second = up(home)
+    shown = holdfast.run_json(home, "lab", "status")
+    assert (first["already_running"], second["already_running"]) == (False, True)
+    assert first["pid"] == second["pid"] == shown["pid"]
+    assert first["vcenter"] == second["vcenter"] == shown["vcenter"]
+
+
+def test_only_its_owner_can_look_into_its_folders(home: Path) -> None:
+    """The state, which holds the password, and the control socket are in 0700 folders."""
+    before = run_folders()
+    up(home)
+    folder = home / "lab"
+    (run,) = run_folders() - before
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert Path("/tmp", run).stat().st_mode & 0o777 == 0o700
+    assert folder.joinpath("state.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_down_leaves_nothing_behind(home: Path) -> None:
+    """No process, no folder; a second down has nothing to do."""
+    before = run_folders()
+    pid = up(home)["pid"]
+    assert holdfast.run_json(home, "lab", "down") == {"stopped": True}
+    assert not Path("/proc", str(pid), "exe").exists()
+    assert list(home.iterdir()) == []
+    assert run_folders() <= before
+    assert holdfast.run_json(home, "lab", "down") == {"stopped": False}
+    assert holdfast.run_json(home, "lab", "status") == {"running": False}
+
+
+def test_what_a_killed_lab_left_is_cleared_away_by_the_next_up(home: Path) -> None:
+    """kill -9: status says that nothing runs, and up starts a fresh one."""
+    before = run_folders()
+    first = up(home)
+    os.kill(first["pid"], signal.SIGKILL)
+    second = up(home)
+    assert second["pid"] != first["pid"]
+    assert second["already_running"] is False
+    assert len(run_folders() - before) == 1
+
+
+def test_an_unknown_guest_is_a_usage_error(home: Path) -> None:
+    """Nothing is started for it."""
+    done = holdfast.run(home, "lab", "up", "--guests", "tiny,windows", expect=2)
+    assert "windows" in done.stderr
+    assert not home.joinpath("lab").exists()
