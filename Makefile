@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2
 DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common
-DEBIAN_TEST := libnbd-bin python3-libnbd nbdkit fio openssl git
+DEBIAN_TEST := libnfs-utils qemu-block-extra libnbd-bin python3-libnbd nbdkit fio openssl git
 DEBIAN_BENCH := borgbackup restic
 STAMP := $(VENV)/.installed
 

@@ -14,14 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from lab.control_socket import ControlServer
+from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import Datastores, LabDatastore
+from lab.fault_control import control as control_faults
 from lab.guest_files import write_guest
 from lab.guests import GuestKind, build
 from lab.vcenter.inventory import Inventory, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.local_call import call_method
 from lab.vcenter.virtual_machine import VirtualMachine
+from lab.vcenter.virtual_machine_setup import give_library
 
+_HOSTS = ("127.0.1.1", "127.0.1.2")  # by address, as hosts are added that no DNS knows
 _DATASTORES = ("datastore1", "datastore2")
 
 
@@ -48,7 +52,13 @@ class PracticeLab:
             self.datastores.add(LabDatastore(name, folder))
         self.run_folder = run_folder
         self.vcenter = LabVcenter(password=secrets.token_urlsafe(12))
-        self.inventory: Inventory = build_inventory(self.vcenter, stores=self.datastores.list())
+        self.inventory: Inventory = build_inventory(
+            self.vcenter, hosts=_HOSTS, stores=self.datastores.list()
+        )
+        self.library = give_library(self.inventory, run_folder / "vm")
+        self.data_plane = DataPlane(self.vcenter, self.library.site)
+        for host in self.inventory.hosts:
+            self.data_plane.serve_host(host)
         self._guests = [GuestKind(name) for name in guests]
 
     def __enter__(self) -> PracticeLab:
@@ -72,6 +82,7 @@ class PracticeLab:
     def close(self) -> None:
         """End every guest and the vCenter. Idempotent."""
         self.vcenter.close()
+        self.library.close()
 
     def add_guest(self, kind: GuestKind, name: str) -> VirtualMachine:
         """Copy a guest's image into the first datastore, register it and power it on."""
@@ -94,8 +105,10 @@ class PracticeLab:
         call_method(self.vcenter, machine, "PowerOnVM_Task", None)
         return machine
 
-    def add_commands(self, _control: ControlServer) -> None:
-        """Offer the lab's own commands on the control socket."""
+    def add_commands(self, control: ControlServer) -> None:
+        """Offer the lab's own commands on the control socket: `fault`, see `lab.fault_control`."""
+        switches = self.vcenter.switches
+        control.add("fault", lambda command: control_faults(switches, command))
 
     def describe(self) -> dict[str, Any]:
         vcenter = self.vcenter

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
-from appliance.cli.options import home_path, open_repository
+from appliance.cli import export_nfs
+from appliance.cli.options import open_repository
 from appliance.cli.output import ExitCode, note, show
+from appliance.cli.overlay_options import (
+    add_overlay_options,
+    check_overlay_options,
+    open_overlay,
+)
 
 if TYPE_CHECKING:
     from appliance.blocks.device import BlockReader
@@ -38,18 +44,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="server-cert.pem, server-key.pem, and ca-cert.pem to verify clients",
     )
-    nbd.add_argument(
-        "--writable", action="store_true", help="keep writes in an overlay, never in the point"
-    )
-    nbd.add_argument(
-        "--overlay",
-        type=Path,
-        metavar="DIR",
-        help="where the writes are kept, and found again (default HOME/overlays/P)",
-    )
-    nbd.add_argument("--discard", action="store_true", help="drop the overlay when the export ends")
+    add_overlay_options(nbd)
     nbd.add_argument("--cache", default="256M", metavar="SIZE", help="decoded chunks kept")
     nbd.set_defaults(run=run_nbd)
+
+    export_nfs.add(verbs, common)
 
     fuse = verbs.add_parser("fuse", parents=[common], help="as files in a folder (read-only)")
     fuse.add_argument("point", metavar="P")
@@ -62,8 +61,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run_nbd(args: argparse.Namespace) -> int:
     from appliance.exports.nbd import NbdServer, NbdTls, TcpAddress
 
-    if (args.overlay or args.discard) and not args.writable:
-        raise UsageError("--overlay and --discard go with --writable")
+    check_overlay_options(args)
     cache_bytes = parse_size(args.cache)
     with open_repository(args, cache_bytes=cache_bytes) as repository, ExitStack() as stack:
         manifest = repository.points.find(args.point)
@@ -104,6 +102,7 @@ def _nbd_exports(
 ) -> list[NbdExport]:
     """One export per disk, `disk-N`; the first is what a client gets that names none."""
     from appliance.blocks.read_ahead import ReadAheadReader
+    from appliance.blocks.write_through import WriteThroughDevice
     from appliance.exports.nbd import NbdExport
 
     exports = []
@@ -111,7 +110,7 @@ def _nbd_exports(
         served: BlockReader = ReadAheadReader(repository.open_image(manifest, disk.number))
         stack.callback(served.close)
         if args.writable:
-            served = _overlay(args, served, manifest, disk, stack)
+            served = WriteThroughDevice(open_overlay(args, served, manifest, disk, stack))
         exports.append(
             NbdExport(
                 name=f"disk-{disk.number}",
@@ -121,31 +120,6 @@ def _nbd_exports(
             )
         )
     return exports
-
-
-def _overlay(
-    args: argparse.Namespace,
-    image: BlockReader,
-    manifest: Manifest,
-    disk: DiskEntry,
-    stack: ExitStack,
-) -> BlockReader:
-    """Make the overlay of a disk, or go on with the one that is there."""
-    from appliance.blocks.overlay import Overlay
-    from appliance.blocks.overlay_errors import OverlayMissingError
-    from appliance.blocks.write_through import WriteThroughDevice
-
-    root = args.overlay or home_path(args) / "overlays" / manifest.point_id
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"disk-{disk.number}"
-    identity: dict[str, Any] = {"point": manifest.point_id, "disk": disk.number}
-    try:
-        overlay = Overlay.open(folder, image, identity)
-        note(f"going on with the overlay in {folder}")
-    except OverlayMissingError:
-        overlay = Overlay.create(folder, image, identity)
-    stack.callback(overlay.discard if args.discard else overlay.close)
-    return WriteThroughDevice(overlay)
 
 
 def run_fuse(args: argparse.Namespace) -> int:

@@ -9,15 +9,11 @@ Errors of ours become error numbers of the protocol in one place, `_translate`.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
-
-import uvloop
 
 from appliance.base.errors import (
     ApplianceError,
@@ -28,6 +24,7 @@ from appliance.base.errors import (
 )
 from appliance.blocks.device import BlockDevice, BlockReader
 from appliance.blocks.extents import ExtentKind
+from appliance.exports.loop_thread import LoopThread
 from nbd_server.backend import Export
 from nbd_server.errors import BackendError, ListenError, NbdServerError
 from nbd_server.limits import Counters, Limits
@@ -129,11 +126,8 @@ class NbdServer:
         self._limits = limits
         self._counters = Counters()
         self._port = 0
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
-        self._started = threading.Event()
-        self._failure: Exception | None = None
+        self._loop: LoopThread | None = None
+        self._server: Server | None = None
 
     def __enter__(self) -> NbdServer:
         self.start()
@@ -169,33 +163,28 @@ class NbdServer:
             UsageError: the exports or the certificates cannot be used.
             StorageError: nothing can listen at the address.
         """
-        if self._thread is not None:
+        if self._loop is not None:
             raise UsageError("the NBD server was started already")
-        try:
-            server_exports = self._server_exports()
-        except ValueError as error:
-            raise UsageError(f"cannot serve: {error}") from error
         tls = self._tls_policy()
-        self._thread = threading.Thread(
-            target=self._run, args=(server_exports, tls), name="nbd-server"
-        )
-        self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
-            self._thread.join()
-            if isinstance(self._failure, ListenError):
-                raise StorageError(f"cannot listen: {self._failure}") from self._failure
-            if isinstance(self._failure, ValueError):
-                raise UsageError(f"cannot serve: {self._failure}") from self._failure
-            raise self._failure
+        self._loop = LoopThread("nbd-server")
+        try:
+            self._loop.call(self._open(self._server_exports(), tls))
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, ListenError):
+                raise StorageError(f"cannot listen: {error}") from error
+            if isinstance(error, ValueError):
+                raise UsageError(f"cannot serve: {error}") from error
+            raise
 
     def stop(self) -> None:
         """Finish outstanding requests, close all connections, join every thread. Idempotent."""
-        if self._thread is None or self._loop is None or self._stopping is None:
+        if self._loop is None:
             return
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
+        if self._server is not None:
+            self._loop.call(self._server.close())
+            self._server = None
+        self._loop.stop()
 
     def _server_exports(self) -> list[Export]:
         return [
@@ -216,24 +205,10 @@ class NbdServer:
             raise UsageError(str(error)) from error
         return TlsPolicy(context=context)
 
-    def _run(self, exports: list[Export], tls: TlsPolicy | None) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._serve(exports, tls))
-
-    async def _serve(self, exports: list[Export], tls: TlsPolicy | None) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        try:
-            server = Server(exports, tls=tls, limits=self._limits)
-            self._counters = server.counters
-            await self._listen(server)
-        except Exception as error:  # `start` raises it in the caller's thread
-            self._failure = error
-            return
-        finally:
-            self._started.set()
-        await self._stopping.wait()
-        await server.close()
+    async def _open(self, exports: list[Export], tls: TlsPolicy | None) -> None:
+        self._server = server = Server(exports, tls=tls, limits=self._limits)
+        self._counters = server.counters
+        await self._listen(server)
 
     async def _listen(self, server: Server) -> None:
         if isinstance(self._address, Path):

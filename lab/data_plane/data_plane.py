@@ -43,6 +43,7 @@ from lab.vcenter.hosts import HostSystem
 from lab.vcenter.https_server import HttpsServer
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.managed_object import LabObject
+from lab.vcenter.virtual_machine_import import ImportedMachines
 
 HOST_USER = "root"
 
@@ -70,7 +71,12 @@ class DataPlane:
         self.rest = RestApi(self._rest_sessions, operations)
         self.lease_table = LeaseTable(timeout_s=lease_timeout_s)
         self.leases = LeaseDesk(
-            vcenter, self.lease_table, site.datastores, vcenter.switches, self._transfer_place
+            vcenter,
+            self.lease_table,
+            site.datastores,
+            vcenter.switches,
+            self._transfer_place,
+            ImportedMachines(),
         )
         vcenter.data_plane = self
         vcenter.add_manager("ovfManager", OvfManager(vcenter, "OvfManager"))

@@ -7,6 +7,7 @@ Source: vSphere Web Services API, OvfManager, HttpNfcLease; design notes on vSph
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -204,6 +205,21 @@ def import_files(spec: Any) -> Iterator[ImportFile]:
     for option in spec.extraConfig or []:
         if option.key == "nvram" and str(option.value).startswith(_FILE_URI):
             yield ImportFile(key=f"/{spec.name}/nvram", kind=FileKind.NVRAM, device_key=None)
+
+
+def engine_spec(spec: Any) -> Any:
+    """The spec as a host makes the VM of it: uploads are files of the VM's folder by then.
+
+    CD and floppy drives are left out: the lab has none, and a package that brings an ISO image
+    is imported all the same.
+    """
+    made = copy.copy(spec)
+    drives = vim.vm.device.VirtualCdrom | vim.vm.device.VirtualFloppy
+    made.deviceChange = [c for c in spec.deviceChange or [] if not isinstance(c.device, drives)]
+    made.extraConfig = [
+        option for option in spec.extraConfig or [] if not str(option.value).startswith(_FILE_URI)
+    ]
+    return made
 
 
 def _device_name(device: Any, by_key: Mapping[int, Any]) -> str:

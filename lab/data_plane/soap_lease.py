@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from pyVmomi import vim, vmodl
 
-from lab.data_plane.import_spec import FileKind, ImportFile, import_files
+from lab.data_plane.import_spec import FileKind, ImportFile, engine_spec, import_files
 from lab.data_plane.lease import Lease, LeaseEndedError, LeaseFile, LeaseMode, LeaseState
 from lab.data_plane.lease_table import LeaseTable
 from lab.data_plane.nfc import PREFIX
@@ -200,6 +200,7 @@ class LeaseDesk:
         datastores: Datastores,
         switches: FaultSwitches,
         place_of: Callable[[HostSystem | None], TransferPlace],
+        imported: ImportedVms,
     ) -> None:
         self._vcenter = vcenter
         self._table = table
@@ -208,7 +209,7 @@ class LeaseDesk:
         self._place_of = place_of
         self._closing = threading.Event()
         self._threads: set[threading.Thread] = set()
-        self.imported: ImportedVms | None = None
+        self._imported = imported
 
     def export_vm(self, call: Call, leased: Leased, host: HostSystem | None) -> Any:
         """ExportVm. Raises InvalidPowerState."""
@@ -234,11 +235,9 @@ class LeaseDesk:
         """ImportVApp with a VmImportSpec."""
         if not isinstance(spec, vim.vm.VmImportSpec):
             raise vmodl.fault.NotSupported(msg="Only VmImportSpec is supported.")
-        if self.imported is None:
-            raise vmodl.fault.NotSupported(msg="This vCenter has no engine to import to.")
-        imported = self.imported
+        imported = self._imported
         wanted = list(import_files(spec.configSpec))
-        leased = imported.create(call, spec.configSpec, folder, pool, host)
+        leased = imported.create(call, engine_spec(spec.configSpec), folder, pool, host)
 
         def on_end(lease: Lease) -> None:
             leased.engine.release_lease(lease.lease_id)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
+from lab.faults import FaultName
 from lab.vcenter.managed_object import LabObject, ManagedEntity
 from lab.vcenter.registry import not_found
 from lab.vcenter.sessions import Session, not_authenticated
@@ -69,6 +70,9 @@ class Call:
         if description_id is None:
             info = self.method
             description_id = f"{info.type._wsdlName}.{info.name[0].lower()}{info.name[1:]}"
+        name = self.method.wsdlName if self.method is not None else description_id
+        if self.vcenter.switches.take(FaultName.TASK_FAILURE, method=name, vm=entity.moid):
+            work = _fail
         return self.vcenter.tasks.start(
             entity,
             work,
@@ -76,6 +80,11 @@ class Call:
             user=self.authenticated().user,
             cancelable=cancelable,
         ).ref
+
+
+def _fail(_task: TaskControl) -> None:
+    reason = "A general system error occurred: the host did not answer"
+    raise vmodl.fault.SystemError(msg=reason, reason=reason)
 
 
 def no_permission(privilege: str, thing: LabObject) -> BaseException:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyVmomi.VmomiSupport import GetWsdlName
 
+from lab.faults import FaultName
 from lab.vcenter.call import Call, no_permission
 from lab.vcenter.managed_object import LabObject
 from lab.vcenter.property_path import PropertyPath, read_property
@@ -54,7 +55,15 @@ def write_missing(
 def read_content(thing: LabObject, paths: Iterable[PropertyPath], call: Call) -> Content:
     values, missing = [], []
     allowed: dict[str, bool] = {}
+    hidden: bool | None = None  # whether a fault hides the configuration, once it is asked for
     for path in paths:
+        if path.text.partition(".")[0] == "config":
+            if hidden is None:
+                take = call.vcenter.switches.take
+                hidden = take(FaultName.MISSING_PROPERTY, vm=thing.moid) is not None
+            if hidden:
+                missing.append((path, no_permission(path.privilege, thing)))
+                continue
         if path.privilege not in allowed:
             allowed[path.privilege] = call.may(path.privilege, thing)
         if allowed[path.privilege]:

@@ -10,9 +10,10 @@ from pyVmomi import vmodl
 from lab.vcenter.api_versions import service_versions_document, version_of
 from lab.vcenter.call import Call
 from lab.vcenter.dispatch import Answer, dispatch
-from lab.vcenter.http_message import HttpReply, HttpRequest
+from lab.vcenter.http_message import ConnectionCut, HttpReply, HttpRequest
 from lab.vcenter.sessions import COOKIE_NAME, Session
 from lab.vcenter.soap_encode import Encoder, SelfWriting, encoder, text_of
+from lab.vcenter.soap_faults import SoapFaults
 from lab.vcenter.soap_request import (
     BODY_LIMIT_BYTES,
     Element,
@@ -39,6 +40,7 @@ _XML = ("Content-Type", "text/xml; charset=utf-8")
 class SoapEndpoint:
     def __init__(self, vcenter: LabVcenter) -> None:
         self._vcenter = vcenter
+        self._faults = SoapFaults(vcenter.switches)
 
     def __call__(self, request: HttpRequest) -> HttpReply:
         if request.method == "GET" and request.path == "/sdk/vimServiceVersions.xml":
@@ -63,14 +65,18 @@ class SoapEndpoint:
             method = parse_envelope(body)
         except MalformedRequestError as error:
             return _fault(encode, vmodl.fault.InvalidRequest(msg=str(error)))
-        return self._answer(call, method, encode)
+        page = self._faults.page(call, method)
+        return page or self._answer(call, method, encode)
 
     def _answer(self, call: Call, method: Element, encode: Encoder) -> HttpReply:
         try:
-            answer = dispatch(call, method)
+            answer = dispatch(self._faults.before(call, method), method)
             reply = _result(encode, method.name, answer)
+            self._faults.after(call, method)
         except vmodl.MethodFault as fault:
             return _fault(encode, fault)
+        except ConnectionCut:
+            raise
         except Exception as error:
             log.exception("%s failed", method.name)
             reason = f"A general system error occurred: {type(error).__name__}: {error}"

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 class EngineMachine(VirtualMachine):
     """Made over an engine that its library has; its id is the engine's."""
 
+    engine: Engine
+
     def __init__(
         self,
         engine: Engine,
@@ -394,18 +396,19 @@ class EngineMachine(VirtualMachine):
     def unregister_machine(self, _call: Call) -> None:
         with host_faults():
             self.library.unregister(self.engine)
-        self._leave()
+        self.leave()
 
     @method("Destroy_Task", privilege="VirtualMachine.Inventory.Delete")
     def destroy(self, call: Call) -> Any:
         def work(_task: TaskControl) -> None:
             with host_faults():
                 self.library.destroy(self.engine)
-            self._leave()
+            self.leave()
 
         return self.start(call, work)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """The engine is gone: take the machine and its snapshots out of the inventory."""
         for snapshot in self._snapshots.values():
             snapshot.unregister()
         self.remove()

@@ -44,7 +44,11 @@ def give_library(
     locks: FileLocks | None = None,
     changed_areas_max: int = CHANGED_AREAS_MAX,
 ) -> VmLibrary:
-    """Let the datacenter's machines run; `folder` (a short path) takes logs and sockets."""
+    """Let the datacenter's machines run; `folder` (a short path) takes logs and sockets.
+
+    Locks and switches are the vCenter's, which its data plane asks too, unless others are given.
+    """
+    vcenter = inventory.datacenter.vcenter
     datastores = Datastores()
     for datastore in inventory.datastores:
         if datastore.store is not None:
@@ -52,8 +56,8 @@ def give_library(
     site = Site(
         folder=folder,
         datastores=datastores,
-        locks=locks or FileLocks(),
-        faults=faults or FaultSwitches(),
+        locks=locks or vcenter.file_locks,
+        faults=faults or inventory.network.vcenter.switches,
         changed_areas_max=changed_areas_max,
     )
     library = VmLibrary(site)

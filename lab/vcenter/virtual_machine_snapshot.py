@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from lab.esx.vm_snapshots import remove_snapshot, rename_snapshot, revert_to_snapshot
 from lab.vcenter.call import Call
@@ -66,6 +66,18 @@ class MachineSnapshot(LabObject):
                 revert_to_snapshot(self.machine.engine, self.number, task)
 
         return self.machine.start(call, work)
+
+    @method("ExportSnapshot")
+    def export(self, call: Call) -> Any:
+        from lab.data_plane.soap_lease import Leased
+
+        machine, plane = self.machine, self.vcenter.data_plane
+        if plane is None:
+            raise vmodl.fault.NotSupported(msg="This vCenter has no data plane.")
+        with host_faults():
+            config = machine.engine.snapshot(self.number).config
+        leased = Leased(entity=machine, engine=machine.engine, config=config)
+        return plane.leases.export(call, leased, machine.host)
 
     @method("RenameSnapshot")
     def rename(self, _call: Call, name: str | None, description: str | None) -> None:

@@ -402,12 +402,13 @@ def test_a_plan_outside_the_disk_does_not_open(server: DatastoreServer) -> None:
 # Ending
 
 
+@pytest.mark.parametrize("direct", [False, True], ids=["vcenter", "host"])
 @pytest.mark.parametrize("planned", [None, ()], ids=["ahead", "by itself"])
 def test_closing_wakes_a_read_that_waits_for_the_server(
-    server: DatastoreServer, planned: tuple[()] | None
+    server: DatastoreServer, planned: tuple[()] | None, direct: bool
 ) -> None:
     """A cancelled run does not wait for a host that has stopped to answer."""
-    disk = _open(server, planned=planned)
+    disk = _open(server, planned=planned, direct=direct)
     stalled = Fault(FaultKind.STALL, after_bytes=10, times=100, fits=_is_data)
     server.http.misbehave(stalled)
     ended: list[BaseException] = []

@@ -13,11 +13,13 @@ from typing import Any
 
 from pyVmomi import vim
 
+from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
 from lab.esx.vm_library import VmLibrary
 from lab.faults import FaultSwitches
 from lab.vcenter.inventory import Inventory, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
+from lab.vcenter.virtual_machine_import import ImportedMachines
 from lab.vcenter.virtual_machine_setup import give_library
 from tests.support.lab import client
 
@@ -71,18 +73,19 @@ def practice(*datastores: str, changed_areas_max: int = 2000) -> Iterator[Practi
             place = folder / name
             place.mkdir()
             stores.append(LabDatastore(name, place))
-        faults = FaultSwitches()
         vcenter = stack.enter_context(LabVcenter())
         inventory = build_inventory(vcenter, stores=stores)
-        library = give_library(
-            inventory, folder / "run", faults=faults, changed_areas_max=changed_areas_max
-        )
+        library = give_library(inventory, folder / "run", changed_areas_max=changed_areas_max)
+        plane = DataPlane(vcenter, library.site)
+        for host in inventory.hosts:
+            plane.serve_host(host)
+        plane.leases.imported = ImportedMachines()
         stack.callback(library.close)
         yield Practice(
             vcenter=vcenter,
             inventory=inventory,
             library=library,
-            faults=faults,
+            faults=vcenter.switches,
             folder=folder,
             instance=stack.enter_context(client(vcenter)),
         )

@@ -91,6 +91,7 @@ class TlsFileServer:
         self.allow: Callable[[Request], bool] = lambda _request: True
         self.uploads: dict[str, bytes] = {}
         self._faults: list[Fault] = []
+        self._stalls: list[threading.Event] = []
         self._lock = threading.Lock()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
@@ -107,6 +108,7 @@ class TlsFileServer:
     def misbehave(self, *faults: Fault) -> None:
         with self._lock:
             self._faults += faults
+            self._stalls += [fault.resume for fault in faults]
 
     @property
     def unused_faults(self) -> int:
@@ -124,8 +126,8 @@ class TlsFileServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            for fault in self._faults:
-                fault.resume.set()
+            for stall in self._stalls:
+                stall.set()
             for sock in self._sockets:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -237,6 +239,8 @@ def _send_file(sock: ssl.SSLSocket, content: Any, request: Request, fault: Fault
     size = len(view) + (kind is FaultKind.OTHER_SIZE)
     asked = request.range
     lines = ["Accept-Ranges: bytes"]
+    if request.headers.get("connection") == "close":
+        lines.append("Connection: close")
     if asked is None or kind is FaultKind.WHOLE_FILE or request.method == "HEAD":
         status, start, body = 200, 0, view
         length = size

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from lab.fault_control import BadCommandError, control
 from lab.faults import FaultName, FaultSwitches
 
 
@@ -79,3 +80,41 @@ def test_every_switch_says_what_it_does() -> None:
     """The names are the documentation: each has its text, values are distinct."""
     assert all(name.text for name in FaultName)
     assert len({name.value for name in FaultName}) == len(FaultName.__members__)
+
+
+def test_commands_arm_list_and_disarm() -> None:
+    """What the control socket passes on has the effect of the calls."""
+    switches = FaultSwitches()
+    arm = {"op": "arm", "name": "slow-host", "times": None, "amount": 0.5, "match": {"host": "e*"}}
+    assert control(switches, arm) == {}
+    fault = switches.take(FaultName.SLOW_HOST, host="esx1")
+    assert fault is not None
+    assert fault.amount == 0.5
+    listed = control(switches, {"op": "list"})
+    assert listed["armed"] == [
+        {"name": "slow-host", "left": None, "amount": 0.5, "match": {"host": "e*"}}
+    ]
+    assert listed["fired"] == {"slow-host": 1}
+    assert control(switches, {"op": "disarm", "name": None}) == {"disarmed": 1}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "arm",
+        {"op": "fly"},
+        {"op": "arm", "name": "none"},
+        {"op": "arm", "name": "http-500", "times": 0},
+        {"op": "arm", "name": "http-500", "times": "1"},
+        {"op": "arm", "name": "http-500", "amount": "x"},
+        {"op": "arm", "name": "http-500", "match": {"times": "3"}},
+        {"op": "arm", "name": "http-500", "match": []},
+        {"op": "disarm", "name": "none"},
+    ],
+)
+def test_a_wrong_command_is_refused(command: object) -> None:
+    """And arms nothing."""
+    switches = FaultSwitches()
+    with pytest.raises(BadCommandError):
+        control(switches, command)
+    assert switches.armed() == []

@@ -12,7 +12,7 @@ disks at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +22,10 @@ from vmware.errors import VsphereError
 if TYPE_CHECKING:
     from vmware.inventory import DiskInfo, VmInfo
     from vmware.session import Session
+
+
+def _never() -> bool:
+    return False
 
 
 class OutOfDiskError(VsphereError):
@@ -151,6 +155,7 @@ class DiskRequest:
     planned: tuple[tuple[int, int], ...] | None = None
     """(offset, length) of what will be read, sorted and disjoint; None: all of it, in ascending
     order; empty: nobody knows. For reading ahead: other reads give the right bytes, only later."""
+    cancelled: Callable[[], bool] = _never  # asked while `open` waits for the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

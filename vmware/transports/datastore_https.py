@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pyVmomi import vim
 
 from vmware.datastore_path import DatastorePath
+from vmware.datastores import datastores_of
 from vmware.errors import FileFaultError, ProtocolError, VsphereError
 from vmware.properties import fetch_one
 from vmware.transports.contract import (
@@ -142,7 +143,8 @@ class DatastoreHttpsTransport:
 
     def _check_datastore(self, request: DiskRequest, name: str) -> None:
         """vSAN and vVol objects have no flat file that `/folder` could show."""
-        kind = _datastore_kinds(request).get(name)
+        found = datastores_of(request.session, request.vm.moref)
+        kind = next((datastore.kind for datastore in found if datastore.name == name), "")
         if kind not in _READABLE_DATASTORES:
             raise FileFaultError(
                 f"datastore {name} is of kind {kind or 'unknown'}; its disks are no files to read"
@@ -211,21 +213,6 @@ class DatastoreHttpsTransport:
         )
         log.info("%s is read through %s", flat, routes[0].name)
         return DatastoreHttpsReader(client, window, size_bytes)
-
-
-def _datastore_kinds(request: DiskRequest) -> dict[str, str]:
-    """Name and kind of the VM's datastores."""
-    session = request.session
-    vm = session.object(vim.VirtualMachine, request.vm.moref)
-    kinds = {}
-    for datastore in fetch_one(session, "find the VM's datastores", vm, ["datastore"]).values.get(
-        "datastore", ()
-    ):
-        values = fetch_one(
-            session, "look at a datastore", datastore, ["name", "summary.type"]
-        ).values
-        kinds[str(values.get("name"))] = str(values.get("summary.type"))
-    return kinds
 
 
 def _host_route(request: DiskRequest) -> HostRoute:

@@ -64,7 +64,7 @@ class RangeClient:
         self._slots = threading.BoundedSemaphore(connections)
         self._lock = threading.Lock()  # routes, idle, busy
         self._idle: list[http.client.HTTPSConnection] = []  # of the present route
-        self._busy: set[http.client.HTTPSConnection] = set()
+        self._busy: set[socket.socket] = set()
         self._closed = threading.Event()
 
     @property
@@ -125,10 +125,10 @@ class RangeClient:
             busy = list(self._busy)
         for connection in idle:
             connection.close()
-        for connection in busy:  # wakes the thread that reads; it closes the connection
-            with suppress(OSError, TypeError):
+        for sock in busy:  # wakes the thread that reads; it closes the connection
+            with suppress(OSError):
                 # Not SSLSocket's: that would go on to read ciphertext as if it were the answer.
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _persist(self, attempt: Callable[[Route], None], progress: Callable[[], int]) -> None:
         """Try until it works, on one route after the other, within the bounds of the policy."""
@@ -168,29 +168,25 @@ class RangeClient:
 
     def _send(self, opened: Opened, route: Route, exchange: Exchange) -> None:
         connection, whole = opened.connection, False
+        sock = connection.sock  # http.client may forget it with the answer
         with self._lock:
-            self._busy.add(connection)
+            self._busy.add(sock)
         try:
             self._check_open()  # `close` may have looked for busy ones before
             exchange(opened)
             whole = True
         finally:
-            self._put_back(route, connection, whole=whole)
+            with self._lock:
+                self._busy.discard(sock)
+                keep = whole and route.keeps_connections and route is self.route
+                if keep and connection.sock is not None and not self._closed.is_set():
+                    self._idle.append(connection)
+                else:
+                    connection.close()
 
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise CancelledError("the disk was closed while it was read")
-
-    def _put_back(
-        self, route: Route, connection: http.client.HTTPSConnection, *, whole: bool
-    ) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-            keep = whole and route.keeps_connections and route is self.route
-            if keep and not self._closed.is_set():
-                self._idle.append(connection)
-                return
-        connection.close()
 
     def _judge(self, route: Route, error: VsphereError, fruitless: int) -> VsphereError:
         """After HTTP 401 or 403: log in again, or find out that it is no matter of logging in."""

@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from appliance.base.errors import ApplianceError, OutOfRangeError, StorageFullError
-from appliance.blocks.device import BlockDevice
+from appliance.blocks.device import BlockDevice, BlockReader
 from appliance.exports.datastore.names import ROOT, Kind, NameTable, Node
 from appliance.exports.datastore.scratch import ScratchFiles
 from nfs_server.errors import VfsError
@@ -36,27 +37,28 @@ _SPACE_KEPT_S = 1.0
 class SessionTree:
     """Use one per session folder; `close` it before the overlays of its disks."""
 
-    read_only = False
     root = ROOT
 
     def __init__(
         self,
         folder: Path,
-        disks: Mapping[int, BlockDevice],
+        disks: Mapping[int, BlockReader],
         *,
+        read_only: bool = False,
         reserve_bytes: int = 0,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """
         Args:
             folder: made if need be; holds `names.lmdb` and `files`.
-            disks: by the number that `add_disk` was given.
+            disks: by the number that `add_disk` was given; each a BlockDevice unless `read_only`.
             reserve_bytes: below this much free space, writes are refused with NOSPC.
 
         Raises: StorageError.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self.read_only = read_only
         self._disks = dict(disks)
         self._reserve_bytes = reserve_bytes
         self._now_ns = now_ns
@@ -165,7 +167,7 @@ class SessionTree:
             raise VfsError(Status.NOSPC, "the space kept free on the appliance would be used")
         try:
             if node.kind is Kind.DISK:
-                self._disk(node).write_at(offset, memoryview(data))
+                self._device(node).write_at(offset, memoryview(data))
             elif node.kind is Kind.SCRATCH:
                 self._scratch.write(number, offset, data)
             else:
@@ -178,7 +180,7 @@ class SessionTree:
         node = self._names.node(number)
         try:
             if node.kind is Kind.DISK:
-                self._disk(node).flush()
+                self._device(node).flush()
             else:
                 self._scratch.sync(number)
         except (ApplianceError, OSError) as error:
@@ -244,7 +246,10 @@ class SessionTree:
             with self._lock:
                 self._modified.pop(node.number, None)
 
-    def _disk(self, node: Node) -> BlockDevice:
+    def _device(self, node: Node) -> BlockDevice:
+        return cast(BlockDevice, self._disk(node))  # the server refuses writes when read-only
+
+    def _disk(self, node: Node) -> BlockReader:
         device = None if node.disk is None else self._disks.get(node.disk)
         if device is None:
             raise VfsError(Status.IO, f"disk {node.disk} is not open")

@@ -1,0 +1,139 @@
+"""Trees served over NFSv3: an `nfs_server` on a thread of its own, with portmap where it is due.
+
+ESXi asks port 111 and nothing else, so AUTO registers with the rpcbind of this machine where one
+answers and answers there itself otherwise. Trees stay the caller's: they are neither closed here
+nor touched after `stop` has returned; after `withdraw`, by calls that were running.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+from appliance.base.atomic import create_once
+from appliance.base.errors import StorageError, UsageError
+from appliance.exports.loop_thread import LoopThread
+from nfs_server import portmap
+from nfs_server.errors import ListenError, NfsServerError
+from nfs_server.exports import Export, networks
+from nfs_server.handles import KEY_BYTES
+from nfs_server.limits import Counters, Limits
+from nfs_server.protocol import NFS_PORT, PORTMAP_PORT
+from nfs_server.server import Server, service_mappings
+from nfs_server.vfs import Tree
+
+
+class PortmapMode(StrEnum):
+    AUTO = "auto"  # register where a portmapper answers, else own port 111
+    REGISTER = "register"
+    OWN = "own"
+    NONE = "none"  # clients are told the port; ESXi cannot be
+
+
+def handle_key(path: Path) -> bytes:
+    """The key of this appliance's file handles, made at first use. Raises StorageError."""
+    try:
+        create_once(path, secrets.token_bytes(KEY_BYTES))
+        key = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    if len(key) != KEY_BYTES:
+        raise StorageError(f"{path} is no key of file handles: {len(key)} bytes")
+    return key
+
+
+def nfs_export(path: str, tree_id: int, tree: Tree, clients: Sequence[str]) -> Export:
+    """Raises UsageError naming what is wrong."""
+    try:
+        return Export(path=path, tree_id=tree_id, tree=tree, clients=networks(clients))
+    except ValueError as error:
+        raise UsageError(f"cannot serve {path}: {error}") from error
+
+
+class NfsServer:
+    """Serves exports from `start` to `stop`; a context manager for both."""
+
+    def __init__(
+        self,
+        *,
+        key: bytes,
+        host: str,
+        port: int = NFS_PORT,
+        portmap_mode: PortmapMode = PortmapMode.AUTO,
+        portmap_port: int = PORTMAP_PORT,
+        limits: Limits | None = None,
+    ) -> None:
+        """`port` 0: a free one."""
+        self._host = host
+        self._wanted_port = port
+        self._mode = portmap_mode
+        self._portmap_port = portmap_port
+        self._server = Server([], key=key, limits=limits)
+        self._loop: LoopThread | None = None
+        self._registered = False
+        self.port = 0
+
+    def __enter__(self) -> NfsServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def counters(self) -> Counters:
+        return self._server.counters
+
+    @property
+    def exports(self) -> tuple[Export, ...]:
+        return self._server.exports
+
+    def start(self) -> None:
+        """Return once clients can connect. Raises StorageError: nothing listens then."""
+        self._loop = LoopThread("nfs-server")
+        try:
+            self.port = self._loop.call(self._server.listen(self._host, self._wanted_port))
+            self._start_portmap(self._loop)
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, ListenError):
+                raise StorageError(f"cannot serve NFS: {error}") from error
+            raise
+
+    def stop(self) -> None:
+        """Finish outstanding calls, close all connections, join every thread. Idempotent."""
+        if self._loop is None:
+            return
+        if self._registered:
+            self._registered = False
+            with suppress(NfsServerError):  # rpcbind is gone, and what it knew with it
+                portmap.unregister(service_mappings(self.port), port=self._portmap_port)
+        self._loop.call(self._server.close())
+        self._loop.stop()
+        self._loop = None
+
+    def publish(self, export: Export) -> None:
+        """Serve it from now on. Raises UsageError for a path or id that is taken."""
+        try:
+            self._server.replace_exports([*self._server.exports, export])
+        except ValueError as error:
+            raise UsageError(f"cannot serve {export.path}: {error}") from error
+
+    def withdraw(self, path: str) -> None:
+        """Serve it no more: its handles are stale. Unmount it everywhere first."""
+        rest = [export for export in self._server.exports if export.path != path]
+        self._server.replace_exports(rest)
+
+    def _start_portmap(self, loop: LoopThread) -> None:
+        mode = self._mode
+        if mode is PortmapMode.AUTO:
+            found = portmap.answers(port=self._portmap_port)
+            mode = PortmapMode.REGISTER if found else PortmapMode.OWN
+        if mode is PortmapMode.REGISTER:
+            portmap.register(service_mappings(self.port), port=self._portmap_port)
+            self._registered = True
+        elif mode is PortmapMode.OWN:
+            loop.call(self._server.listen_portmap(self._host, self._portmap_port))
