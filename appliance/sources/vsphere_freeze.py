@@ -292,6 +292,8 @@ def _not_captured(hardware: Mapping[str, Any]) -> list[Reason]:
             "capture.incomplete",
             f"{lost['part']} could not be captured ([{lost['code']}] {lost['text']})",
             "look at what failed; a restore does without it",
+            # the configuration itself stands beside it, and hosts may lock the file of a running VM
+            warning=lost["part"] != "vmx",
         )
         for lost in hardware["not_captured"]
         if lost["part"] not in _NEVER_CAPTURED
