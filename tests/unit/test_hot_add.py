@@ -297,6 +297,7 @@ STORE = DatastoreFacts(
     free_bytes=1 << 40,
     capacity_bytes=1 << 41,
     writable_hosts=frozenset({"host-1", "host-2"}),
+    url="",
 )
 APPLIANCE = a_vm(moref="vm-9", name="appliance", host_moref="host-2")
 
