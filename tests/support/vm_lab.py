@@ -1,8 +1,8 @@
 """A practice vCenter with a host, its data plane and machines, registered in a state folder.
 
-    with vm_lab() as lab:
-        guest = lab.add_guest("web")            # a tiny Linux that runs and writes
-        lab.holdfast("backup", "vm", "web")
+with vm_lab() as lab:
+    guest = lab.add_guest("web")            # a tiny Linux that runs and writes
+    lab.holdfast("backup", "vm", "web")
 """
 
 from __future__ import annotations
