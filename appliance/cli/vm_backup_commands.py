@@ -93,10 +93,10 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.protection import point_names
     from appliance.service.vm_sources import clean_up, open_sources
-    from appliance.sources.vsphere_transports import TransportTools
+    from appliance.sources.vsphere_transports import SourceTools
 
     options = _options(args)
-    tools = TransportTools(vddk_folder=_vddk_folder(args))
+    tools = SourceTools(vddk_folder=_vddk_folder(args))
     context = RunContext(args.cancel, Progress())
     started_s = time.perf_counter()
     with (

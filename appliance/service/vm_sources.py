@@ -21,7 +21,7 @@ from appliance.service.hosts import open_host
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
-from appliance.sources.vsphere_transports import TransportTools, VsphereTransports
+from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
 
 log = EventLog(__name__)
 
@@ -72,7 +72,7 @@ class HostIntents:
 def open_sources(
     catalog: Catalog,
     host: str | None = None,
-    tools: TransportTools | None = None,
+    tools: SourceTools | None = None,
 ) -> Iterator[OpenedSources]:
     """Log in to one registered host, or to all; a host that fails stops no other.
 
@@ -81,7 +81,7 @@ def open_sources(
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if not records:
         raise UsageError("no host is registered; `holdfast host add` does that")
-    tools = tools or TransportTools()
+    tools = tools or SourceTools()
     with ExitStack() as opened:
         sources: list[VmSource] = []
         failures: list[HostFailure] = []

@@ -9,8 +9,8 @@ Thread model: as the transport contract; a reader's calls share its connections.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from appliance.blocks.device import check_range
 from appliance.blocks.extents import ExtentKind
@@ -41,7 +41,7 @@ class VddkTransport:
             with _as_transport_errors(endpoint):
                 while len(sockets) < _CONNECTIONS:
                     sockets.append(_connect(endpoint))
-                reader = _VddkReader(NbdDevice(sockets), endpoint)
+                reader = _VddkReader(NbdDevice(sockets), sockets, endpoint)
                 if reader.size_bytes != request.disk.capacity_bytes:
                     raise TransportError(
                         f"VDDK shows {reader.size_bytes} bytes for {request.disk.label}, "
@@ -81,8 +81,11 @@ class _VddkReader:
 
     access = Access.ANY_ORDER
 
-    def __init__(self, device: NbdDevice, endpoint: NbdEndpoint) -> None:
+    def __init__(
+        self, device: NbdDevice, sockets: Sequence[socket.socket], endpoint: NbdEndpoint
+    ) -> None:
         self._device = device
+        self._sockets = sockets
         self._endpoint = endpoint
 
     @property
@@ -117,5 +120,8 @@ class _VddkReader:
         ]
 
     def close(self) -> None:
-        self._endpoint.close()  # wakes reads under way
+        for each in self._sockets:  # wakes reads under way; nbdkit waits for its connections
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         self._device.close()
+        self._endpoint.close()

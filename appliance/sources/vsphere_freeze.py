@@ -13,11 +13,12 @@ Source: design notes sections 2 and 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from appliance.base.backoff import Backoff
 from appliance.base.consistency import Consistency
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
@@ -80,6 +81,8 @@ class FreezeTools:
     session: Session
     appliance_id: str
     intents: Intents
+    reopening: Backoff
+    wait: Callable[[float], None]
 
 
 @contextmanager
@@ -117,7 +120,7 @@ class _Freeze:
         self._context = context
         self._leftovers = leftovers
         self._marker = Marker(appliance_id=tools.appliance_id, run_id=request.run_id)
-        self._patience = Patience(cancelled=lambda: context.cancel.cancelled)
+        self._patience = Patience(cancelled=lambda: context.cancel.cancelled, wait=tools.wait)
         self._reasons: list[Reason] = []
         self._started = False  # tracking, anew, in this run and without snapshots: it is sound
         self._log = log.bind(host=tools.host, vm=vm.name, run=request.run_id)
@@ -220,7 +223,11 @@ class _Freeze:
         try:
             with vsphere_calls(self._tools.host):
                 outcome = remove_snapshot(
-                    self._session, self._vm.key, moref, appliance_id=self._tools.appliance_id
+                    self._session,
+                    self._vm.key,
+                    moref,
+                    appliance_id=self._tools.appliance_id,
+                    patience=self._patience.unstoppable(),
                 )
             self._leftovers += reasons(outcome.findings)
             self._tools.intents.close(intent)
@@ -246,7 +253,9 @@ class _Freeze:
     def _disk(self, at: FrozenAt, disk: DiskInfo, number: int, stack: ExitStack) -> FrozenDisk:
         request, cancel = self._request, self._context.cancel
         opener = DiskOpener(at, disk, self._ways, self._tools.host, cancel)
-        reopening = ReopeningReader(disk.label, disk.capacity_bytes, opener, cancel)
+        reopening = ReopeningReader(
+            disk.label, disk.capacity_bytes, opener, cancel, backoff=self._tools.reopening
+        )
         stack.callback(reopening.close)
         changes = changes_since(at, disk, number, request.parent, self._patience)
         since_broken = changes_since(at, disk, number, request.broken, self._patience)

@@ -11,15 +11,33 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.base.backoff import Backoff
+from appliance.base.consistency import Consistency
+from appliance.base.run_context import Progress, RunContext
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.hosts import HostKind, HostRecord
+from appliance.jobs.backup_limits import BackupLimits, LimitPolicy
+from appliance.jobs.vm_backup import (
+    BackupRoom,
+    Followers,
+    VmBackupOptions,
+    VmResult,
+    back_up_vms,
+)
+from appliance.jobs.vm_selection import SelectedVm, select_vms
 from appliance.repository.repository import Repository
+from appliance.service.protection import point_names
+from appliance.service.vm_sources import clean_up, open_sources
+from appliance.sources.contract import ConsistencyPolicy, Orphan, VmSource
+from appliance.sources.frozen import FrozenDisk
+from appliance.sources.vsphere_transports import SourceTools
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
 from lab.esx.vm_library import VmLibrary
@@ -34,6 +52,7 @@ from tests.support.lab import client
 from tests.support.lab_machines import done
 
 GUEST_WITHIN_S = 180.0
+CRASH = ConsistencyPolicy(wanted=Consistency.CRASH)
 
 
 @dataclass
@@ -180,3 +199,74 @@ def _register(lab: VmLab) -> None:
             added_at=catalog.clock.now(),
         )
         catalog.hosts.add(record, Secret.of_text(vcenter.password))
+
+
+@contextlib.contextmanager
+def backing_up(lab: VmLab, tools: SourceTools | None = None) -> Iterator[InProcess]:
+    """The registered lab as a source in this process."""
+    with (
+        lab.catalog() as catalog,
+        lab.repository() as repository,
+        open_sources(catalog, tools=tools or quick_tools()) as opened,
+    ):
+        yield InProcess(lab, catalog, repository, opened.sources)
+
+
+def quick_tools(**more: Any) -> SourceTools:
+    """Retries without the pauses that real hosts need."""
+    return SourceTools(
+        reopening=Backoff(attempts=4, first_s=0.05, most_s=0.2),
+        wait=lambda seconds: time.sleep(min(seconds, 0.05)),
+        **more,
+    )
+
+
+@dataclass
+class InProcess:
+    lab: VmLab
+    catalog: Catalog
+    repository: Repository
+    sources: Sequence[VmSource]
+    frozen: dict[tuple[str, int], str] = field(default_factory=dict)
+    """SHA-256 of the frozen base files by (VM, disk number), taken by the test while they stood."""
+
+    def back_up(
+        self, *patterns: str, limits: LimitPolicy | None = None, **options: Any
+    ) -> list[VmResult]:
+        self.frozen.clear()
+        consistency = options.pop("consistency", CRASH)
+        options.setdefault("backoff", Backoff(attempts=2, first_s=0.05))
+        room = BackupRoom(
+            repository=self.repository,
+            runs=self.catalog.runs,
+            run_locks=self.catalog.run_locks,
+            limits=BackupLimits(limits or LimitPolicy()),
+            state_folder=self.lab.home,
+        )
+        names = point_names(self.repository.points.list())
+        selection = select_vms(self.sources, patterns, (), names)
+        return back_up_vms(
+            room,
+            selection.vms,
+            VmBackupOptions(consistency=consistency, **options),
+            RunContext.quiet(),
+            Followers(disk_begins=self._see),
+        )
+
+    def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
+        stem = vm.vm.name + ("" if disk.number == 0 else f"_{disk.number}")
+        flat = self.lab.folder / "ds1" / vm.vm.name / f"{stem}-flat.vmdk"
+        self.frozen[vm.point_name, disk.number] = sha256(flat)
+
+    def stored(self, vm: str, number: int = 0) -> str:
+        """SHA-256 of a disk of the newest point."""
+        point = self.repository.points.latest(vm)
+        assert point is not None
+        digest = hashlib.sha256()
+        with contextlib.closing(self.repository.open_image(point, number)) as image:
+            for offset in range(0, image.size_bytes, 8 << 20):
+                digest.update(image.read_at(offset, min(8 << 20, image.size_bytes - offset)))
+        return digest.hexdigest()
+
+    def clean_up(self) -> list[Orphan]:
+        return clean_up(self.catalog, self.sources)
