@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.control_socket import ControlServer
+from lab.guests import GuestKind
 from lab.lab_folder import LabFolder
 from lab.practice_lab import PracticeLab
 from lab.up import READY
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = folder.make_run_folder()
     control = ControlServer(run / "control.sock")
-    with PracticeLab(folder.datastores_path, run, guests) as lab:
+    with PracticeLab(folder.datastores_path, run, [GuestKind(name) for name in guests]) as lab:
 
         def describe(_arguments: Mapping[str, Any]) -> dict[str, Any]:
             state = {"running": True, "pid": os.getpid(), "folder": str(folder.path)}

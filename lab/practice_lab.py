@@ -1,11 +1,15 @@
 """A whole practice lab in this process: vCenter, two hosts, two datastores, and running guests.
 
-`lab up` runs one in the background; the demo and slow tests may run one in theirs.
+One machine of the lab is the appliance: its guest is this very machine, and disks that are
+hot-added to it appear below `device_root`. `lab up` runs a lab in the background; the demo and slow
+tests may run one in theirs.
+
 Thread model: made, entered and left on one thread; it serves on its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +19,18 @@ from typing import Any
 
 from lab.control_socket import ControlServer
 from lab.data_plane.data_plane import DataPlane
-from lab.esx.datastore import Datastores, LabDatastore
+from lab.esx.datastore import LabDatastore
 from lab.fault_control import control as control_faults
-from lab.guest_files import write_guest
 from lab.guests import GuestKind, build
-from lab.vcenter.inventory import Inventory, build_inventory
+from lab.vcenter.inventory import build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.local_call import call_method
-from lab.vcenter.virtual_machine import VirtualMachine
-from lab.vcenter.virtual_machine_setup import give_library
+from lab.vcenter.virtual_machine_engine import EngineMachine
+from lab.vcenter.virtual_machine_setup import add_appliance, add_guest, give_library
 
-_HOSTS = ("127.0.1.1", "127.0.1.2")  # by address, as hosts are added that no DNS knows
+APPLIANCE = "holdfast"
 _DATASTORES = ("datastore1", "datastore2")
+_HOSTS = ("127.0.1.1", "127.0.1.2")  # names that clients can reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +48,32 @@ _SHAPES = {
 class PracticeLab:
     """`run_folder` takes sockets and logs; its path must be short."""
 
-    def __init__(self, datastores_folder: Path, run_folder: Path, guests: Sequence[str]) -> None:
-        self.datastores = Datastores()
+    def __init__(
+        self, datastores_folder: Path, run_folder: Path, guests: Sequence[GuestKind]
+    ) -> None:
+        stores = []
         for name in _DATASTORES:
             folder = datastores_folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            self.datastores.add(LabDatastore(name, folder))
-        self.run_folder = run_folder
+            stores.append(LabDatastore(name, folder))
+        self.device_root = run_folder / "devices"
         self.vcenter = LabVcenter(password=secrets.token_urlsafe(12))
-        self.inventory: Inventory = build_inventory(
-            self.vcenter, hosts=_HOSTS, stores=self.datastores.list()
-        )
+        self.inventory = build_inventory(self.vcenter, hosts=_HOSTS, stores=stores)
         self.library = give_library(self.inventory, run_folder / "vm")
         self.data_plane = DataPlane(self.vcenter, self.library.site)
-        for host in self.inventory.hosts:
-            self.data_plane.serve_host(host)
-        self._guests = [GuestKind(name) for name in guests]
+        self._guests = list(guests)
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> PracticeLab:
-        self.vcenter.start()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.library.close)
+            stack.enter_context(self.vcenter)
+            for host in self.inventory.hosts:
+                self.data_plane.serve_host(host)
+            self.appliance = add_appliance(self.inventory, APPLIANCE, self.device_root)
             for kind in self._guests:
                 self.add_guest(kind, str(kind))
-        except BaseException:
-            self.close()
-            raise
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
@@ -77,31 +82,19 @@ class PracticeLab:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self.close()
+        """End the vCenter, its tasks and every guest; give back loop devices."""
+        self._open.close()
 
-    def close(self) -> None:
-        """End every guest and the vCenter. Idempotent."""
-        self.vcenter.close()
-        self.library.close()
-
-    def add_guest(self, kind: GuestKind, name: str) -> VirtualMachine:
-        """Copy a guest's image into the first datastore, register it and power it on."""
+    def add_guest(self, kind: GuestKind, name: str) -> EngineMachine:
+        """Copy a guest's image into the first datastore and power the machine on."""
         shape = _SHAPES[kind]
-        path = write_guest(
-            self.datastores,
-            self.datastores.list()[0],
-            build(kind),
+        machine = add_guest(
+            self.inventory,
             name,
-            network=self.inventory.network.name,
+            build(kind),
             memory_mib=shape.memory_mib,
-            forwarded_ports=shape.forwarded_ports,
+            forward=shape.forwarded_ports,
         )
-        folder, pool = self.inventory.datacenter.vm_folder, self.inventory.pool
-        host = self.inventory.hosts[0]
-        ref = call_method(
-            self.vcenter, folder, "RegisterVM_Task", str(path), name, False, pool.ref, host.ref
-        )
-        machine = self.vcenter.registry.resolve(ref, VirtualMachine)
         call_method(self.vcenter, machine, "PowerOnVM_Task", None)
         return machine
 
@@ -111,6 +104,7 @@ class PracticeLab:
         control.add("fault", lambda command: control_faults(switches, command))
 
     def describe(self) -> dict[str, Any]:
+        """What a client needs to know, as JSON."""
         vcenter = self.vcenter
         return {
             "vcenter": {
@@ -124,12 +118,17 @@ class PracticeLab:
             "datacenter": self.inventory.datacenter.name,
             "hosts": [host.name for host in self.inventory.hosts],
             "datastores": [store.name for store in self.inventory.datastores],
-            "vms": [
-                {
-                    "name": machine.name,
-                    "moref": machine.moid,
-                    "power": str(machine.get("runtime").powerState),
-                }
-                for machine in vcenter.registry.all(VirtualMachine)
-            ],
+            "appliance": {"name": APPLIANCE, "device_root": str(self.device_root)},
+            "vms": [_described(one) for one in vcenter.registry.all(EngineMachine)],
         }
+
+
+def _described(machine: EngineMachine) -> dict[str, Any]:
+    running = machine.engine.machine
+    ports = running.forwarded_ports() if running is not None and machine.engine.on else {}
+    return {
+        "name": machine.name,
+        "moref": machine.moid,
+        "power": str(machine.get("runtime").powerState),
+        "ports": {str(inside): outside for inside, outside in ports.items()},
+    }

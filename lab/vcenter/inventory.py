@@ -125,6 +125,9 @@ class _Template:
         ]
         self._config = synthetic_config()
         self._runtime = off_runtime()
+        self._capability = vim.vm.Capability(
+            snapshotOperationsSupported=True, changeTrackingSupported=True
+        )
 
     def make(self, name: str, number: int) -> VirtualMachine:
         place = self._inventory
@@ -153,6 +156,7 @@ class _Template:
             config=config,
             runtime=runtime,
         )
+        machine.set(capability=self._capability)
         machine.use([datastore], [place.network])
         place.machines.append(machine)
         return machine

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.esx.datastore import LabDatastore
+from lab.guests import GuestKind
+from lab.practice_lab import PracticeLab
 from lab.vcenter.inventory import Inventory, add_synthetic_machines, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
-from tests.support.govmomi_build import BuildError, programs
-from tests.support.needs import missing_reason
+from tests.support.govc import Govc, GovcError, govc_for
+from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
-Govc = Callable[..., str]
-_TIMEOUT_S = 60
-
-
-class GovcError(Exception):
-    """govc ended with an error; its words."""
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +39,7 @@ def inventory(vcenter: LabVcenter, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def govc(vcenter: LabVcenter, inventory: Inventory) -> Govc:
-    try:
-        program: Path = programs().govc
-    except BuildError as error:
-        missing_reason(f"no govc: {error}")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ.get("HOME", "/"),
-        "GOVC_URL": vcenter.url,
-        "GOVC_USERNAME": vcenter.user,
-        "GOVC_PASSWORD": vcenter.password,
-        "GOVC_INSECURE": "1",
-        "GOVC_PERSIST_SESSION": "false",
-    }
-
-    def run(*words: str, **changed: str) -> str:
-        done = subprocess.run(
-            [program, *words],
-            env=environment | changed,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
-        if done.returncode:
-            raise GovcError(done.stderr)
-        return done.stdout
-
-    return run
+    return govc_for(vcenter)
 
 
 def test_about_says_vcenter_8(govc: Govc, vcenter: LabVcenter) -> None:
@@ -162,3 +130,53 @@ def test_a_wrong_password_is_refused(govc: Govc) -> None:
     """InvalidLogin, in govc's words."""
     with pytest.raises(GovcError, match="incorrect user name or password"):
         govc("ls", GOVC_PASSWORD="wrong")
+
+
+@pytest.fixture(scope="module")
+def practice() -> Iterator[PracticeLab]:
+    needs("qemu-system-x86_64", "setpriv", "busybox", "mkfs.ext4", "grub-mkimage")
+    # Not pytest's folder: the path of a socket below it would be too long.
+    with (
+        tempfile.TemporaryDirectory(prefix="holdfast-lab-") as name,
+        PracticeLab(Path(name, "datastores"), Path(name), [GuestKind.TINY]) as lab,
+    ):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def guest_govc(practice: PracticeLab) -> Govc:
+    return govc_for(practice.vcenter)
+
+
+def test_a_running_guest_has_snapshots_made_listed_and_removed(guest_govc: Govc) -> None:
+    """The chain in the datastore follows: a delta per snapshot, and only the base at the end."""
+    files = ("datastore.ls", "-ds", "datastore1", "tiny")
+    for name in ("one", "two"):
+        guest_govc("snapshot.create", "-vm", "tiny", "-m=false", name)
+    assert guest_govc("snapshot.tree", "-vm", "tiny").split() == ["one", "two", "."]
+    assert {"tiny-000001.vmdk", "tiny-000002.vmdk"} <= set(guest_govc(*files).split())
+    guest_govc("snapshot.remove", "-vm", "tiny", "one")
+    assert guest_govc("snapshot.tree", "-vm", "tiny").split() == ["two", "."]
+    guest_govc("snapshot.remove", "-vm", "tiny", "*")
+    assert guest_govc("snapshot.tree", "-vm", "tiny") == ""
+    assert not [name for name in guest_govc(*files).split() if name.startswith("tiny-0000")]
+
+
+def test_a_guest_is_powered_off_and_on(guest_govc: Govc) -> None:
+    """The second of the same kind is refused with InvalidPowerState."""
+    guest_govc("vm.power", "-off", "tiny")
+    assert "Power state:  poweredOff" in guest_govc("vm.info", "tiny")
+    with pytest.raises(GovcError):
+        guest_govc("vm.power", "-off", "tiny")
+    guest_govc("vm.power", "-on", "tiny")
+    assert "Power state:  poweredOn" in guest_govc("vm.info", "tiny")
+
+
+def test_tags_are_made_attached_and_listed(guest_govc: Govc) -> None:
+    """Over the REST interface, logged in with the same user."""
+    guest_govc("tags.category.create", "-t", "VirtualMachine", "purpose")
+    guest_govc("tags.create", "-c", "purpose", "backup")
+    guest_govc("tags.attach", "backup", "/DC0/vm/tiny")
+    assert guest_govc("tags.ls").split() == ["backup", "purpose"]
+    machine = guest_govc("find", "-i", "/", "-type", "m", "-name", "tiny").strip()
+    assert guest_govc("tags.attached.ls", "backup").strip() == machine

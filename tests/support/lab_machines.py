@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from pyVmomi import vim
 
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
+from lab.esx.virtual_machine import VirtualMachine as Engine
 from lab.esx.vm_library import VmLibrary
+from lab.esx.vm_state import PowerState
 from lab.faults import FaultSwitches
 from lab.vcenter.inventory import Inventory, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
-from lab.vcenter.virtual_machine_import import ImportedMachines
 from lab.vcenter.virtual_machine_setup import give_library
 from tests.support.lab import client
 
 TASK_TIMEOUT_S = 120.0
+_HOSTS = ("127.0.1.1", "127.0.1.2")  # clients reach them by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Practice:
     vcenter: LabVcenter
     inventory: Inventory
     library: VmLibrary
+    plane: DataPlane
     faults: FaultSwitches
     folder: Path
     instance: Any
@@ -45,6 +48,14 @@ class Practice:
             return next(one for one in view.view if one.name == name)
         finally:
             view.Destroy()
+
+    def wait_power(self, engine: Engine, state: PowerState) -> None:
+        _until(lambda: engine.power is state, f"the machine is not {state}")
+
+    def wait_question(self, vm: Any) -> Any:
+        """The question that a machine waits with."""
+        _until(lambda: vm.runtime.question is not None, "nothing is asked")
+        return vm.runtime.question
 
     def create(self, name: str, *changes: Any, **spec: Any) -> Any:
         """CreateVM_Task with a PVSCSI controller (key -1) and these device changes."""
@@ -63,7 +74,10 @@ class Practice:
 
 
 @contextlib.contextmanager
-def practice(*datastores: str, changed_areas_max: int = 2000) -> Iterator[Practice]:
+def practice(
+    *datastores: str, changed_areas_max: int = 2000, **plane_options: Any
+) -> Iterator[Practice]:
+    """`plane_options` are those of DataPlane."""
     # Sockets below it: a path of pytest's would be too long.
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))
     with contextlib.ExitStack() as stack:
@@ -74,21 +88,29 @@ def practice(*datastores: str, changed_areas_max: int = 2000) -> Iterator[Practi
             place.mkdir()
             stores.append(LabDatastore(name, place))
         vcenter = stack.enter_context(LabVcenter())
-        inventory = build_inventory(vcenter, stores=stores)
+        inventory = build_inventory(vcenter, hosts=_HOSTS, stores=stores)
         library = give_library(inventory, folder / "run", changed_areas_max=changed_areas_max)
-        plane = DataPlane(vcenter, library.site)
+        plane = DataPlane(vcenter, library.site, **plane_options)
         for host in inventory.hosts:
             plane.serve_host(host)
-        plane.leases.imported = ImportedMachines()
         stack.callback(library.close)
         yield Practice(
             vcenter=vcenter,
             inventory=inventory,
             library=library,
+            plane=plane,
             faults=vcenter.switches,
             folder=folder,
             instance=stack.enter_context(client(vcenter)),
         )
+
+
+def _until(fits: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + TASK_TIMEOUT_S
+    while not fits():
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.01)
 
 
 def added(device: Any, *, create: bool = False) -> Any:
