@@ -83,6 +83,10 @@ class Machine:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def end_text(self) -> str:
+        return self._process.end_text
+
     def run(self) -> None:
         self.qmp.execute("cont")
 
