@@ -1,4 +1,4 @@
-"""The catalog as one thing to open: hosts, intents and runs of one state folder.
+"""The catalog as one thing to open: hosts, intents, runs and proofs of one state folder.
 
 Thread model: as `db.py`.
 """
@@ -17,10 +17,11 @@ from appliance.catalog.intents import IntentJournal
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
 from appliance.catalog.sealing import SecretSealer
+from appliance.catalog.verifications import Verifications
 
 
 class Catalog:
-    """`hosts`, `intents`, `runs`, `run_locks` and `appliance_id`, over one database."""
+    """`hosts`, `intents`, `runs`, `verifications` and so on, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
@@ -29,6 +30,7 @@ class Catalog:
         self.hosts = Hosts(database, SecretSealer(folder / "secrets.key"))
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
+        self.verifications = Verifications(database)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

@@ -87,3 +87,13 @@ class RunInterruptedError(CatalogError):
     """The process of the run was killed before it ended; nothing was committed. Run it again."""
 
     code = "run.interrupted"
+
+
+class SigningKeyLostError(CatalogError):
+    """The file `signing.key` that signs certificates is missing, and certificates are there.
+
+    Put it back from a copy. Without one, move the folder `certificates` away: a new chain begins,
+    with a new key that whoever checks certificates must be told of.
+    """
+
+    code = "certificate.key-lost"

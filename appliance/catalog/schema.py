@@ -52,6 +52,22 @@ CREATE TABLE runs (
 ) STRICT, WITHOUT ROWID
 """
 
+_VERIFICATIONS = """
+CREATE TABLE verifications (
+  run_id          TEXT NOT NULL,
+  vm              TEXT NOT NULL,
+  point_id        TEXT NOT NULL,
+  started_at      TEXT NOT NULL,
+  verdict         TEXT NOT NULL CHECK (verdict IN ('passed', 'failed', 'skipped')),
+  recovery_s      REAL CHECK (recovery_s >= 0),
+  rto_s           REAL,
+  point_age_s     REAL NOT NULL,
+  rpo_s           REAL,
+  certificate     INTEGER,
+  PRIMARY KEY (run_id, vm, point_id)
+) STRICT, WITHOUT ROWID
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -60,5 +76,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX intents_by_host ON intents (host)",
         _RUNS,
         "CREATE INDEX runs_by_vm ON runs (vm, run_id)",
+    ),
+    (
+        _VERIFICATIONS,
+        "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
     ),
 )
