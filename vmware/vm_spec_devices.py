@@ -79,6 +79,7 @@ class PlannedDisk:
 
     captured: CapturedDisk
     address: str
+    lease_address: str  # `ParaVirtualSCSIController0:1`: the same, as an import's lease calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,13 @@ def disk_address(vm: CapturedVm, disk: CapturedDisk) -> str:
         if controller.key == disk.controller_key and controller.kind in _FAMILIES:
             family = _FAMILIES[controller.kind]
             return f"{family}{controller.bus_number}:{disk.unit_number}"
+    return ""
+
+
+def _lease_address(vm: CapturedVm, disk: CapturedDisk) -> str:
+    for controller in vm.controllers:
+        if controller.key == disk.controller_key:
+            return f"{controller.kind}{controller.bus_number}:{disk.unit_number}"
     return ""
 
 
@@ -199,7 +207,13 @@ class _Plan:
             backing=backing,
         )
         self._add(made, new_file=True)
-        self.disks.append(PlannedDisk(captured=disk, address=disk_address(self._vm, disk)))
+        self.disks.append(
+            PlannedDisk(
+                captured=disk,
+                address=disk_address(self._vm, disk),
+                lease_address=_lease_address(self._vm, disk),
+            )
+        )
         if "RawDisk" in disk.backing:
             self.findings.append(
                 Finding(
