@@ -29,9 +29,10 @@ from vmware.errors import FileFaultError, ObjectGoneError, ProtocolError, Vspher
 from vmware.inventory import VmInfo, read_vm
 from vmware.networks import NetworkInfo, read_networks
 from vmware.places import Places, Reference
-from vmware.properties import fetch_one
+from vmware.properties import Record, Wanted, fetch_one, read_some
 from vmware.rest import RestSession
 from vmware.session import Session
+from vmware.soap_tree import VIM
 from vmware.tags import Tag, Tags
 
 SCHEMA = "vsphere-1"
@@ -165,22 +166,16 @@ class _Capture:
         manager = self._session.content.customFieldsManager
         if manager is None:  # ESXi has none
             return []
-        what = "read custom attributes"
-        fields = fetch_one(self._session, what, manager, ("field",)).values.get("field", ())
-        names = {field.key: field for field in fields}
-        path = "customValue"
-        values = fetch_one(self._session, what, self._target, (path,)).values.get(path, ())
+        what, path = "read custom attributes", "customValue"
+        wanted = [Wanted(kind=type(manager), paths=("field",))]
+        known: dict[str, tuple[str, str]] = {}
+        for fields in read_some(self._session, what, [manager], wanted, _attribute_fields):
+            known |= fields
         found = []
-        for item in values:
-            field = names.get(item.key)
-            kind = getattr(field, "managedObjectType", None)
-            found.append(
-                {
-                    "name": field.name if field else f"field {item.key}",
-                    "value": item.value,
-                    "object_type": kind._wsdlName if kind else "",  # empty: of any type
-                }
-            )
+        values = fetch_one(self._session, what, self._target, (path,)).values
+        for item in values.get(path, ()):
+            name, object_type = known.get(str(item.key), (f"field {item.key}", ""))
+            found.append({"name": name, "value": item.value, "object_type": object_type})
         return sorted(found, key=lambda item: str(item["name"]))
 
     def tags(self, known: Tags | None) -> list[_Json]:
@@ -267,6 +262,17 @@ def _config(session: Session, vm_moref: str, snapshot_moref: str | None) -> Any:
     if config is None:
         raise ObjectGoneError(f"{vm_moref} has no configuration now: {dict(read.unreadable)}")
     return config
+
+
+def _attribute_fields(record: Record) -> dict[str, tuple[str, str]]:
+    """Name and type of object (empty: any) by key. As XML: pyVmomi rejects those of any type."""
+    return {
+        field.findtext(f"{VIM}key", ""): (
+            field.findtext(f"{VIM}name", ""),
+            field.findtext(f"{VIM}managedObjectType", ""),
+        )
+        for field in record.values.get("field", ())
+    }
 
 
 def _nic(card: Any, networks: Sequence[NetworkInfo]) -> _Json:

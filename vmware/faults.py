@@ -105,9 +105,10 @@ def translate(error: BaseException, what: str) -> VsphereError:
     if isinstance(error, vmodl.MethodFault):
         return _of_fault(error, what)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return CertificateError(f"{what}: the system does not trust it: {error.verify_message}")
+        reason = getattr(error, "verify_message", None) or _short(str(error))
+        return CertificateError(f"{what}: the system does not trust it: {reason}")
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        return ProtocolError(f"{what}: TLS failed: {error.reason or error}")
+        return ProtocolError(f"{what}: TLS failed: {getattr(error, 'reason', None) or error}")
     if isinstance(error, OSError | http.client.RemoteDisconnected):
         return UnreachableError(f"{what}: {_reason(error)}")
     if isinstance(error, http.client.HTTPException | ExpatError):

@@ -40,6 +40,7 @@ __all__ = [
     "Obstacle",
     "Power",
     "Unreadable",
+    "VM_PATHS",
     "VmInfo",
     "disk_obstacle",
     "disks_of",
@@ -50,7 +51,8 @@ __all__ = [
     "vm_obstacle",
 ]
 
-_PATHS = (
+#: What is read of each VM.
+VM_PATHS = (
     "name",
     "parent",
     "parentVApp",
@@ -76,7 +78,7 @@ _PATHS = (
     "runtime.consolidationNeeded",
     "guest.toolsRunningStatus",
 )
-_VM = Wanted(kind=vim.VirtualMachine, paths=_PATHS)
+_VM = Wanted(kind=vim.VirtualMachine, paths=VM_PATHS)
 _NAMES = Wanted(kind=vim.VirtualMachine, paths=("name", "config.instanceUuid"))
 _TOOLS_RUN = ("guestToolsRunning", "guestToolsExecutingScripts")
 

@@ -24,9 +24,9 @@ from typing import Any
 
 from pyVmomi import vim
 
+from vmware import running_tasks
 from vmware.consolidation import Consolidation, consolidate
 from vmware.errors import (
-    DeadlineError,
     ObjectGoneError,
     QuiesceError,
     SessionLostError,
@@ -59,7 +59,6 @@ REMOVE_DEADLINE_S = 6 * 3600.0
 
 _BUSY_TRIES = 6
 _BUSY_PAUSE_S = 5.0
-_SETTLE_POLL_S = 2.0
 _STEPS_DOWN = (QuiesceError, SnapshotError, TaskFailedError)
 _REPLY_LOST = (UnreachableError, SessionLostError)
 
@@ -177,38 +176,20 @@ def _remove(
         snapshot = session.object(vim.vm.Snapshot, snapshot_moref)
         task = session.call(what, snapshot.RemoveSnapshot_Task, False, True)
         wait_for_task(session, task, what=what, deadline_s=deadline_s, cancelled=patience.cancelled)
-    except VsphereError:
-        settle(session, vm_moref, patience.unstoppable(), deadline_s=deadline_s)
+    except VsphereError as error:
+        calm = patience.unstoppable()
+        if isinstance(error, _REPLY_LOST):
+            calm.pause(running_tasks.GRACE_S)
+        settle(session, vm_moref, calm, deadline_s=deadline_s)
         if _find(session, vm_moref, snapshot_moref, appliance_id) is not None:
             raise
 
 
 def settle(session: Session, vm_moref: str, patience: Patience, *, deadline_s: float) -> None:
     """Return once no snapshot task runs on the VM. Raises DeadlineError, VsphereError."""
-    vm = session.object(vim.VirtualMachine, vm_moref)
-    waited_s = 0.0
-    while _snapshot_task_runs(session, vm):
-        if waited_s >= deadline_s:
-            raise DeadlineError(f"a snapshot task of {vm_moref} does not end")
-        patience.pause(_SETTLE_POLL_S)
-        waited_s += _SETTLE_POLL_S
-
-
-def _snapshot_task_runs(session: Session, vm: Any) -> bool:
-    for task in (
-        fetch_one(session, "look for snapshot tasks", vm, ("recentTask",)).values.get("recentTask")
-        or []
-    ):
-        try:
-            info = fetch_one(
-                session, "look at a task", task, ("info.state", "info.descriptionId")
-            ).values
-        except ObjectGoneError:
-            continue
-        kind = str(info.get("info.descriptionId", "")).lower()
-        if info.get("info.state") in ("running", "queued") and "snapshot" in kind:
-            return True
-    return False
+    running_tasks.settle(
+        session, vm_moref, running_tasks.TaskKind.SNAPSHOT, patience, deadline_s=deadline_s
+    )
 
 
 class _Creation:
@@ -295,6 +276,7 @@ class _Creation:
             raise SnapshotError(f"{what}: {moref} is not in the tree after it was made")
         except _REPLY_LOST as error:
             with contextlib.suppress(VsphereError):
+                self._patience.unstoppable().pause(running_tasks.GRACE_S)
                 for entry in self._ours():
                     self._findings.append(_reply_was_lost(error))
                     return entry

@@ -23,6 +23,7 @@ from appliance.cli import (
     point_commands,
     repo_commands,
     restore_commands,
+    serve_command,
     verify_commands,
     vm_commands,
 )
@@ -36,6 +37,7 @@ _GROUPS = (
     backup_commands,
     point_commands,
     restore_commands,
+    serve_command,
     export_commands,
     verify_commands,
     lab_commands,

@@ -142,11 +142,14 @@ class FolderHandler:
         raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "not for datastore files")
 
     def _datacenter(self, request: HttpRequest) -> str | None:
-        """A host has one datacenter that need not be named; vCenter's must be."""
+        """A host has one datacenter that need not be named; vCenter's must be.
+
+        Clients write the inventory path with a slash in front (govc) or without.
+        """
         named = request.parameter("dcPath")
-        if self._place.is_vcenter or named is not None:
-            return named
-        return HOST_DATACENTER
+        if named is not None:
+            return named.strip("/")
+        return None if self._place.is_vcenter else HOST_DATACENTER
 
     def _require(self, user: str, privilege: str, entity: str) -> None:
         if not self._privileges.allows(user, privilege, entity):
@@ -209,7 +212,8 @@ class FolderHandler:
         if any(lock.holder.startswith("nfc ") for lock in self._locks.locks(path)):
             raise FileLockedError(f"{path} is open for an NFC transfer")
         holder = f"http {next(_numbers)}"
-        self._locks.acquire(holder, [(path, LockMode.SHARED)])
+        if not path.name.endswith(".vmx"):  # the host that holds it answers for it
+            self._locks.acquire(holder, [(path, LockMode.SHARED)])
         reply.done = lambda: self._locks.release(holder)
         pieces = self._pieces(holder, datastore, path, part or whole_file(entry.size_bytes))
         reply.body = spoiled(pieces, self._place, request, self._switches)

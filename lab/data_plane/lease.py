@@ -5,7 +5,8 @@
           +-----------+----> error         failed, aborted, timed out, or its session ended
 
 The deadline runs from `ready` and is renewed by `progress` alone, not by transfers. `on_end` is
-called exactly once, in the thread that ended the lease, after the state changed.
+called exactly once, when no transfer goes on any more: before the new state is shown, so that who
+sees it finds everything cleared away, or by a transfer whose client stalls, at its end.
 Source: vSphere Web Services API, HttpNfcLease; design notes on vSphere, section 4c.
 Thread model: any thread; `changed` and `on_end` are called without the lock held.
 """
@@ -22,6 +23,7 @@ from lab.data_plane.import_spec import FileKind
 from lab.esx.datastore_path import DatastorePath
 
 DEFAULT_TIMEOUT_S = 300.0
+_TRANSFER_END_S = 2.0  # a transfer notices within a piece, unless its client stalls
 
 
 class LeaseState(StrEnum):
@@ -71,6 +73,13 @@ class ManifestEntry:
     populated_bytes: int
 
 
+def _timed_out() -> LeaseEndedError:
+    return LeaseEndedError("Timedout", "the lease timed out")
+
+
+OnEnd = Callable[["Lease", LeaseState], None]
+
+
 class Lease:
     def __init__(
         self,
@@ -79,27 +88,31 @@ class Lease:
         *,
         timeout_s: float,
         clock: Callable[[], float],
-        on_end: Callable[[Lease], None],
+        on_end: OnEnd,
     ) -> None:
         self.lease_id = lease_id
         self.mode = mode
         self.timeout_s = timeout_s
         self.state = LeaseState.INITIALIZING
-        self.error: LeaseEndedError | None = None
+        self.error: LeaseEndedError | None = None  # why it ended, from its beginning to end
         self.percent = 0
         self.files: Sequence[LeaseFile] = ()
         self.changed: Callable[[], None] = lambda: None
         self._clock = clock
         self._on_end = on_end
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)  # no transfer goes on
+        self._left_to_transfer: LeaseState | None = None  # the last one calls on_end
         self._expires_at_s: float | None = None
+        self._over = False
         self._manifest: dict[str, ManifestEntry] = {}
         self._checksum_types: dict[str, str] = {}
         self._busy: set[str] = set()
 
     @property
     def ended(self) -> bool:
-        return self.state in (LeaseState.DONE, LeaseState.ERROR)
+        """It ended, or is about to be shown as ended."""
+        return self._over
 
     @property
     def expires_at_s(self) -> float | None:
@@ -109,7 +122,7 @@ class Lease:
     def make_ready(self, files: Sequence[LeaseFile]) -> bool:
         """The devices are there; False when the lease was ended meanwhile."""
         with self._lock:
-            if self.state is not LeaseState.INITIALIZING:
+            if self._over or self.state is not LeaseState.INITIALIZING:
                 return False
             self.files = files
             self.state = LeaseState.READY
@@ -118,20 +131,29 @@ class Lease:
         return True
 
     def require_ready(self) -> None:
-        """Raises LeaseEndedError; a lease whose time is over ends here at the latest."""
-        expires_at_s = self.expires_at_s
-        if expires_at_s is not None and expires_at_s <= self._clock():
-            self.expire()
+        """Raises LeaseEndedError, also when the time is over and nobody has noticed yet."""
         if self.error is not None:
             raise self.error
-        if self.state is not LeaseState.READY:
-            raise LeaseEndedError("InvalidState", f"the lease is {self.state}")
+        if self._over or self.state is not LeaseState.READY:
+            raise LeaseEndedError("InvalidState", "the lease is not ready")
+        if self._late():
+            raise _timed_out()
+
+    def _late(self) -> bool:
+        expires_at_s = self.expires_at_s
+        return expires_at_s is not None and expires_at_s <= self._clock()
+
+    def _settle(self) -> None:
+        """`require_ready`, and a lease whose time is over ends here at the latest."""
+        if self._late():
+            self.expire()
+        self.require_ready()
 
     def progress(self, percent: int) -> None:
         """Renew the lease. Raises LeaseEndedError, ValueError for no percentage."""
         if not 0 <= percent <= 100:
             raise ValueError(f"{percent} is no percentage")
-        self.require_ready()
+        self._settle()
         with self._lock:
             self.percent = percent
             self._expires_at_s = self._clock() + self.timeout_s
@@ -139,7 +161,7 @@ class Lease:
 
     def complete(self) -> None:
         """Raises LeaseEndedError."""
-        self.require_ready()
+        self._settle()
         self._end(LeaseState.DONE, None)
 
     def abort(self) -> None:
@@ -153,15 +175,21 @@ class Lease:
         self._end(LeaseState.ERROR, error)
 
     def expire(self) -> None:
-        self.fail(LeaseEndedError("Timedout", "the lease timed out"))
+        self.fail(_timed_out())
 
     def _end(self, state: LeaseState, error: LeaseEndedError | None) -> None:
-        with self._lock:
-            if self.ended:
+        with self._idle:
+            if self._over:
                 return
-            self.error, self.state = error, state
-        self._on_end(self)
-        self.changed()
+            self.error, self._over = error, True
+            idle = self._idle.wait_for(lambda: not self._busy, _TRANSFER_END_S)
+            self._left_to_transfer = None if idle else state
+        try:
+            if idle:
+                self._on_end(self, state)
+        finally:
+            self.state = state
+            self.changed()
 
     # transfers
 
@@ -173,14 +201,18 @@ class Lease:
         """One transfer of a file at a time. Raises LeaseEndedError."""
         self.require_ready()
         with self._lock:
-            if file.key in self._busy:
+            if self._over or file.key in self._busy:
                 raise LeaseEndedError("InvalidState", f"{file.target_id} is being transferred")
             self._busy.add(file.key)
         try:
             yield
         finally:
-            with self._lock:
+            with self._idle:
                 self._busy.discard(file.key)
+                self._idle.notify_all()
+                state = self._left_to_transfer if not self._busy else None
+            if state is not None:
+                self._on_end(self, state)
 
     def set_checksum_type(self, key: str, checksum_type: str) -> None:
         """For transfers that begin later. Raises ValueError for anything but sha1 and sha256."""

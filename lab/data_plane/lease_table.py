@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from lab.data_plane.lease import DEFAULT_TIMEOUT_S, Lease, LeaseEndedError, LeaseMode
+from lab.data_plane.lease import DEFAULT_TIMEOUT_S, Lease, LeaseEndedError, LeaseMode, OnEnd
 
 _MAX_ENDED = 100  # leases that ended and can still be looked at
 
@@ -27,7 +27,7 @@ class LeaseTable:
         self._watcher = threading.Thread(target=self._watch, name="lab-leases")
         self._watcher.start()
 
-    def begin(self, mode: LeaseMode, on_end: Callable[[Lease], None]) -> Lease:
+    def begin(self, mode: LeaseMode, on_end: OnEnd) -> Lease:
         lease = Lease(
             str(uuid.uuid4()), mode, timeout_s=self.timeout_s, clock=self._clock, on_end=on_end
         )

@@ -18,7 +18,14 @@ from typing import Any, Protocol
 from pyVmomi import vim, vmodl
 
 from lab.data_plane.import_spec import FileKind, ImportFile, engine_spec, import_files
-from lab.data_plane.lease import Lease, LeaseEndedError, LeaseFile, LeaseMode, LeaseState
+from lab.data_plane.lease import (
+    Lease,
+    LeaseEndedError,
+    LeaseFile,
+    LeaseMode,
+    LeaseState,
+    OnEnd,
+)
 from lab.data_plane.lease_table import LeaseTable
 from lab.data_plane.nfc import PREFIX
 from lab.esx.datastore import Datastores
@@ -112,7 +119,9 @@ class NfcLease(LabObject):
 
     @computed("error")
     def _error(self, _call: Call | None) -> Any:
-        return _fault(self.lease.error) if self.lease.error is not None else None
+        if self.lease.state is not LeaseState.ERROR or self.lease.error is None:
+            return None
+        return _fault(self.lease.error)
 
     @computed("info")
     def _info(self, _call: Call | None) -> Any:
@@ -222,7 +231,7 @@ class LeaseDesk:
         if leased.engine.leases:
             raise vim.fault.TaskInProgress(msg="The virtual machine is exported already.")
 
-        def on_end(lease: Lease) -> None:
+        def on_end(lease: Lease, _state: LeaseState) -> None:
             leased.engine.release_lease(lease.lease_id)
 
         return self._begin(
@@ -239,9 +248,9 @@ class LeaseDesk:
         wanted = list(import_files(spec.configSpec))
         leased = imported.create(call, engine_spec(spec.configSpec), folder, pool, host)
 
-        def on_end(lease: Lease) -> None:
+        def on_end(lease: Lease, state: LeaseState) -> None:
             leased.engine.release_lease(lease.lease_id)
-            if lease.state is LeaseState.ERROR:
+            if state is LeaseState.ERROR:
                 imported.destroy(leased)
 
         return self._begin(
@@ -260,7 +269,7 @@ class LeaseDesk:
         mode: LeaseMode,
         leased: Leased,
         host: HostSystem | None,
-        on_end: Callable[[Lease], None],
+        on_end: OnEnd,
         files: Callable[[], Sequence[LeaseFile]],
     ) -> Any:
         session = call.authenticated()

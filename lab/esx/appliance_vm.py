@@ -19,7 +19,7 @@ from lab.esx.delta_files import make_delta, remove_disk_files
 from lab.esx.device_tree import AttachedDisk, DeviceTree
 from lab.esx.disk_chain import DiskChain
 from lab.esx.errors import HostError
-from lab.esx.exported_disk import ExportedDisk, release_exports_below
+from lab.esx.exported_disk import ExportedDisk, release_dead_exports, release_exports_below
 from lab.esx.hardware import Controller, Disk, DiskMode, VmConfig
 from lab.esx.site import Site
 from lab.esx.virtual_machine import VirtualMachine
@@ -32,7 +32,7 @@ class ApplianceVm(VirtualMachine):
     """`device_root` is a folder that does not exist; what is told to look there finds its disks."""
 
     def __init__(self, site: Site, vm_id: str, config: VmConfig, device_root: Path) -> None:
-        release_exports_below(site.folder)
+        release_dead_exports()
         slots = {
             f"{one.prefix}.pciSlotNumber": str(one.pci_slot)
             for one in config.controllers

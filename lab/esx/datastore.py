@@ -82,7 +82,7 @@ class Datastores:
         with self._lock:
             datastore = self._by_name.get(name)
         if datastore is None:
-            raise NoDatastoreError(f"there is no datastore {name!r}", datastore=name)
+            raise NoDatastoreError(f"there is no datastore {name!r}", name=name)
         return datastore
 
     def files_of(self, path: DatastorePath) -> Files:

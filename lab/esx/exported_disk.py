@@ -6,7 +6,7 @@ with the attachment; the source's files are opened read-only then. Otherwise wri
 the leaf, and a flush reaches its file.
 
 Thread model: one caller at a time. Invariant: `close` gives back device, mount and process,
-whatever failed; a killed lab leaves only what `loop_devices.release_loops_below` finds.
+whatever failed; what a killed lab leaves is found and released by the next one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from pathlib import Path
 from lab.esx.datastore import Datastores
 from lab.esx.disk_chain import DiskChain, file_node
 from lab.esx.errors import HostError
-from lab.esx.loop_devices import attach_loop, detach_loop, release_loops_below
+from lab.esx.loop_devices import (
+    attach_loop,
+    detach_loop,
+    release_dead_loops,
+    release_loops_below,
+)
 from lab.esx.qemu_process import QemuProcess, storage_daemon
 
 _EXPORT = "disk"
+_FILE_NAME = "lab-disk.img"  # tells our loop devices from others'
 
 
 class ExportedDisk:
@@ -33,7 +39,7 @@ class ExportedDisk:
         """`folder` is new and ours alone. Raises HostError; nothing is left then."""
         folder.mkdir()
         self._folder = folder
-        self._mount = folder / "disk.img"
+        self._mount = folder / _FILE_NAME
         self._mount.touch()
         self.device: Path | None = None
         self._daemon: QemuProcess | None = None
@@ -92,8 +98,14 @@ def release_exports_below(folder: Path) -> None:
     """What a lab that was killed left in this folder: loop devices, then mounts."""
     release_loops_below(folder)
     if folder.is_dir():
-        for mount in folder.glob("**/disk.img"):
+        for mount in folder.glob(f"**/{_FILE_NAME}"):
             _unmount(mount)
+
+
+def release_dead_exports() -> None:
+    """What labs that were killed left anywhere; a living lab's exports answer, and stay."""
+    for mount in release_dead_loops(_FILE_NAME):
+        _unmount(mount)
 
 
 def _unmount(mount: Path) -> None:

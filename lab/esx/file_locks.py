@@ -8,7 +8,7 @@
 | hot-added disk, writing | the leaf; parents shared | exclusive |
 | NFC transfer, reading | the whole chain | shared, and refused with an HTTP reader |
 | NFC transfer, writing | the disk, or the file | exclusive |
-| HTTP reader | the file | shared, and refused with an NFC transfer |
+| HTTP reader | the file, but no .vmx | shared, and refused with an NFC transfer |
 
 A reader over HTTP may have what nobody holds exclusively; a writer or a delete over HTTP only what
 nobody holds at all. Source: design notes on vSphere, sections 4a, 4b and 5.

@@ -1,11 +1,12 @@
 """Loop devices over files of the lab, attached and surely given back.
 
-Ours are those whose backing file lies below a folder of the lab; so what a killed lab left is found
-by that, and released. Needs root and /dev/loop-control. Blocks on `losetup`.
+Ours are those whose backing file lies below a folder of the lab, or was an export of a lab that is
+dead: its mount answers nobody any more. Needs root and /dev/loop-control. Blocks on `losetup`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -34,6 +35,25 @@ def release_loops_below(folder: Path) -> list[Path]:
     for device in ours:
         detach_loop(device)
     return ours
+
+
+def release_dead_loops(file_name: str) -> list[Path]:
+    """Detach loop devices over files of this name whose file system is dead; return the files."""
+    dead = []
+    for device, file in _all_loops():
+        path = Path(file.removesuffix(" (deleted)"))
+        if path.name == file_name and _is_dead(path):
+            detach_loop(device)
+            dead.append(path)
+    return dead
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ENOENT, errno.EIO)
+    return False
 
 
 def _all_loops() -> list[tuple[Path, str]]:

@@ -55,7 +55,7 @@ def clean_up(vm: VirtualMachine, work: Work) -> None:
                 _merge(vm, step)
             else:
                 _delete(vm, step)
-        except FileLockedError as error:
+        except HostError as error:  # locked, full, …: the files stay, and can be merged later
             vm.write_log(f"ConsolidateDisks: {error}")
             blocked |= touched
             left = True

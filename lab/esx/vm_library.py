@@ -89,6 +89,7 @@ class VmLibrary:
             InvalidVmxError: it is no .vmx, or its disks cannot be opened.
             AlreadyExistsError, InvalidNameError.
         """
+        self.site.datastores.get(vmx_path.datastore)
         if not vmx_path.name.endswith(".vmx"):
             raise InvalidVmxError(f"{vmx_path} is no .vmx file")
         self._refuse_known(vmx_path)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lab.esx.areas import Area
+from lab.esx.change_tracking import new_tracking
 from lab.esx.delta_files import make_delta, next_delta_path, remove_disk_files
 from lab.esx.disk_chain import SNAPSHOT_LEVELS_MAX, open_chain
 from lab.esx.errors import FileLockedError, HostError
@@ -69,6 +70,16 @@ class _Frozen:
 
     disk: Disk
     delta: DiskFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Switched:
+    """A tracked disk whose bitmap changed in the transaction; `old` None: it was not tracked."""
+
+    key: int
+    disk: OpenDisk
+    new: str
+    old: str | None
 
 
 def create_snapshot(vm: VirtualMachine, request: SnapshotRequest, work: Work) -> Snapshot:
@@ -179,18 +190,20 @@ def _refuse(vm: VirtualMachine, request: SnapshotRequest) -> None:
 
 def _take(vm: VirtualMachine, request: SnapshotRequest, *, quiesce: bool) -> Snapshot:
     frozen: list[_Frozen] = []
+    before = vm.config
     try:
-        for disk in vm.config.disks:
+        for disk in before.disks:
             if not disk.mode.independent:
                 path = next_delta_path(vm.site.datastores, disk.path)
                 delta = make_delta(vm.site.datastores, path, vm.chain(disk).leaf)
                 frozen.append(_Frozen(disk=disk, delta=delta))
-        before = vm.config
-        change_ids = _freeze_disks(vm, frozen, quiesce=quiesce)
+        switched = _freeze_disks(vm, frozen, quiesce=quiesce) if vm.machine else []
     except BaseException:
         for one in frozen:
             remove_disk_files(vm.site.datastores, one.delta)
         raise
+    # The deltas are in use from here on.
+    change_ids = _account(vm, frozen, _read_bitmaps(vm, switched))
     snapshot = Snapshot(
         id=vm.take_snapshot_id(),
         name=request.name,
@@ -214,52 +227,28 @@ def _frozen_config(config: VmConfig, change_ids: dict[int, str]) -> VmConfig:
     )
 
 
-def _freeze_disks(vm: VirtualMachine, frozen: list[_Frozen], *, quiesce: bool) -> dict[int, str]:
-    """Put the deltas on top; return the change ids of the disks as they are now frozen."""
-    machine = vm.machine
-    if machine is None:
-        written: dict[int, list[Area]] = {}
-    else:
-        if quiesce:
-            assert vm.guest is not None
-            vm.guest.freeze()
+def _freeze_disks(vm: VirtualMachine, frozen: list[_Frozen], *, quiesce: bool) -> list[_Switched]:
+    """Put the deltas on top of a running machine's disks, its file systems frozen or not."""
+    if not quiesce:
+        return _transaction(vm, frozen)
+    guest = vm.guest
+    assert guest is not None
+    guest.freeze()
+    try:
+        return _transaction(vm, frozen)
+    finally:
         try:
-            written = _transaction(vm, frozen)
-        finally:
-            if quiesce:
-                assert vm.guest is not None
-                vm.guest.thaw()
-    config = vm.config
-    for one in frozen:
-        config = config.with_disk(replace(one.disk, path=one.delta.path))
-    closed = {}
-    for one in frozen:
-        tracking = vm.tracking.get(one.disk.key)
-        if tracking is not None and (machine is None or one.disk.key in written):
-            closed[one.disk.key] = tracking.closed_epoch(written.get(one.disk.key, []))
-    if machine is not None:
-        modes = [
-            lock
-            for one in frozen
-            for lock in machine.disks[one.disk.key].chain.locks(LockMode.EXCLUSIVE)
-        ]
-        vm.site.locks.acquire(vm.vm_id, modes)
-    vm.save(config)
-    ids = {}
-    for key, tracking in closed.items():
-        disk = config.disk(key)
-        assert disk is not None
-        vm.store_tracking(disk, tracking)
-        ids[key] = _shown_change_id(vm, key, str(tracking.change_id))
-    return {key: shown for key, shown in ids.items() if shown}
+            guest.thaw()
+        except QuiesceError as error:  # the disks are frozen as they should be
+            vm.write_log(f"ToolsBackup: {error}")
 
 
-def _transaction(vm: VirtualMachine, frozen: list[_Frozen]) -> dict[int, list[Area]]:
-    """Freeze all disks and change their bitmaps at one instant; return what the old ones held."""
+def _transaction(vm: VirtualMachine, frozen: list[_Frozen]) -> list[_Switched]:
+    """Freeze all disks and change their bitmaps at one instant."""
     machine = vm.machine
     assert machine is not None
     actions = []
-    switched: list[tuple[OpenDisk, str, str | None, int]] = []
+    switched: list[_Switched] = []
     prepared: list[tuple[OpenDisk, DiskFile]] = []
     try:
         for one in frozen:
@@ -269,7 +258,7 @@ def _transaction(vm: VirtualMachine, frozen: list[_Frozen]) -> dict[int, list[Ar
             if open_disk.tracked:
                 more, new, old = open_disk.switch_bitmap_actions()
                 actions += more
-                switched.append((open_disk, new, old, one.disk.key))
+                switched.append(_Switched(key=one.disk.key, disk=open_disk, new=new, old=old))
         if actions:
             machine.qmp.execute("transaction", actions=actions)
     except HostError as error:
@@ -278,10 +267,52 @@ def _transaction(vm: VirtualMachine, frozen: list[_Frozen]) -> dict[int, list[Ar
         raise SnapshotError(f"the disks could not be frozen: {error}") from error
     for open_disk, delta in prepared:
         open_disk.snapshot_taken(delta)
-    return {
-        key: open_disk.bitmap_switched(machine.qmp, new, old, machine.socket_path)
-        for open_disk, new, old, key in switched
-    }
+    return switched
+
+
+def _read_bitmaps(vm: VirtualMachine, switched: list[_Switched]) -> dict[int, list[Area] | None]:
+    """What the old bitmaps held by disk; None for one that cannot be read."""
+    machine = vm.machine
+    written: dict[int, list[Area] | None] = {}
+    for one in switched:
+        assert machine is not None
+        try:
+            written[one.key] = one.disk.bitmap_switched(
+                machine.qmp, one.new, one.old, machine.socket_path
+            )
+        except HostError as error:
+            vm.write_log(f"DISKLIB-CTK   : {error}")
+            written[one.key] = None
+    return written
+
+
+def _account(
+    vm: VirtualMachine, frozen: list[_Frozen], written: dict[int, list[Area] | None]
+) -> dict[int, str]:
+    """The deltas are the disks now: configuration, locks, tracking. Return the change ids."""
+    machine = vm.machine
+    config = vm.config
+    for one in frozen:
+        config = config.with_disk(replace(one.disk, path=one.delta.path))
+    if machine is not None:
+        for one in frozen:
+            chain = machine.disks[one.disk.key].chain
+            vm.site.locks.acquire(vm.vm_id, chain.locks(LockMode.EXCLUSIVE))
+    vm.save(config)
+    ids = {}
+    for one in frozen:
+        key = one.disk.key
+        tracking, areas = vm.tracking.get(key), written.get(key, [])
+        if tracking is None or (machine is not None and key not in written):
+            continue
+        if areas is None:  # what was written is not known: older ids are void
+            areas, tracking = [], new_tracking(one.disk.capacity_bytes).opened()
+        tracking = tracking.closed_epoch(areas)
+        disk = config.disk(key)
+        assert disk is not None
+        vm.store_tracking(disk, tracking)
+        ids[key] = _shown_change_id(vm, key, str(tracking.change_id))
+    return {key: shown for key, shown in ids.items() if shown}
 
 
 def _shown_change_id(vm: VirtualMachine, key: int, change_id: str) -> str:

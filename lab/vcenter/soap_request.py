@@ -32,6 +32,10 @@ class Element:
     text: str = ""
 
 
+# govmomi writes xsi:type="xsd:string" and declares no xsd; vCenter takes it all the same.
+_ASSUMED = {"xsd": ["http://www.w3.org/2001/XMLSchema"]}
+
+
 class _TreeBuilder:
     def __init__(self) -> None:
         self.root: Element | None = None
@@ -60,7 +64,7 @@ class _TreeBuilder:
 
     def _qualified(self, value: str) -> tuple[str, str]:
         prefix, _, name = value.strip().rpartition(":")
-        spaces = self._prefixes.get(prefix)
+        spaces = self._prefixes.get(prefix) or _ASSUMED.get(prefix)
         if not spaces:
             if prefix:
                 raise MalformedRequestError(f"the prefix {prefix!r} is not declared")

@@ -195,6 +195,25 @@ class EngineMachine(VirtualMachine):
 
         return storage_info(self.engine, datastore_ref)
 
+    @computed("summary")
+    def _summary_with_guest(self, call: Call | None) -> Any:
+        summary = super()._summary(call)
+        guest, engine = guest_info(self.engine), self.engine
+        for name in ("toolsStatus", "toolsRunningStatus", "toolsVersionStatus2", "hostName"):
+            setattr(summary.guest, name, getattr(guest, name))
+        summary.guest.ipAddress = guest.ipAddress
+        usage = self._storage(call).perDatastoreUsage
+        summary.storage = vim.vm.Summary.StorageSummary(
+            committed=sum(one.committed for one in usage),
+            uncommitted=sum(one.uncommitted for one in usage),
+            unshared=sum(one.unshared for one in usage),
+            timestamp=engine.site.now(),
+        )
+        summary.config.numVirtualDisks = len(engine.config.disks)
+        summary.config.numEthernetCards = len(engine.config.nics)
+        summary.quickStats.guestHeartbeatStatus = engine.guest_info.heartbeat.value
+        return summary
+
     # ------------------------------------------------------------------ power
 
     def start_power_on(self, call: Call) -> Any:
@@ -372,13 +391,33 @@ class EngineMachine(VirtualMachine):
         hot = self.engine.on
         call.require("Resource.HotMigrate" if hot else "Resource.ColdMigrate", self)
         destination: Destination = relocate_request(call, self, spec)
+        user = call.authenticated().user
 
         def work(task: TaskControl) -> None:
             with host_faults():
                 destination.move(self.engine, task)
+            source = self.host
             self._settle(destination)
+            self._tell_move(source, user)
 
         return self.start(call, work)
+
+    def _tell_move(self, source: HostSystem, user: str) -> None:
+        """What a client that watches for moves under its feet looks for."""
+        home = self.home()
+        self.vcenter.events.post(
+            vim.event.VmRelocatedEvent,
+            f"Completed the relocation of the virtual machine {self.name}",
+            user=user,
+            entity=self,
+            extra={
+                "template": self.engine.config.template,
+                "sourceHost": vim.event.HostEventArgument(name=source.name, host=source.ref),
+                "sourceDatacenter": vim.event.DatacenterEventArgument(
+                    name=home.name, datacenter=home.ref
+                ),
+            },
+        )
 
     def _settle(self, destination: Destination) -> None:
         with self.vcenter.registry.lock:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,10 @@ from lab.guests import GuestKind
 from lab.practice_lab import PracticeLab
 from lab.vcenter.inventory import Inventory, add_synthetic_machines, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
-from tests.support.govmomi_build import BuildError, programs
-from tests.support.needs import missing_reason, needs
+from tests.support.govc import Govc, GovcError, govc_for
+from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
-Govc = Callable[..., str]
-_TIMEOUT_S = 60
-
-
-class GovcError(Exception):
-    """govc ended with an error; its words."""
 
 
 @pytest.fixture(scope="module")
@@ -48,37 +40,6 @@ def inventory(vcenter: LabVcenter, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def govc(vcenter: LabVcenter, inventory: Inventory) -> Govc:
     return govc_for(vcenter)
-
-
-def govc_for(vcenter: LabVcenter) -> Govc:
-    try:
-        program: Path = programs().govc
-    except BuildError as error:
-        missing_reason(f"no govc: {error}")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ.get("HOME", "/"),
-        "GOVC_URL": vcenter.url,
-        "GOVC_USERNAME": vcenter.user,
-        "GOVC_PASSWORD": vcenter.password,
-        "GOVC_INSECURE": "1",
-        "GOVC_PERSIST_SESSION": "false",
-    }
-
-    def run(*words: str, **changed: str) -> str:
-        done = subprocess.run(
-            [program, *words],
-            env=environment | changed,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
-        if done.returncode:
-            raise GovcError(done.stderr)
-        return done.stdout
-
-    return run
 
 
 def test_about_says_vcenter_8(govc: Govc, vcenter: LabVcenter) -> None:

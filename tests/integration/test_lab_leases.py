@@ -18,6 +18,7 @@ from lab.faults import FaultName
 from tests.support.http_fetch import connect, fetch
 from tests.support.lab_machines import Practice, disk, disks_of, done, practice
 from tests.support.needs import needs
+from tests.support.ovf_package import OVF
 
 MIB = 1 << 20
 DISK_BYTES = 40 * MIB + 1024
@@ -266,6 +267,31 @@ def test_an_import_that_is_not_completed_leaves_nothing(way: str) -> None:
         assert list((lab.folder / "ds1").iterdir()) == []
 
 
+def test_an_import_is_cleared_away_when_its_stalled_upload_ends(
+    lab: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An abort does not wait for ever for a client that sends no more, nor does it leak the VM."""
+    monkeypatch.setattr("lab.data_plane.lease._TRANSFER_END_S", 0.05)
+    lease = begin_import(lab, import_spec(MIB))
+    (shown,) = ready(lease)
+    stalled, target = connect(shown.url)
+    stalled.putrequest("POST", target)
+    stalled.putheader("Content-Type", STREAM["Content-Type"])
+    stalled.putheader("Content-Length", "100000")
+    stalled.endheaders(b"KDMV")
+    deadline_s = time.monotonic() + 20
+    while not lab.vcenter.file_locks.all_locks():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    lease.HttpNfcLeaseAbort(None)
+    assert lease.state == "error"
+    stalled.close()
+    while lab.library.list():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert list((lab.folder / "ds1").iterdir()) == []
+
+
 def test_a_stream_of_another_size_is_refused(lab: Practice, tmp_path: Path) -> None:
     """The disk was made with the spec's capacity; an upload cannot change it."""
     raw = tmp_path / "in.raw"
@@ -392,45 +418,3 @@ def import_spec(size_bytes: int) -> Any:
 
 def begin_import(lab: Practice, spec: Any) -> Any:
     return pool_of(lab).ImportVApp(spec, folder_of(lab), None)
-
-
-OVF = """<?xml version="1.0"?>
-<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
-  xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
-  xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
-  xmlns:vssd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData"
-  xmlns:vmw="http://www.vmware.com/schema/ovf">
-  <References>
-    <File ovf:id="file1" ovf:href="disk1.vmdk" ovf:size="70000"/>
-    <File ovf:id="file2" ovf:href="a.nvram" ovf:size="9"/>
-  </References>
-  <DiskSection><Info/>
-    <Disk ovf:diskId="vmdisk1" ovf:fileRef="file1" ovf:capacity="1048576"
-      ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/>
-  </DiskSection>
-  <NetworkSection><Info/><Network ovf:name="inside"><Description/></Network></NetworkSection>
-  <VirtualSystem ovf:id="packed"><Info/><Name>packed</Name>
-    <OperatingSystemSection ovf:id="96" vmw:osType="debian12_64Guest"><Info/>
-    </OperatingSystemSection>
-    <VirtualHardwareSection><Info/>
-      <System><vssd:VirtualSystemType>vmx-19</vssd:VirtualSystemType></System>
-      <Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType>
-        <rasd:AllocationUnits>hertz * 10^6</rasd:AllocationUnits>
-        <rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
-      <Item><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType>
-        <rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits>
-        <rasd:VirtualQuantity>512</rasd:VirtualQuantity></Item>
-      <Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceType>6</rasd:ResourceType>
-        <rasd:ResourceSubType>VirtualSCSI</rasd:ResourceSubType></Item>
-      <Item><rasd:InstanceID>4</rasd:InstanceID><rasd:ResourceType>17</rasd:ResourceType>
-        <rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource><rasd:Parent>3</rasd:Parent>
-        <rasd:AddressOnParent>0</rasd:AddressOnParent></Item>
-      <Item><rasd:InstanceID>5</rasd:InstanceID><rasd:ResourceType>10</rasd:ResourceType>
-        <rasd:ResourceSubType>VmxNet3</rasd:ResourceSubType>
-        <rasd:Connection>inside</rasd:Connection></Item>
-      <vmw:Config ovf:required="false" vmw:key="firmware" vmw:value="efi"/>
-      <vmw:ExtraConfig ovf:required="false" vmw:key="nvram" vmw:value="ovf:/file/file2"/>
-    </VirtualHardwareSection>
-  </VirtualSystem>
-</Envelope>
-"""

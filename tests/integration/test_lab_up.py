@@ -26,8 +26,9 @@ def up(home: Path) -> Any:
     return holdfast.run_json(home, "lab", "up", "--no-guests")
 
 
-def run_folders() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("holdfast-lab-*")}
+def run_folder(home: Path) -> Path:
+    """Where the running lab has its sockets."""
+    return Path(home.joinpath("lab", "run").read_text())
 
 
 def test_up_says_how_to_reach_a_vcenter_that_answers(home: Path) -> None:
@@ -60,36 +61,35 @@ def test_a_second_up_finds_the_first_and_status_agrees(home: Path) -> None:
 
 def test_only_its_owner_can_look_into_its_folders(home: Path) -> None:
     """The state, which holds the password, and the control socket are in 0700 folders."""
-    before = run_folders()
     up(home)
     folder = home / "lab"
-    (run,) = run_folders() - before
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert Path("/tmp", run).stat().st_mode & 0o777 == 0o700
+    assert run_folder(home).stat().st_mode & 0o777 == 0o700
     assert folder.joinpath("state.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_down_leaves_nothing_behind(home: Path) -> None:
     """No process, no folder; a second down has nothing to do."""
-    before = run_folders()
     pid = up(home)["pid"]
+    run = run_folder(home)
     assert holdfast.run_json(home, "lab", "down") == {"stopped": True}
     assert not Path("/proc", str(pid), "exe").exists()
     assert list(home.iterdir()) == []
-    assert run_folders() <= before
+    assert not run.exists()
     assert holdfast.run_json(home, "lab", "down") == {"stopped": False}
     assert holdfast.run_json(home, "lab", "status") == {"running": False}
 
 
 def test_what_a_killed_lab_left_is_cleared_away_by_the_next_up(home: Path) -> None:
     """kill -9: status says that nothing runs, and up starts a fresh one."""
-    before = run_folders()
     first = up(home)
+    left = run_folder(home)
     os.kill(first["pid"], signal.SIGKILL)
     second = up(home)
     assert second["pid"] != first["pid"]
     assert second["already_running"] is False
-    assert len(run_folders() - before) == 1
+    assert run_folder(home) != left
+    assert not left.exists()
 
 
 def test_an_unknown_guest_is_a_usage_error(home: Path) -> None:

@@ -34,6 +34,8 @@ SECTIONS = {
     "boot": "tests.perf.sections.boot",
     "memory": "tests.perf.sections.memory",
     "index": "tests.perf.bench_index",
+    "datastore": "tests.perf.sections.datastore",
+    "inventory": "tests.perf.sections.inventory",
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables of the documents that come from the code: error codes, reason codes, the lock table.
+"""Tables of the documents that come from the code: codes of errors and reasons, locks, privileges.
 
     python -m tests.support.code_tables        rewrites them; a test fails when that is due
 
@@ -136,9 +136,30 @@ def lock_table() -> str:
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
+def privilege_table() -> str:
+    """One row per purpose, in the order of the code."""
+    tree = ast.parse((ROOT / "vmware" / "privileges.py").read_text())
+    purposes: dict[str, str] = {}
+    rows = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Purpose":
+            for item in node.body:
+                if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+                    purposes[item.targets[0].id] = ast.literal_eval(item.value)
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PRIVILEGES":
+            assert isinstance(node.value, ast.Dict)
+            for key, value in zip(node.value.keys, node.value.values, strict=True):
+                assert isinstance(key, ast.Attribute)
+                names = ", ".join(f"`{name}`" for name in ast.literal_eval(value))
+                rows.append(f"| {purposes[key.attr]} | {names} |")
+    assert rows, "vmware/privileges.py has no table"
+    return "\n".join(["| purpose | privileges |", "|---|---|", *rows])
+
+
 TABLES = {
     "docs/operations.md": {"errors": error_table, "reasons": reason_table},
     "docs/locking.md": {"locks": lock_table},
+    "docs/vsphere-access.md": {"privileges": privilege_table},
 }
 
 

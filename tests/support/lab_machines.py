@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from pyVmomi import vim
 
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
+from lab.esx.virtual_machine import VirtualMachine as Engine
 from lab.esx.vm_library import VmLibrary
+from lab.esx.vm_state import PowerState
 from lab.faults import FaultSwitches
 from lab.vcenter.inventory import Inventory, build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
@@ -46,6 +48,14 @@ class Practice:
             return next(one for one in view.view if one.name == name)
         finally:
             view.Destroy()
+
+    def wait_power(self, engine: Engine, state: PowerState) -> None:
+        _until(lambda: engine.power is state, f"the machine is not {state}")
+
+    def wait_question(self, vm: Any) -> Any:
+        """The question that a machine waits with."""
+        _until(lambda: vm.runtime.question is not None, "nothing is asked")
+        return vm.runtime.question
 
     def create(self, name: str, *changes: Any, **spec: Any) -> Any:
         """CreateVM_Task with a PVSCSI controller (key -1) and these device changes."""
@@ -93,6 +103,14 @@ def practice(
             folder=folder,
             instance=stack.enter_context(client(vcenter)),
         )
+
+
+def _until(fits: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + TASK_TIMEOUT_S
+    while not fits():
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.01)
 
 
 def added(device: Any, *, create: bool = False) -> Any:

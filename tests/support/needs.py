@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,6 +15,13 @@ def needs(*programs: str) -> None:
     if not missing:
         return
     missing_reason(f"missing programs: {', '.join(missing)}")
+
+
+def needs_loop_devices() -> None:
+    """Hot-added disks are loop devices over FUSE."""
+    needs("losetup", "fusermount3", "qemu-storage-daemon")
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        missing_reason("loop devices need root and /dev/loop-control")
 
 
 def missing_reason(reason: str) -> NoReturn:

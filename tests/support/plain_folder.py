@@ -201,10 +201,13 @@ class PlainFolder:
 
     def rename(self, folder: int, name: bytes, new_folder: int, new_name: bytes) -> None:
         new = self._folder(new_folder) / os.fsdecode(new_name)
+        replaced = new.lstat().st_ino if os.path.lexists(new) else None
         try:
             (self._folder(folder) / os.fsdecode(name)).rename(new)
         except OSError as error:
             raise _translated(error) from error
+        if replaced is not None and replaced != new.lstat().st_ino:
+            self._paths.pop(replaced, None)
         self._relearn(new)
 
     def _relearn(self, path: Path) -> None:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,8 @@ class FaultKind(Enum):
     GARBAGE = auto()  # not HTTP at all
     RESET = auto()  # TCP reset after `after_bytes` of the body
     CUT = auto()  # an orderly end after `after_bytes` of the body
+    ERROR_PAGE = auto()  # like CUT, and before the end a page that is no disk
+    HANG_UP = auto()  # with `status`, before the body of an upload was read
     SHORT_LENGTH = auto()  # the headers promise only `after_bytes`, and so it is
     SHIFTED_RANGE = auto()  # another range than was asked for
     OTHER_SIZE = auto()  # of the whole file, in Content-Range and Content-Length
@@ -168,9 +170,8 @@ class TlsFileServer:
         plain.close()
 
     def _exchange(self, sock: ssl.SSLSocket, stream: IO[bytes], number: int) -> None:
-        request = _read_request(stream, number)
+        request = _read_head(stream, number)
         with self._lock:
-            self.requests.append(request)
             fault = next(
                 (f for f in self._faults if f.method == request.method and f.fits(request)), None
             )
@@ -178,6 +179,12 @@ class TlsFileServer:
                 fault.times -= 1
                 if not fault.times:
                     self._faults.remove(fault)
+        if fault is not None and fault.kind is FaultKind.HANG_UP:
+            _send_status(sock, fault.status)
+            raise _EndConnection
+        request = replace(request, body=b"".join(_body(stream, request.headers)))
+        with self._lock:
+            self.requests.append(request)
         self._answer(sock, request, fault)
         if request.headers.get("connection", "").lower() == "close":
             raise _EndConnection
@@ -203,7 +210,7 @@ class TlsFileServer:
             _send_file(sock, self.files[request.path], request, fault)
 
 
-def _read_request(stream: IO[bytes], number: int) -> Request:
+def _read_head(stream: IO[bytes], number: int) -> Request:
     line = stream.readline(65536).decode("latin-1")
     if not line:
         raise _EndConnection
@@ -212,8 +219,7 @@ def _read_request(stream: IO[bytes], number: int) -> Request:
     while text := stream.readline(65536).decode("latin-1").strip():
         name, _, value = text.partition(":")
         headers[name.strip().lower()] = value.strip()
-    body = b"".join(_body(stream, headers))
-    return Request(method=method, target=target, headers=headers, connection=number, body=body)
+    return Request(method=method, target=target, headers=headers, connection=number)
 
 
 def _body(stream: IO[bytes], headers: Mapping[str, str]) -> Iterator[bytes]:
@@ -270,8 +276,11 @@ def _send_file(sock: ssl.SSLSocket, content: Any, request: Request, fault: Fault
 def _send_body(
     sock: ssl.SSLSocket, body: memoryview, fault: Fault | None, *, chunked: bool
 ) -> None:
-    if fault is not None and fault.kind in (FaultKind.RESET, FaultKind.CUT, FaultKind.STALL):
+    breaks = (FaultKind.RESET, FaultKind.CUT, FaultKind.ERROR_PAGE, FaultKind.STALL)
+    if fault is not None and fault.kind in breaks:
         sock.sendall(body[: fault.after_bytes])
+        if fault.kind is FaultKind.ERROR_PAGE:
+            sock.sendall(b"<html>500 Internal Server Error</html>"[: len(body)])
         body = body[fault.after_bytes :]
         if fault.kind is FaultKind.RESET:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

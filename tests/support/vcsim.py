@@ -27,7 +27,7 @@ _GOVC_S = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vcsim:
-    """A running simulator."""
+    """A running simulator, or another server that is talked to in the same way."""
 
     address: str
     port: int

@@ -97,9 +97,9 @@ def test_writes_and_zeros_are_on_the_device(
     model = bytearray(SIZE) if empty else bytearray(rng.randbytes(SIZE))
     path.write_bytes(model)
     writer = DirectWriter(path, SIZE, nothing, empty=empty)
-    for _ in range(60):
+    for _ in range(100):
         offset = rng.randrange(SIZE)
-        length = min(rng.randrange(1 << rng.randrange(1, 19)), SIZE - offset)
+        length = min(rng.randrange(1 << rng.randrange(1, 21)), SIZE - offset)
         if rng.random() < 0.5:
             data = rng.randbytes(length)
             writer.write_at(offset, data)

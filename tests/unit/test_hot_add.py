@@ -197,6 +197,53 @@ class TestAttaching:
         reader.close()
         assert world.is_clean()
 
+    def test_nothing_is_concluded_while_the_task_still_runs(self, world: World) -> None:
+        """After a lost reply the disk may be attached only later: it would hang for ever."""
+        running = world.server.task(kind="VirtualMachine.reconfigure")
+        task = world.server.objects[running._GetMoId()]
+
+        def lost(real: Callable[[], Any]) -> Any:
+            task.values["info.state"] = "running"
+            world.appliance.values["recentTask"] = [running]
+
+            def later() -> None:
+                if world.waited == 5:
+                    real()
+                    task.values["info.state"] = "success"
+
+            world.on_wait = later
+            raise ConnectionResetError
+
+        world.server.hook("ReconfigVM_Task", lost)
+        reader = world.transport.open(world.request())
+        assert world.appliance.attached == [FILE]
+        reader.close()
+        assert world.is_clean()
+
+    def test_a_detach_whose_reply_is_lost_is_a_detach(self, world: World) -> None:
+        """The intent goes, as the disk has gone."""
+        reader = world.transport.open(world.request())
+
+        def lost(real: Callable[[], Any]) -> Any:
+            real()
+            raise ConnectionResetError
+
+        world.server.hook("ReconfigVM_Task", lost)
+        reader.close()
+        assert world.is_clean()
+
+    def test_a_server_that_stays_away_keeps_the_intent(self, world: World) -> None:
+        """Nobody knows whether the disk hangs there; the clean-up will look."""
+
+        def away(_: Callable[[], Any]) -> Any:
+            del world.server.objects["vm-9"]
+            raise ConnectionResetError
+
+        world.server.hook("ReconfigVM_Task", away)
+        with pytest.raises(VsphereError):
+            world.transport.open(world.request())
+        assert len(world.journal.open) == 1
+
     def test_a_place_that_another_process_took_is_left_to_it(self, world: World) -> None:
         """The next free place is tried, with an intent of its own."""
         theirs = "[ds] db/db.vmdk"

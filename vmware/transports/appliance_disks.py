@@ -30,13 +30,17 @@ from pyVmomi import vim
 
 from vmware.errors import (
     BusyError,
+    DeadlineError,
     InvalidRequestError,
     ObjectGoneError,
+    SessionLostError,
     TransportError,
+    UnreachableError,
     VsphereError,
 )
 from vmware.patience import Patience
 from vmware.properties import fetch_one
+from vmware.running_tasks import TaskKind, settle_lost_reply
 from vmware.session import Session
 from vmware.tasks import wait_for_task
 from vmware.transports.attach_intent import AttachIntent, Record
@@ -50,6 +54,7 @@ _POLL_S = 0.5
 _POLLS_PER_RESCAN = 4
 _ATTACH_TRIES = 3
 _BUSY_TRIES = 6
+_REPLY_LOST = (UnreachableError, SessionLostError)
 
 
 class DiskMode(Enum):
@@ -179,6 +184,7 @@ class ApplianceDisks:
             try:
                 self._add(session, intent, source, mode)
             except VsphereError as error:
+                self._settle(session, intent, error)  # if that fails too, the intent stays
                 if self._hangs(session, intent):
                     return intent, forget  # the reply was lost, or the fault came too late
                 forget()
@@ -197,6 +203,7 @@ class ApplianceDisks:
             controllerKey=intent.slot.controller_key,
             unitNumber=intent.slot.unit_number,
             capacityInKB=source.capacity_bytes // 1024,
+            capacityInBytes=source.capacity_bytes,  # it may be no whole number of KiB
             backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
                 fileName=source.file_name, diskMode=mode.value
             ),
@@ -216,8 +223,12 @@ class ApplianceDisks:
                     controllerKey=disk.slot.controller_key,
                     unitNumber=disk.slot.unit_number,
                     capacityInKB=disk.capacity_bytes // 1024,
+                    capacityInBytes=disk.capacity_bytes,
                 )
-                self._reconfigure(session, intent, "remove", device, what)
+                try:
+                    self._reconfigure(session, intent, "remove", device, what)
+                except _REPLY_LOST as error:
+                    self._settle(session, intent, error)
         except ObjectGoneError:
             return  # the appliance VM itself
         raise BusyError(f"{what}: it still hangs on {intent.appliance_moref}")
@@ -234,6 +245,17 @@ class ApplianceDisks:
             wait_for_task(session, task, what=what, deadline_s=RECONFIGURE_DEADLINE_S)
 
         self._patience.retry(run, on=(BusyError,), tries=_BUSY_TRIES)
+
+    def _settle(self, session: Session, intent: AttachIntent, error: VsphereError) -> None:
+        """After a failed reconfigure: wait until the device list tells what became of it."""
+        if isinstance(error, (*_REPLY_LOST, DeadlineError)):
+            settle_lost_reply(
+                session,
+                intent.appliance_moref,
+                TaskKind.RECONFIGURE,
+                self._patience,
+                deadline_s=RECONFIGURE_DEADLINE_S,
+            )
 
     def _hangs(self, session: Session, intent: AttachIntent) -> AttachedDisk | None:
         return disk_at(_hardware(session, intent.appliance_moref), intent.slot, intent.file_name)

@@ -3,8 +3,9 @@
 Data path: socket -> TLS -> the caller's memory; nothing in between is copied or kept.
 
 Invariants: a byte counts only when it belongs to exactly the range that was asked for, of a file
-of exactly the expected size; no body of an unexpected answer is read. After an error the connection
-is of no use and must be closed.
+of exactly the expected size; no body of an unexpected answer is read. A server that fails half way
+may write a page about it into the body before it hangs up, so the end of a body that broke does not
+count. After an error the connection is of no use and must be closed.
 Thread model: stateless; a connection belongs to one thread at a time.
 Source: RFC 9110 sections 14 and 15.3.7; design notes section 4b.
 """
@@ -26,6 +27,7 @@ from vmware.errors import (
 from vmware.faults import FOREIGN_ERRORS, translate
 
 _SLICE_BYTES = 1 << 20  # progress is told this often
+_HELD_BACK_BYTES = 64 << 10  # not told before all has come: may be a page about an error instead
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20})")
 
 
@@ -146,8 +148,10 @@ def _read_body(
             if not count:
                 raise TransportError(f"the connection ended at byte {offset + done}")
             done += count
-            on_progress(done)
+            if done < len(buffer):
+                on_progress(max(0, done - _HELD_BACK_BYTES))
         if not response.isclosed() and response.read(1):  # chunked: the end is still to be read
             raise ProtocolError("more came than was asked for")
     except FOREIGN_ERRORS as error:
         raise broken(error, offset + done) from error
+    on_progress(done)

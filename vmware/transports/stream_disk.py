@@ -147,21 +147,26 @@ class StreamDisk:
         while self._position < end:
             if self._failure is not None:
                 raise self._failure
-            try:
-                grain = next(self._grains, None)
-            except VsphereError as error:
-                self._failure = error
-                if self._closing.is_set():
-                    raise CancelledError("the disk was closed while it was read") from error
-                raise
+            grain = self._next()
             if grain is None:
                 self._position = self.size_bytes
             else:
-                self._position = grain.end
                 self._held.append(_Held(grain))
                 self._held_bytes += len(grain.compressed)
                 self._evict(start)
+                if grain.end >= self.size_bytes:
+                    self._next()  # only its end proves that the stream is whole
+                self._position = grain.end
             self._on_position(self._position)
+
+    def _next(self) -> Grain | None:
+        try:
+            return next(self._grains, None)
+        except VsphereError as error:
+            self._failure = error
+            if self._closing.is_set():
+                raise CancelledError("the disk was closed while it was read") from error
+            raise
 
     def _evict(self, start: int) -> None:
         """Make the window small again, but for what the present read asks for."""

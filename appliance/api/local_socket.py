@@ -1,0 +1,88 @@
+"""The daemon's local interface: HTTP on a Unix socket in the state folder, for its own user only.
+
+    GET  /v1/daemon                      what runs
+    GET  /v1/sessions                    recovery sessions
+    POST /v1/sessions/<id>/serve         show it to its hosts
+    POST /v1/sessions/<id>/withdraw      show it no more
+
+Who may connect is a matter of the folder's and the socket's mode (0700, 0600). Answers are JSON;
+an error has `code` and `error`, as on the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from appliance.base.errors import ApplianceError
+from appliance.base.version import __version__
+from appliance.service.recovery_server import RecoveryServer, ServedSession
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_BODY_BYTES_MAX = 1 << 16
+
+
+def session_document(session: ServedSession) -> dict[str, Any]:
+    document: dict[str, Any] = session.record.model_dump(mode="json")
+    return document | {"served": session.served, "failure": session.failure}
+
+
+def local_application(server: RecoveryServer) -> web.Application:
+    @web.middleware
+    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApplianceError as error:
+            return web.json_response({"code": error.code, "error": str(error)}, status=409)
+
+    async def daemon(_: web.Request) -> web.Response:
+        return web.json_response(
+            {"version": __version__, "pid": os.getpid(), "nfs_port": server.port}
+        )
+
+    async def sessions(_: web.Request) -> web.Response:
+        found = await asyncio.to_thread(server.sessions)
+        return web.json_response([session_document(each) for each in found])
+
+    async def serve(request: web.Request) -> web.Response:
+        await asyncio.to_thread(server.serve, request.match_info["id"])
+        return web.json_response({})
+
+    async def withdraw(request: web.Request) -> web.Response:
+        await asyncio.to_thread(server.withdraw, request.match_info["id"])
+        return web.json_response({})
+
+    application = web.Application(middlewares=[errors], client_max_size=_BODY_BYTES_MAX)
+    application.add_routes(
+        [
+            web.get("/v1/daemon", daemon),
+            web.get("/v1/sessions", sessions),
+            web.post("/v1/sessions/{id:[0-9a-f]{8}}/serve", serve),
+            web.post("/v1/sessions/{id:[0-9a-f]{8}}/withdraw", withdraw),
+        ]
+    )
+    return application
+
+
+class LocalSocket:
+    """Serves an application on a Unix socket from `start` to `stop`, on one event loop."""
+
+    def __init__(self, application: web.Application, path: Path) -> None:
+        self._runner = web.AppRunner(application, access_log=None)
+        self._path = path
+
+    async def start(self) -> None:
+        """Replaces a socket whose server died. The caller holds the daemon's lock."""
+        self._path.unlink(missing_ok=True)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self._path)).start()
+        self._path.chmod(0o600)
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)

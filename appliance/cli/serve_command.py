@@ -1,0 +1,80 @@
+"""`holdfast serve`: the daemon that serves recovery sessions until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from appliance.base.units import parse_size
+from appliance.cli.options import home_path, open_repository
+from appliance.cli.output import ExitCode, note, show
+
+_WAIT_S = 0.2
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    serve = commands.add_parser(
+        "serve", parents=[common], help="run the daemon: recovery sessions over NFS"
+    )
+    serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="of the NFS server")
+    serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
+    serve.add_argument(
+        "--portmap",
+        default="auto",
+        choices=("auto", "register", "own", "none"),
+        help="port 111: register with rpcbind, answer there, or neither (auto: what is possible)",
+    )
+    serve.add_argument("--cache", default="512M", metavar="SIZE", help="decoded chunks kept")
+    serve.add_argument(
+        "--reserve",
+        default="1G",
+        metavar="SIZE",
+        help="space kept free where sessions keep what guests write",
+    )
+    serve.set_defaults(run=run_serve)
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    from appliance.api.local_socket import LocalSocket, local_application
+    from appliance.exports.datastore.session import SessionStore
+    from appliance.exports.loop_thread import LoopThread
+    from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
+    from appliance.service.daemon_client import socket_path
+    from appliance.service.daemon_lock import daemon_lock
+    from appliance.service.home import Home
+    from appliance.service.recovery_server import RecoveryServer, sessions_folder
+
+    home = home_path(args)
+    Home(home).prepare()
+    with ExitStack() as stack:
+        stack.enter_context(daemon_lock(home))
+        repository = stack.enter_context(open_repository(args, cache_bytes=parse_size(args.cache)))
+        nfs = NfsServer(
+            key=handle_key(home / "nfs-handles.key"),
+            host=args.bind,
+            port=args.nfs_port,
+            portmap_mode=PortmapMode(args.portmap),
+        )
+        store = SessionStore(sessions_folder(home))
+        reserve_bytes = parse_size(args.reserve)
+        server = RecoveryServer(store, repository, nfs, reserve_bytes=reserve_bytes)
+        stack.callback(server.stop)
+        server.start()
+        loop = LoopThread("daemon-api")
+        stack.callback(loop.stop)
+        local = LocalSocket(local_application(server), socket_path(home))
+        loop.call(local.start())
+        stack.callback(lambda: loop.call(local.stop()))
+        document = {
+            "pid": os.getpid(),
+            "socket": str(socket_path(home)),
+            "nfs": {"address": args.bind, "port": server.port},
+            "sessions": len(store.list()),
+        }
+        show(args, document, lambda: f"serving; NFS on {args.bind} port {server.port}")
+        note("interrupt to stop; sessions go on at the next start")
+        while not args.cancel.cancelled:
+            args.cancel.wait(_WAIT_S)
+    return ExitCode.SUCCESS
