@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from appliance.sources.contract import Orphan
 
 _KEEP = ("keep", "new")
-_NEW_ONLY = ("name", "datastore", "folder", "pool", "on", "mac", "uuid", "disconnect")
+_NEW_ONLY = ("name", "datastore", "folder", "pool", "on", "mac", "uuid", "disconnect", "transport")
 _IN_PLACE_ONLY = ("power_off", "no_verify", "configuration")
 
 
@@ -40,19 +40,19 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "('Network adapter 1') or its address; may be repeated",
     )
     vm.add_argument("--power-on", action="store_true", help="start the VM when it is restored")
-    vm.add_argument(
-        "--transport",
-        action="append",
-        default=[],
-        metavar="T",
-        help="write disks of a new VM in this way only: hot-add, nfc-lease; may be repeated",
-    )
     _add_new(vm.add_argument_group("a new VM"))
     _add_in_place(vm.add_argument_group("the VM itself"))
     vm.set_defaults(run=run_restore_vm)
 
 
 def _add_new(new: Any) -> None:
+    new.add_argument(
+        "--transport",
+        action="append",
+        default=[],
+        metavar="T",
+        help="write its disks in this way only: hot-add, nfc-lease; may be repeated",
+    )
     new.add_argument("--name", metavar="N", help="of the new VM (default: that of the original)")
     new.add_argument("--datastore", metavar="D", help="vSphere datastore for all its files")
     new.add_argument("--folder", metavar="F", help="inventory path of the folder")
@@ -174,7 +174,6 @@ def _rollback_options(args: argparse.Namespace) -> RollbackOptions:
         verify=not args.no_verify,
         configuration=args.configuration,
         networks=_networks(args.network),
-        transports=tuple(dict.fromkeys(args.transport)),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.ids import RunId
@@ -21,7 +22,7 @@ from appliance.service.hosts import open_host
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
-from appliance.sources.vsphere_transports import VsphereTransports
+from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
 from appliance.targets.contract import VmTarget
 from appliance.targets.vsphere import VsphereTarget
 
@@ -79,7 +80,11 @@ class HostIntents:
 
 
 @contextmanager
-def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSources]:
+def open_sources(
+    catalog: Catalog,
+    host: str | None = None,
+    tools: SourceTools | None = None,
+) -> Iterator[OpenedSources]:
     """Log in to one registered host, or to all; a host that fails stops no other.
 
     Raises: HostNotFoundError, UsageError: no host is registered; with `host`, why it failed.
@@ -87,6 +92,7 @@ def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSo
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if not records:
         raise UsageError("no host is registered; `holdfast host add` does that")
+    tools = tools or SourceTools()
     with ExitStack() as opened:
         sources: list[VmSource] = []
         failures: list[HostFailure] = []
@@ -100,7 +106,7 @@ def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSo
                 continue
             source = VsphereSource(
                 vsphere,
-                VsphereTransports(),
+                VsphereTransports(tools, partial(catalog.hosts.password, record)),
                 HostIntents(catalog, record.name),
                 catalog.appliance_id,
             )
@@ -111,7 +117,7 @@ def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSo
 
 @contextmanager
 def open_target(
-    catalog: Catalog, host: str | None = None, transports: VsphereTransports | None = None
+    catalog: Catalog, host: str | None = None, tools: SourceTools | None = None
 ) -> Iterator[OpenedTarget]:
     """Log in to one registered host; without a name, to the only one there is.
 
@@ -122,7 +128,7 @@ def open_target(
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say to which host, with --host (registered: {names})")
     vsphere = open_host(catalog, records[0])
-    shared = transports or VsphereTransports()
+    shared = VsphereTransports(tools or SourceTools(), partial(catalog.hosts.password, records[0]))
     intents = HostIntents(catalog, records[0].name)
     source = VsphereSource(vsphere, shared, intents, catalog.appliance_id)
     try:

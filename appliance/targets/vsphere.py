@@ -67,7 +67,7 @@ class VsphereTarget:
             appliance_id=self._appliance_id,
             intents=self._intents,
             hot_add=self._transports.hot_add(request.run_id, self._intents),
-            product_uuid=self._transports.appliance_disks.devices.product_uuid(),
+            product_uuid=self._transports.tools.appliance_disks.devices.product_uuid(),
         )
         with new_vm(tools, request, context, leftovers) as made:
             yield made
