@@ -68,6 +68,7 @@ class VsphereTarget:
             intents=self._intents,
             hot_add=self._transports.hot_add(request.run_id, self._intents),
             product_uuid=self._transports.tools.appliance_disks.devices.product_uuid(),
+            wait=self._transports.tools.wait,
         )
         with new_vm(tools, request, context, leftovers) as made:
             yield made
@@ -82,8 +83,11 @@ class VsphereTarget:
                 self._session,
                 key,
                 Origin.MOVED if same_vm else Origin.COPIED,
-                patience=Patience(cancelled=lambda: cancel.cancelled),
+                patience=self._patience(cancel),
             )
+
+    def _patience(self, cancel: CancelToken) -> Patience:
+        return Patience(cancelled=lambda: cancel.cancelled, wait=self._transports.tools.wait)
 
     def look(self, key: str) -> ExistingVm:
         with vsphere_calls(self.name):
@@ -95,7 +99,7 @@ class VsphereTarget:
                 self._session,
                 key,
                 within_s=within_s,
-                patience=Patience(cancelled=lambda: cancel.cancelled),
+                patience=self._patience(cancel),
             )
 
     def refusal(self, key: str, disk: ExistingDisk, run_id: RunId) -> Reason | None:

@@ -16,7 +16,8 @@ Source: design notes sections 4a, 4c and 8.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class BuildTools:
     intents: Intents
     hot_add: HotAdd
     product_uuid: str | None  # of the machine we run on
+    wait: Callable[[float], None] = time.sleep
 
 
 @contextmanager
@@ -102,7 +104,7 @@ class _Build:
         self._context = context
         self._leftovers = leftovers
         self._reasons = list(plan.reasons)
-        self._patience = Patience(cancelled=lambda: context.cancel.cancelled)
+        self._patience = Patience(cancelled=lambda: context.cancel.cancelled, wait=tools.wait)
         self._lock = threading.Lock()
         self._open: dict[int, DiskSink] = {}  # attached, not yet closed
         self._imported: NfcImport | None = None
@@ -323,7 +325,7 @@ class _Build:
         try:
             if not self._finished:
                 with vsphere_calls(self._tools.host):
-                    Patience().retry(
+                    self._patience.unstoppable().retry(
                         lambda: destroy_unfinished_vm(
                             self._session, self._moref, self._plan.marker.text
                         ),
