@@ -185,6 +185,7 @@ class _Rollback:
     def __post_init__(self) -> None:
         self._reasons: list[Reason] = []
         self._writing = False
+        self._tracking_reset = False
         self._written: dict[int, int] = {}
 
     def run(self) -> RollbackResult:
@@ -267,25 +268,32 @@ class _Rollback:
     # Writing
 
     def _write_all(self, plans: list[_DiskPlan], disks: dict[int, ExistingDisk]) -> None:
+        """Write, and compare until nothing differs, if that is wanted."""
         extents = {plan.number: plan.extents for plan in plans}
-        if not any(extents.values()):
-            return
-        self.journal.write(self._union(extents))
-        self._reasons += self.target.reset_tracking(self.vm.key, self.run_id)
-        for round_number in range(_ROUNDS):
-            for number in sorted(extents):
-                self._write(number, extents[number], disks[number])
-            if not self.options.verify:
-                break
-            extents = self._differences()
-            if not any(extents.values()):
-                break
+        compared = all(plan.mode is RollbackMode.COMPARED for plan in plans)
+        if compared and not any(extents.values()):
+            return  # that was the comparison
+        for _ in range(_ROUNDS):
+            if any(extents.values()):
+                self._begin_writing(extents)
+                for number in sorted(extents):
+                    self._write(number, extents[number], disks[number])
+            if self.options.verify:
+                extents = self._differences()
+            if not self.options.verify or not any(extents.values()):
+                self._writing = False
+                self.journal.forget()
+                return
             self._reasons.append(_missed(sum(map(total_bytes, extents.values()))))
-            if round_number == _ROUNDS - 1:
-                raise NotVerifiedError(f"{self.vm.name}: its disks keep differing from the point")
             disks = self._settled()
-        self._writing = False
-        self.journal.forget()
+        raise NotVerifiedError(f"{self.vm.name}: its disks keep differing from the point")
+
+    def _begin_writing(self, extents: dict[int, list[Extent]]) -> None:
+        """From the first write on, no change list of before and no earlier plan is complete."""
+        self.journal.write(self._union(extents))
+        if not self._tracking_reset:
+            self._reasons += self.target.reset_tracking(self.vm.key, self.run_id)
+            self._tracking_reset = True
 
     def _union(self, extents: dict[int, list[Extent]]) -> dict[int, list[Extent] | None]:
         before = self.journal.touched(frozenset(extents))
