@@ -272,7 +272,8 @@ class _Rollback:
         extents = {plan.number: plan.extents for plan in plans}
         compared = all(plan.mode is RollbackMode.COMPARED for plan in plans)
         if compared and not any(extents.values()):
-            return  # that was the comparison
+            self.journal.forget()  # that was the comparison
+            return
         for _ in range(_ROUNDS):
             if any(extents.values()):
                 self._begin_writing(extents)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,8 +17,10 @@ import pytest
 
 from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.sources.vsphere_transports import SourceTools
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
+from tests.support.holdfast_program import ROOT, environment
 from tests.support.lab_machines import done
 from tests.support.needs import needs
 from tests.support.restoring import (
@@ -94,8 +98,14 @@ def lab() -> Iterator[VmLab]:
 
 
 @pytest.fixture(scope="module")
-def here(lab: VmLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restoring]:
-    tools = appliance_tools(lab, tmp_path_factory.mktemp("appliance") / "root")
+def tools(lab: VmLab, tmp_path_factory: pytest.TempPathFactory) -> SourceTools:
+    return appliance_tools(lab, tmp_path_factory.mktemp("appliance") / "root")
+
+
+@pytest.fixture(scope="module")
+def here(
+    lab: VmLab, tools: SourceTools, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Restoring]:
     image = tmp_path_factory.mktemp("images") / "disk.raw"
     image.write_bytes(random.Random(6).randbytes(2 * MIB) + bytes(2 * MIB))
     lab.add_machine("cold", image, extra_disks_bytes=(MIB,))
@@ -171,3 +181,69 @@ def remove(here: Restoring, lab: VmLab, name: str, point: object) -> None:
     assert disk_content(lab, name, 0) == here.content(here.point("cold"), 0)
     assert disk_content(lab, name, 1) == here.content(here.point("cold"), 1)
     done(vm.Destroy_Task())
+
+
+def killed(lab: VmLab, *words: str) -> None:
+    """Run the driver until it has stopped, and kill it there."""
+    root = Path(words[0])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.support.restore_driver",
+            str(lab.home),
+            str(root),
+            *words[1:],
+        ],
+        env=environment(lab.home),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "STOPPED\n"
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("where", ["begun", "written"])
+@pytest.mark.parametrize("transport", ["hot-add", "nfc-lease"])
+def test_a_killed_restore_is_cleared_away_by_the_next_run(
+    here: Restoring, lab: VmLab, tools: SourceTools, transport: str, where: str
+) -> None:
+    """Its VM, its disks on the appliance, its lease: a lease ends by itself, as the host says."""
+    before = left_overs(lab, here.catalog)
+    root = str(tools.appliance_disks.devices.root)
+    killed(lab, root, here.point("cold").point_id, "new", transport, where)
+    assert left_overs(lab, here.catalog) != before
+    for lease in lab.plane.lease_table.open_leases():
+        lease.expire()
+    here.clean_up()
+    assert left_overs(lab, here.catalog) == before
+
+
+def test_a_killed_roll_back_is_ended_by_the_same_command(
+    here: Restoring, lab: VmLab, tools: SourceTools
+) -> None:
+    """The disk is taken off the appliance first; the areas are known and written again."""
+    point = here.point("cold")
+    flat = lab.folder / "ds1" / "cold" / "cold-flat.vmdk"
+    lab.faults.arm(FaultName.CBT_MISSING_LIST, None)
+    try:
+        before = left_overs(lab, here.catalog)
+        with flat.open("r+b") as file:
+            file.write(b"broken by an update")
+        root = str(tools.appliance_disks.devices.root)
+        killed(lab, root, point.point_id, "in-place", "hot-add", "written")
+        assert left_overs(lab, here.catalog) != before
+        here.clean_up()
+        assert left_overs(lab, here.catalog) == before
+    finally:
+        lab.faults.disarm()
+    assert list((lab.home / "rollbacks").iterdir()) != []
+    here.roll_back(point)
+    assert disk_content(lab, "cold") == here.content(point)
+    assert list((lab.home / "rollbacks").iterdir()) == []
