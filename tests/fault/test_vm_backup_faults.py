@@ -22,6 +22,7 @@ from lab.faults import FaultName
 from lab.vcenter.virtual_machine_setup import add_appliance
 from tests.support.needs import needs
 from tests.support.vm_lab import CRASH, Guest, InProcess, VmLab, backing_up, quick_tools, vm_lab
+from vmware.patience import Patience
 from vmware.transports.appliance_disks import ApplianceDisks
 
 pytestmark = pytest.mark.integration
@@ -42,6 +43,7 @@ class Met:
     consistency: ConsistencyPolicy = CRASH
     audit: AuditPolicy = field(default_factory=lambda: AuditPolicy(percent=0))
     full: bool = False
+    also: FaultName | None = None
     code: str = ""  # a reason or error that must be given
     fails: bool = False  # no point can be made while it lasts
 
@@ -52,9 +54,10 @@ class Met:
 
 HTTPS, NFC, HOT_ADD = ("datastore-https",), ("nfc-lease",), ("hot-add",)
 FLAT = {"path": "*-flat.vmdk"}
+STREAM = {"path": "*/nfc/*"}
 
 MET = [
-    Met(name=FaultName.CBT_RESET, code="cbt.invalid"),
+    Met(name=FaultName.CBT_RESET, code="cbt.file-fault"),
     Met(name=FaultName.CBT_MISSING_LIST),
     Met(name=FaultName.CBT_PARTIAL_LIST, audit=EVERYTHING, code="cbt.audit-mismatch"),
     Met(name=FaultName.CBT_EMPTY_LIST, audit=EVERYTHING, code="cbt.audit-mismatch"),
@@ -66,7 +69,6 @@ MET = [
     Met(name=FaultName.CBT_NO_CHANGE_ID),
     Met(name=FaultName.QUIESCE_FAILURE, times=2, consistency=QUIESCED),
     Met(name=FaultName.QUIESCE_HALF_MADE, times=2, consistency=QUIESCED),
-    Met(name=FaultName.SNAPSHOT_FAILURE),
     Met(name=FaultName.SNAPSHOT_FAILURE, times=None, fails=True),
     Met(name=FaultName.SNAPSHOT_STUCK, amount=0.5),
     Met(name=FaultName.REMOVE_FAILURE),
@@ -74,27 +76,28 @@ MET = [
     Met(name=FaultName.REMOVE_STUCK, amount=0.5),
     Met(name=FaultName.CONSOLIDATION_NEEDED),
     Met(name=FaultName.CONSOLIDATION_NEEDED, times=None),
-    Met(name=FaultName.CONSOLIDATION_LOCKED),
+    Met(name=FaultName.CONSOLIDATION_LOCKED, also=FaultName.CONSOLIDATION_NEEDED),
     Met(name=FaultName.SESSION_DROP),
     Met(name=FaultName.SESSION_DROP, match={"method": "CreateSnapshot*"}),
     Met(name=FaultName.SESSION_DROP, match={"method": "RemoveSnapshot*"}),
     Met(name=FaultName.LOST_TASK_REPLY, match={"method": "CreateSnapshot*"}),
     Met(name=FaultName.LOST_TASK_REPLY, match={"method": "RemoveSnapshot*"}),
-    Met(name=FaultName.TASK_FAILURE, match={"method": "CreateSnapshot*"}),
+    Met(name=FaultName.TASK_FAILURE, match={"method": "CreateSnapshot*"}, fails=True),
     Met(name=FaultName.TASK_FAILURE, match={"method": "RemoveSnapshot*"}),
     Met(name=FaultName.TASK_IN_PROGRESS, match={"method": "CreateSnapshot*"}),
     Met(name=FaultName.TASK_IN_PROGRESS, match={"method": "RemoveSnapshot*"}),
-    Met(name=FaultName.SOAP_500, match={"method": "CreateSnapshot*"}),
+    Met(name=FaultName.SOAP_500, match={"method": "CreateSnapshot*"}, fails=True),
     Met(name=FaultName.SOAP_500, match={"method": "RemoveSnapshot*"}),
     Met(name=FaultName.SOAP_500, match={"method": "QueryChangedDiskAreas"}),
     Met(name=FaultName.SOAP_DELAY, amount=0.5),
     Met(name=FaultName.PRIVILEGE_LOST, match={"method": "CreateSnapshot*"}, fails=True),
     Met(name=FaultName.PRIVILEGE_LOST, match={"method": "QueryChangedDiskAreas"}),
+    Met(name=FaultName.MISSING_PROPERTY, times=None, fails=True, code="source.vm-not-protectable"),
     Met(name=FaultName.SLOW_HOST, transports=HTTPS, amount=0.5),
     Met(name=FaultName.SLOW_STREAM, transports=HTTPS, amount=4 << 20),
     Met(name=FaultName.DYING_HOST, transports=HTTPS, match=FLAT),
     Met(name=FaultName.DYING_HOST, transports=HTTPS, times=None, match=FLAT, fails=True),
-    Met(name=FaultName.DYING_HOST, times=None, match=FLAT),
+    Met(name=FaultName.DYING_HOST, transports=HTTPS + NFC, times=None, match=FLAT),
     Met(name=FaultName.HTTP_500, transports=HTTPS, match=FLAT),
     Met(name=FaultName.HTTP_503, transports=HTTPS, match=FLAT),
     Met(name=FaultName.HTTP_500_MID_STREAM, transports=HTTPS, amount=4096, match=FLAT),
@@ -103,17 +106,17 @@ MET = [
     Met(name=FaultName.RANGE_IGNORED, transports=HTTPS, match=FLAT),
     Met(name=FaultName.WRONG_RANGE, transports=HTTPS, match=FLAT),
     Met(name=FaultName.TICKET_REFUSED, transports=HTTPS),
-    Met(name=FaultName.DESCRIPTOR_STREAMS_DISK, transports=HTTPS),
+    Met(name=FaultName.DESCRIPTOR_STREAMS_DISK, transports=HTTPS, fails=True),
+    Met(name=FaultName.DESCRIPTOR_STREAMS_DISK, transports=HTTPS + NFC),
     Met(name=FaultName.FILE_LOCKED, transports=HTTPS, match=FLAT),
-    Met(name=FaultName.LEASE_ERROR, transports=NFC),
+    Met(name=FaultName.LEASE_ERROR, transports=NFC, fails=True),
     Met(name=FaultName.LEASE_EXPIRY, transports=NFC),
-    Met(name=FaultName.LEASE_BAD_GRAIN, transports=NFC),
-    Met(name=FaultName.LEASE_WRONG_LBA, transports=NFC),
+    Met(name=FaultName.LEASE_BAD_GRAIN, transports=NFC, fails=True),
+    Met(name=FaultName.LEASE_WRONG_LBA, transports=NFC, fails=True),
     Met(name=FaultName.LEASE_NO_FOOTER, transports=NFC),
-    Met(name=FaultName.LEASE_ERROR, transports=NFC, times=None, fails=True),
-    Met(name=FaultName.RESET_MID_STREAM, transports=NFC, amount=4096, match={"path": "*/nfc/*"}),
-    Met(name=FaultName.CORRUPT_BODY, transports=NFC, amount=1 << 20, match={"path": "*/nfc/*"}),
-    Met(name=FaultName.HOT_ADD_NEVER_APPEARS, transports=HOT_ADD),
+    Met(name=FaultName.RESET_MID_STREAM, transports=NFC, amount=4096, match=STREAM),
+    Met(name=FaultName.CORRUPT_BODY, transports=NFC, amount=1 << 20, match=STREAM, fails=True),
+    Met(name=FaultName.HOT_ADD_NEVER_APPEARS, transports=HOT_ADD, fails=True),
     Met(name=FaultName.HOT_ADD_NEVER_APPEARS, transports=HOT_ADD + HTTPS, times=None),
     Met(name=FaultName.HOT_ADD_WRONG_DISK, transports=HOT_ADD + HTTPS, times=None),
     Met(name=FaultName.HOT_REMOVE_FAILURE, transports=HOT_ADD),
@@ -152,7 +155,8 @@ def guest(lab: VmLab) -> Guest:
 def here(lab: VmLab, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     root = Path(tmp_path_factory.mktemp("appliance"), "root")
     add_appliance(lab.inventory, "appliance", root)
-    with backing_up(lab, quick_tools(appliance_disks=ApplianceDisks(device_root=root))) as opened:
+    disks = ApplianceDisks(device_root=root, patience=Patience(wait=lambda seconds: None))
+    with backing_up(lab, quick_tools(appliance_disks=disks)) as opened:
         opened.back_up("web")
         yield opened
     lab.faults.disarm()
@@ -175,6 +179,8 @@ def test_a_backup_that_meets_a_fault_is_right_or_fails_clearly(
     guest.write(1)
     before = lab.faults.fired(met.name)
     lab.faults.arm(met.name, met.times, amount=met.amount, **met.match)
+    if met.also is not None:
+        lab.faults.arm(met.also)
     (result,) = here.back_up(
         "web",
         transports=met.transports,

@@ -8,7 +8,6 @@ with vm_lab() as lab:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 import time
@@ -16,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from appliance.base.backoff import Backoff
 from appliance.base.consistency import Consistency
@@ -148,9 +149,8 @@ class Guest:
         return machine
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest_of(path: Path) -> str:
+    return blake3().update_mmap(path).hexdigest()
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ class InProcess:
     repository: Repository
     sources: Sequence[VmSource]
     frozen: dict[tuple[str, int], str] = field(default_factory=dict)
-    """SHA-256 of the frozen base files by (VM, disk number), taken by the test while they stood."""
+    """Digest of the frozen base files by (VM, disk number), taken by the test while they stood."""
 
     def back_up(
         self, *patterns: str, limits: LimitPolicy | None = None, **options: Any
@@ -256,13 +256,13 @@ class InProcess:
     def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
         stem = vm.vm.name + ("" if disk.number == 0 else f"_{disk.number}")
         flat = self.lab.folder / "ds1" / vm.vm.name / f"{stem}-flat.vmdk"
-        self.frozen[vm.point_name, disk.number] = sha256(flat)
+        self.frozen[vm.point_name, disk.number] = digest_of(flat)
 
     def stored(self, vm: str, number: int = 0) -> str:
-        """SHA-256 of a disk of the newest point."""
+        """Digest of a disk of the newest point."""
         point = self.repository.points.latest(vm)
         assert point is not None
-        digest = hashlib.sha256()
+        digest = blake3()
         with contextlib.closing(self.repository.open_image(point, number)) as image:
             for offset in range(0, image.size_bytes, 8 << 20):
                 digest.update(image.read_at(offset, min(8 << 20, image.size_bytes - offset)))
