@@ -185,14 +185,12 @@ def remove(here: Restoring, lab: VmLab, name: str, point: object) -> None:
 
 def killed(lab: VmLab, *words: str) -> None:
     """Run the driver until it has stopped, and kill it there."""
-    root = Path(words[0])
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tests.support.restore_driver",
             str(lab.home),
-            str(root),
             *words[1:],
         ],
         env=environment(lab.home),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from appliance.targets.contract import NoWriterError, WantedVmPlace
 from appliance.targets.vsphere_plan import NoSuchPlaceError
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
+from lab.guests import GuestKind, build
 from lab.vcenter.local_call import call_method
 from tests.support.lab_machines import disks_of, done, reconfigured, removed, snapped
 from tests.support.needs import needs
@@ -417,3 +419,20 @@ class CancellingWrites(Progress):
         super().advance(done_bytes)
         if self.snapshot().done_bytes > self._after_bytes:
             self._cancel.cancel()
+
+
+@pytest.mark.timeout(900)  # the first run builds the image
+def test_a_restored_debian_boots(
+    here: Restoring, lab: VmLab, tools: SourceTools, tmp_path: Path
+) -> None:
+    """Imported as a stream, with most of its 8 GiB never written."""
+    if os.geteuid() != 0:
+        pytest.skip("building the debian guest needs root")
+    machine = lab.add_machine("debian", build(GuestKind.DEBIAN), memory_mib=512)
+    back_up(lab, tools, "debian")
+    done(lab.client_of(machine).Destroy_Task())
+    result = here.restore(here.point("debian"), transports=("nfc-lease",), power_on=True)
+    assert result.powered_on and result.disks[0].written_bytes < 2 << 30
+    again = Guest(lab, machine_named(lab, "debian"))
+    again.wait_until_ready()
+    done(again.vm.PowerOffVM_Task())
