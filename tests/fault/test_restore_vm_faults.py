@@ -191,7 +191,7 @@ def killed(lab: VmLab, *words: str) -> None:
             "-m",
             "tests.support.restore_driver",
             str(lab.home),
-            *words[1:],
+            *words,
         ],
         env=environment(lab.home),
         cwd=ROOT,
