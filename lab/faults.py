@@ -78,7 +78,10 @@ class FaultName(StrEnum):
     CONSOLIDATION_LOCKED = "consolidation-locked", "ConsolidateVMDisks fails: FileLocked"
 
     # sessions, tasks and SOAP (method, user, vm where there is one)
-    SESSION_DROP = "session-drop", "the session of the call is ended: NotAuthenticated"
+    SESSION_DROP = (
+        "session-drop",
+        "the session of the call is ended: NotAuthenticated (method folder or rest: HTTP 401)",
+    )
     LOST_TASK_REPLY = (
         "lost-task-reply",
         "the method is carried out and the connection closed before the answer",

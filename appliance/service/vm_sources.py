@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.ids import RunId
@@ -20,7 +21,7 @@ from appliance.service.hosts import open_host
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
-from appliance.sources.vsphere_transports import VsphereTransports
+from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
 
 log = EventLog(__name__)
 
@@ -68,7 +69,11 @@ class HostIntents:
 
 
 @contextmanager
-def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSources]:
+def open_sources(
+    catalog: Catalog,
+    host: str | None = None,
+    tools: SourceTools | None = None,
+) -> Iterator[OpenedSources]:
     """Log in to one registered host, or to all; a host that fails stops no other.
 
     Raises: HostNotFoundError, UsageError: no host is registered; with `host`, why it failed.
@@ -76,6 +81,7 @@ def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSo
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if not records:
         raise UsageError("no host is registered; `holdfast host add` does that")
+    tools = tools or SourceTools()
     with ExitStack() as opened:
         sources: list[VmSource] = []
         failures: list[HostFailure] = []
@@ -89,7 +95,7 @@ def open_sources(catalog: Catalog, host: str | None = None) -> Iterator[OpenedSo
                 continue
             source = VsphereSource(
                 vsphere,
-                VsphereTransports(),
+                VsphereTransports(tools, partial(catalog.hosts.password, record)),
                 HostIntents(catalog, record.name),
                 catalog.appliance_id,
             )

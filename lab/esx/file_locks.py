@@ -2,8 +2,8 @@
 
 | holder | files | mode |
 |---|---|---|
-| running VM | descriptor and data of each disk's leaf, the .vmx | exclusive |
-| running VM | every parent in the chains | shared |
+| running VM | descriptor and data of each disk's leaf | exclusive |
+| running VM | every parent in the chains; the .vmx, which may be copied but not changed | shared |
 | hot-added disk, reading | the whole chain | shared |
 | hot-added disk, writing | the leaf; parents shared | exclusive |
 | NFC transfer, reading | the whole chain | shared, and refused with an HTTP reader |

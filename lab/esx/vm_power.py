@@ -49,7 +49,7 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
         if vm.site.faults.take(FaultName.POWER_ON_FAILURE, vm=vm.vm_id, vm_name=vm.config.name):
             raise MachineConfigError("the virtual machine could not be powered on")
         chains = {disk.key: vm.chain(disk) for disk in vm.config.disks}
-        wanted = [(vm.config.vmx_path, LockMode.EXCLUSIVE)]
+        wanted = [(vm.config.vmx_path, LockMode.SHARED)]
         for chain in chains.values():
             wanted += chain.locks(LockMode.EXCLUSIVE)
         vm.site.locks.acquire(vm.vm_id, wanted)

@@ -163,7 +163,7 @@ class _Move:
             vm.save_frozen(snapshot)
         vm.site.locks.release(vm.vm_id)
         if vm.on:
-            wanted = [(vm.config.vmx_path, LockMode.EXCLUSIVE)]
+            wanted = [(vm.config.vmx_path, LockMode.SHARED)]
             for disk in vm.config.disks:
                 wanted += vm.chain(disk).locks(LockMode.EXCLUSIVE)
             vm.site.locks.acquire(vm.vm_id, wanted)

@@ -16,6 +16,7 @@ from pyVmomi import vim
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
 from tests.support.http_fetch import connect, fetch
+from tests.support.lab import client
 from tests.support.lab_machines import Practice, disk, disks_of, done, practice
 from tests.support.needs import needs
 from tests.support.ovf_package import OVF
@@ -387,6 +388,50 @@ def test_a_session_opens_files_on_vcenter_until_it_ends(lab: Practice) -> None:
     assert fetch(url, headers=headers) == (200, flat(lab).with_name("web.vmx").read_bytes())
     lab.instance.content.sessionManager.Logout()
     assert fetch(url, headers=headers)[0] == 401
+
+
+def test_reading_files_does_not_keep_a_session_alive() -> None:
+    """Only calls do; a client that reads for long must say that it is there."""
+    now = [0.0]
+    with practice(vcenter_options={"clock": lambda: now[0]}) as lab:
+        make_vm(lab)
+        url, headers = vcenter_url(lab, "web/web.vmx"), cookie(lab)
+        for _ in range(3):
+            now[0] += 700
+            status = fetch(url, headers=headers)[0]
+        assert status == 401
+        with pytest.raises(vim.fault.NotAuthenticated):
+            lab.instance.CurrentTime()
+
+
+def test_a_session_is_dropped_in_the_middle_of_reading(lab: Practice) -> None:
+    """The next range is 401, and the SOAP session is gone with it."""
+    make_vm(lab)
+    lab.faults.arm(FaultName.SESSION_DROP, method="folder")
+    assert fetch(vcenter_url(lab, "web/web.vmx"), headers=cookie(lab))[0] == 401
+    with pytest.raises(vim.fault.NotAuthenticated):
+        lab.instance.content.searchIndex.FindByUuid(None, "x", True, True)
+
+
+def test_a_ticket_needs_its_privileges_on_the_whole_vcenter(lab: Practice) -> None:
+    """A role on the datacenter reads through vCenter, and is 403 at the host."""
+    make_vm(lab)
+    vcenter, accounts = lab.vcenter, lab.vcenter.accounts
+    accounts.add_user("backup@lab", "x")
+    wanted = ["Datastore.Browse", "Datastore.FileManagement"]
+    role = accounts.add_role("files", wanted)
+    accounts.permit("backup@lab", accounts.add_role("login", []), vcenter.root_folder)
+    accounts.permit("backup@lab", role, lab.inventory.datacenter)
+    with client(vcenter, "backup@lab", "x") as instance:
+        headers = {"Cookie": instance._stub.cookie.split(";")[0]}
+        assert fetch(vcenter_url(lab, "web/web.vmx"), headers=headers)[0] == 200
+        host = lab.inventory.hosts[0]
+        url = f"https://{host.name}:{host.https_port}/folder/web/web.vmx?dsName=ds1"
+        spec = vim.SessionManager.HttpServiceRequestSpec(method="httpGet", url=url)
+        for expected in (403, 200):
+            ticket = instance.content.sessionManager.AcquireGenericServiceTicket(spec)
+            assert fetch(url, headers={"Cookie": f"vmware_cgi_ticket={ticket.id}"})[0] == expected
+            accounts.permit("backup@lab", role, vcenter.root_folder)
 
 
 def pool_of(lab: Practice) -> Any:
