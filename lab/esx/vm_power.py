@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import threading
 import uuid as uuids
 from dataclasses import replace
@@ -31,6 +32,7 @@ from lab.faults import FaultName
 
 _COPIED, _MOVED, _CANCEL = "button.uuid.copiedTheVM", "button.uuid.movedTheVM", "button.cancel"
 _questions = itertools.count(1)
+log = logging.getLogger(__name__)
 
 
 class ToolsUnavailableError(HostError):
@@ -164,7 +166,8 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
         guest.close()
         machine.close()
         _ended(vm)
-        vm.write_log("The virtual machine process ended unexpectedly")
+        log.warning("the QEMU of %s ended unexpectedly, %s", vm.config.name, machine.end_text)
+        vm.write_log(f"The virtual machine process ended unexpectedly, {machine.end_text}")
 
 
 def _ended(vm: VirtualMachine) -> None:
