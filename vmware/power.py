@@ -83,7 +83,7 @@ def shut_down(
     except VsphereError as error:
         if "Tools" not in error.fault:
             raise
-    return _power_off(session, vm_moref)
+    return power_off(session, vm_moref)
 
 
 def power_state(session: Session, vm_moref: str) -> str:
@@ -93,7 +93,10 @@ def power_state(session: Session, vm_moref: str) -> str:
     return str(fetch_one(session, f"look at {vm_moref}", vm, (path,)).values.get(path, ""))
 
 
-def _power_off(session: Session, vm_moref: str) -> ShutDown:
+def power_off(session: Session, vm_moref: str) -> ShutDown:
+    """Pull the plug; one that is off is left alone. Raises VsphereError."""
+    if power_state(session, vm_moref) == "poweredOff":
+        return ShutDown.WAS_OFF
     what = f"power {vm_moref} off"
     vm = session.object(vim.VirtualMachine, vm_moref)
     try:

@@ -95,7 +95,7 @@ def first_spec(vm: CapturedVm, choices: SpecChoices) -> PlannedVm:
         findings.append(_older_hardware(vm.hardware_version, version))
     if choices.uuid is UuidPolicy.KEEP and vm.bios_uuid:
         spec.uuid = vm.bios_uuid
-    _add_optional(spec, vm)
+    add_optional(spec, vm)
     return PlannedVm(spec=spec, disks=devices.disks, findings=tuple(findings))
 
 
@@ -119,7 +119,7 @@ def last_spec(
     return spec
 
 
-def _add_optional(spec: Any, vm: CapturedVm) -> None:
+def add_optional(spec: Any, vm: CapturedVm) -> None:
     """What is only said when it was captured: hosts refuse some values where they do not apply."""
     if vm.alternate_guest_name and vm.guest_id.startswith("other"):
         spec.alternateGuestName = vm.alternate_guest_name
