@@ -56,8 +56,10 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
             wanted += chain.locks(LockMode.EXCLUSIVE)
         vm.site.locks.acquire(vm.vm_id, wanted)
         try:
+            make_swap(vm)
             _start(vm, chains)
         except BaseException:
+            drop_swap(vm)
             _drop_redo_logs(vm)
             vm.site.locks.release(vm.vm_id)
             raise
@@ -170,7 +172,21 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
         vm.write_log(f"The virtual machine process ended unexpectedly, {machine.end_text}")
 
 
+def make_swap(vm: VirtualMachine) -> None:
+    """The swap file of a running machine, as long as its memory, unless the host keeps it."""
+    if vm.config.swap_placement != "hostLocal":
+        path = vm.file(".vswp")
+        vm.site.datastores.delete_if_there(path)
+        vm.site.datastores.files_of(path).create(path.path, vm.config.memory_mib << 20)
+
+
+def drop_swap(vm: VirtualMachine) -> None:
+    with contextlib.suppress(HostError):
+        vm.site.datastores.delete_if_there(vm.file(".vswp"))
+
+
 def _ended(vm: VirtualMachine) -> None:
+    drop_swap(vm)
     _drop_redo_logs(vm)
     vm.site.locks.release(vm.vm_id)
     vm.guest = None
