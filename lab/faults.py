@@ -78,7 +78,10 @@ class FaultName(StrEnum):
     CONSOLIDATION_LOCKED = "consolidation-locked", "ConsolidateVMDisks fails: FileLocked"
 
     # sessions, tasks and SOAP (method, user, vm where there is one)
-    SESSION_DROP = "session-drop", "the session of the call is ended: NotAuthenticated"
+    SESSION_DROP = (
+        "session-drop",
+        "the session of the call is ended: NotAuthenticated (method folder or rest: HTTP 401)",
+    )
     LOST_TASK_REPLY = (
         "lost-task-reply",
         "the method is carried out and the connection closed before the answer",
@@ -136,6 +139,7 @@ class FaultName(StrEnum):
     POWER_ON_FAILURE = "power-on-failure", "PowerOn fails: GenericVmConfigFault"
     TOOLS_SILENT = "tools-silent", "guest tools never report, though the guest runs"
     RELOCATE_FAILURE = "relocate-failure", "RelocateVM fails half-way and leaves the VM as it was"
+    NO_LIVE_MOVE = "no-live-move", "RelocateVM of a running VM is refused: NotEnoughLicenses"
     SCREEN_UNAVAILABLE = "screen-unavailable", "no screenshot can be taken"
 
     # inventory reads (vm, vm_name)

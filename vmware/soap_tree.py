@@ -8,6 +8,7 @@ Source: SOAP 1.1; measured on the simulator of govmomi 0.55.1 with pyVmomi 9.1.1
 
 from __future__ import annotations
 
+import gc
 import http.client
 from collections.abc import Sequence
 from typing import Any
@@ -56,13 +57,28 @@ def invoke(target: Any, method: Any, arguments: Sequence[Any]) -> ElementTree.El
     if response.status != 200:
         raise _fault(stub, info, response, body)
     try:
-        root = ElementTree.fromstring(body)
+        root = _tree(body)
     except ElementTree.ParseError as error:
         raise ProtocolError(f"{info.wsdlName}: the answer is no XML: {error}") from error
     answer = root.find(f".//{VIM}{info.wsdlName}Response")
     if answer is None:
         raise ProtocolError(f"{info.wsdlName}: no response in the answer")
     return answer.find(f"{VIM}returnval")
+
+
+def _tree(body: bytes) -> ElementTree.Element:
+    """Parsed without the garbage collector, which would walk the growing tree again and again.
+
+    That halves the CPU time of an inventory. It is one call into C that holds the interpreter's
+    lock, so no other thread runs meanwhile.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return ElementTree.fromstring(body)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def type_of(element: ElementTree.Element) -> str:

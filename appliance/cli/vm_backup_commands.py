@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import ApplianceError, UsageError
@@ -76,6 +77,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="milliseconds per MiB above which a vSphere datastore is read by fewer at once; "
         "0: never (default: 250)",
     )
+    vm.add_argument(
+        "--vddk",
+        type=Path,
+        metavar="DIR",
+        help="folder that VMware's VDDK was unpacked into (default: HOME/vddk if it is there)",
+    )
     vm.set_defaults(run=run_backup_vm)
 
 
@@ -86,14 +93,16 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.protection import point_names
     from appliance.service.vm_sources import clean_up, open_sources
+    from appliance.sources.vsphere_transports import SourceTools
 
     options = _options(args)
+    tools = SourceTools(vddk_folder=_vddk_folder(args))
     context = RunContext(args.cancel, Progress())
     started_s = time.perf_counter()
     with (
         Home(home_path(args)).open_catalog() as catalog,
         open_repository(args) as repository,
-        open_sources(catalog, args.host) as opened,
+        open_sources(catalog, args.host, tools) as opened,
     ):
         catalog.runs.close_interrupted()
         orphans = clean_up(catalog, opened.sources)
@@ -142,6 +151,11 @@ def _options(args: argparse.Namespace) -> VmBackupOptions:
         transports=tuple(dict.fromkeys(args.transport)),
         audit=AuditPolicy(percent=args.cbt_audit),
     )
+
+
+def _vddk_folder(args: argparse.Namespace) -> Path | None:
+    usual = home_path(args) / "vddk"
+    return args.vddk or (usual if usual.is_dir() else None)
 
 
 def _limits(args: argparse.Namespace) -> Any:

@@ -72,6 +72,8 @@ class VsphereSource:
             session=self._host.session,
             appliance_id=self._appliance_id,
             intents=self._intents,
+            reopening=self._transports.tools.reopening,
+            wait=self._transports.tools.wait,
         )
         ways = self._transports.for_run(request.run_id, self._intents, request.transports)
         with frozen_vm(tools, vm, request, ways, context, leftovers) as frozen:
@@ -86,7 +88,7 @@ class VsphereSource:
             return remove_orphans(
                 self._host.session,
                 self._appliance_id,
-                self._transports.appliance_disks,
+                self._transports.tools,
                 self._intents,
                 alive,
             )

@@ -183,6 +183,7 @@ class DiskOpener:
                     if planned is None
                     else tuple((extent.offset, extent.length) for extent in planned)
                 ),
+                cancelled=lambda: self._cancel.cancelled,
             )
             try:
                 chosen = choose(self._ways, request)

@@ -13,16 +13,19 @@ Source: design notes sections 2 and 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from appliance.base.backoff import Backoff
 from appliance.base.consistency import Consistency
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
+from appliance.blocks.extents import Extent
+from appliance.sources.allocated_reader import AllocatedReader
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
@@ -45,6 +48,7 @@ from appliance.sources.vsphere_disks import (
 from appliance.sources.vsphere_reasons import reason, reasons, vsphere_calls
 from vmware import config_capture
 from vmware.change_tracking import Tracking, enable_tracking, reset_tracking
+from vmware.changed_blocks import allocated_areas
 from vmware.consolidation import consolidate
 from vmware.disks import DiskInfo, disk_obstacle
 from vmware.errors import CancelledError as VsphereCancelled
@@ -77,6 +81,8 @@ class FreezeTools:
     session: Session
     appliance_id: str
     intents: Intents
+    reopening: Backoff
+    wait: Callable[[float], None]
 
 
 @contextmanager
@@ -114,9 +120,9 @@ class _Freeze:
         self._context = context
         self._leftovers = leftovers
         self._marker = Marker(appliance_id=tools.appliance_id, run_id=request.run_id)
-        self._patience = Patience(cancelled=lambda: context.cancel.cancelled)
+        self._patience = Patience(cancelled=lambda: context.cancel.cancelled, wait=tools.wait)
         self._reasons: list[Reason] = []
-        self._was_reset = False  # tracking, in this run: its change ids are believed again
+        self._started = False  # tracking, anew, in this run and without snapshots: it is sound
         self._log = log.bind(host=tools.host, vm=vm.name, run=request.run_id)
 
     def begin(self, stack: ExitStack) -> FrozenVm:
@@ -184,7 +190,7 @@ class _Freeze:
             self._reasons.append(_tracking_failed(error))
             return
         self._tools.intents.close(intent)
-        self._was_reset = mistrusted and outcome.tracking is Tracking.STARTED
+        self._started = outcome.tracking is Tracking.STARTED
         self._reasons += reasons(outcome.findings)
 
     # The snapshot
@@ -217,7 +223,11 @@ class _Freeze:
         try:
             with vsphere_calls(self._tools.host):
                 outcome = remove_snapshot(
-                    self._session, self._vm.key, moref, appliance_id=self._tools.appliance_id
+                    self._session,
+                    self._vm.key,
+                    moref,
+                    appliance_id=self._tools.appliance_id,
+                    patience=self._patience.unstoppable(),
                 )
             self._leftovers += reasons(outcome.findings)
             self._tools.intents.close(intent)
@@ -243,12 +253,15 @@ class _Freeze:
     def _disk(self, at: FrozenAt, disk: DiskInfo, number: int, stack: ExitStack) -> FrozenDisk:
         request, cancel = self._request, self._context.cancel
         opener = DiskOpener(at, disk, self._ways, self._tools.host, cancel)
-        reader = ReopeningReader(disk.label, disk.capacity_bytes, opener, cancel)
-        stack.callback(reader.close)
+        reopening = ReopeningReader(
+            disk.label, disk.capacity_bytes, opener, cancel, backoff=self._tools.reopening
+        )
+        stack.callback(reopening.close)
         changes = changes_since(at, disk, number, request.parent, self._patience)
         since_broken = changes_since(at, disk, number, request.broken, self._patience)
         old = request.parent.disk(number) if request.parent else None
-        believed = old is None or not is_mistrusted(old) or self._was_reset
+        reader = reopening if old else self._without_holes(at, disk, reopening)
+        believed = old is None or not is_mistrusted(old) or self._started
         return FrozenDisk(
             number=number,
             label=disk.label,
@@ -262,6 +275,20 @@ class _Freeze:
             datastore=disk.datastore_name,
         )
 
+    def _without_holes(
+        self, at: FrozenAt, disk: DiskInfo, reader: ReopeningReader
+    ) -> ReopeningReader | AllocatedReader:
+        """For a first full read. Who started tracking while the VM had snapshots may have missed
+        writes, so what is allocated is believed only where this run has started it."""
+        if not self._started:
+            return reader
+        found = allocated_areas(
+            self._session, at.vm.moref, at.snapshot_moref, disk, patience=self._patience
+        )
+        if found is None:
+            return reader
+        return AllocatedReader(reader, [Extent(*area) for area in found.areas])
+
 
 def _ladder(policy: ConsistencyPolicy) -> Ladder:
     return Ladder(top=_RUNGS[policy.wanted], bottom=_RUNGS[policy.least])
@@ -274,6 +301,8 @@ def _not_captured(hardware: Mapping[str, Any]) -> list[Reason]:
             "capture.incomplete",
             f"{lost['part']} could not be captured ([{lost['code']}] {lost['text']})",
             "look at what failed; a restore does without it",
+            # the configuration itself stands beside it, and hosts may lock the file of a running VM
+            warning=lost["part"] != "vmx",
         )
         for lost in hardware["not_captured"]
         if lost["part"] not in _NEVER_CAPTURED

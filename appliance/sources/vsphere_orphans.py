@@ -15,13 +15,13 @@ from collections.abc import Callable, Collection, Sequence
 from appliance.base.log import EventLog
 from appliance.sources.contract import Orphan
 from appliance.sources.intents import Intents, Made, OpenIntent
+from appliance.sources.vsphere_transports import SourceTools
 from vmware.errors import VsphereError
 from vmware.orphans import OrphanOutcome, SeenSnapshot, SeenVm, look, plan_orphans
 from vmware.orphans import remove_orphans as remove_planned
 from vmware.patience import Patience
 from vmware.session import Session
 from vmware.snapshots import settle
-from vmware.transports.appliance_disks import ApplianceDisks
 from vmware.transports.attach_intent import AttachIntent, parse_intent
 
 log = EventLog(__name__)
@@ -32,18 +32,19 @@ _SETTLE_DEADLINE_S = 600.0
 def remove_orphans(
     session: Session,
     appliance_id: str,
-    disks: ApplianceDisks,
+    tools: SourceTools,
     intents: Intents,
     alive: Callable[[], Collection[str]],
 ) -> list[Orphan]:
     """See `VmSource.remove_orphans`. Raises VsphereError, StorageError."""
+    patience = Patience(wait=tools.wait)
     abandoned = intents.abandoned()
-    _wait_for_tasks(session, abandoned)
-    sight = look(session, appliance_id, disks)
+    _wait_for_tasks(session, abandoned, patience)
+    sight = look(session, appliance_id, tools.appliance_disks)
     living = frozenset(alive())
     attached = [intent for intent in map(_attach_intent, abandoned) if intent is not None]
     plan = plan_orphans(sight, attached, lambda run: run in living)
-    outcomes = remove_planned(session, plan, appliance_id, disks)
+    outcomes = remove_planned(session, plan, appliance_id, tools.appliance_disks, patience=patience)
     _strike_off(intents, abandoned, outcomes)
     for outcome in outcomes:
         log.info("orphan", what=_what(outcome), failure=outcome.failure)
@@ -58,11 +59,11 @@ def remove_orphans(
     ]
 
 
-def _wait_for_tasks(session: Session, abandoned: Sequence[OpenIntent]) -> None:
+def _wait_for_tasks(session: Session, abandoned: Sequence[OpenIntent], patience: Patience) -> None:
     targets = [intent.target for intent in abandoned if intent.kind == Made.SNAPSHOT]
     for moref in dict.fromkeys(targets):
         try:
-            settle(session, moref, Patience(), deadline_s=_SETTLE_DEADLINE_S)
+            settle(session, moref, patience, deadline_s=_SETTLE_DEADLINE_S)
         except VsphereError as error:  # the VM is gone, or the task hangs: then the marks decide
             log.warning("a dead run's task was not waited for", vm=moref, error=error)
 

@@ -5,7 +5,8 @@
 | vCenter | `vmware_soap_session` of a login there | vCenter user | for its own URLs |
 | host | no | the host's own root | for its own URLs |
 
-Source: design notes on vSphere, section 4b. Thread-safe where the parts are.
+Reading files does not renew a session, and a ticket's user needs his privileges on the whole
+vCenter. Source: design notes on vSphere, sections 0 and 4b. Thread-safe where the parts are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Accounts(Protocol):
     """Logins of one place; every method is thread-safe."""
 
     def user_of_cookie(self, cookie: str) -> str | None:
-        """The user of a living session; asking counts as activity. None: log in again."""
+        """The user of a living session, which this does not keep alive. None: log in again."""
         ...
 
     def user_of_password(self, user: str, password: str) -> str | None:

@@ -17,6 +17,7 @@ from lab.data_plane.access import Gate, HostAccounts, Privileges
 from lab.data_plane.folder import HOST_DATACENTER, FolderHandler
 from lab.data_plane.folder import PREFIX as FOLDER_PREFIX
 from lab.data_plane.lease import DEFAULT_TIMEOUT_S
+from lab.data_plane.lease_desk import LeaseDesk
 from lab.data_plane.lease_table import LeaseTable
 from lab.data_plane.nfc import PREFIX as NFC_PREFIX
 from lab.data_plane.nfc import NfcHandler
@@ -31,11 +32,12 @@ from lab.data_plane.rest_http import (
 from lab.data_plane.rest_tagging import Tagging
 from lab.data_plane.screen import PREFIX as SCREEN_PREFIX
 from lab.data_plane.screen import ScreenHandler
-from lab.data_plane.soap_lease import LeaseDesk, TransferPlace
+from lab.data_plane.soap_lease import TransferPlace
 from lab.data_plane.soap_ovf import OvfManager
 from lab.data_plane.tags import Tags
 from lab.esx.datastore import LabDatastore
 from lab.esx.site import Site
+from lab.faults import FaultName
 from lab.vcenter.certificate import make_identity
 from lab.vcenter.datastores import Datastore
 from lab.vcenter.folders import Datacenter
@@ -160,8 +162,13 @@ class _VcenterAccounts:
         self._vcenter = vcenter
 
     def user_of_cookie(self, cookie: str) -> str | None:
-        session = self._vcenter.sessions.find(cookie)
-        return session.user if session is not None else None
+        session = self._vcenter.sessions.peek(cookie)
+        if session is None:
+            return None
+        if self._vcenter.switches.take(FaultName.SESSION_DROP, method="folder", user=session.user):
+            self._vcenter.sessions.end(session)
+            return None
+        return session.user
 
     def user_of_password(self, user: str, password: str) -> str | None:
         return user if self._vcenter.accounts.password_fits(user, password) else None
@@ -179,13 +186,13 @@ class _VcenterPrivileges:
 
 
 class _HostPrivileges:
-    """The host's root may do everything; a ticket's user what vCenter lets him."""
+    """The host's root may do everything; a ticket's user what he may on the whole vCenter."""
 
     def __init__(self, vcenter: _VcenterPrivileges) -> None:
         self._vcenter = vcenter
 
     def allows(self, user: str, privilege: str, entity: str) -> bool:
-        return user == HOST_USER or self._vcenter.allows(user, privilege, entity)
+        return user == HOST_USER or self._vcenter.allows(user, privilege, "")
 
 
 class _VcenterTree:

@@ -2,8 +2,8 @@
 
 | holder | files | mode |
 |---|---|---|
-| running VM | descriptor and data of each disk's leaf, the .vmx | exclusive |
-| running VM | every parent in the chains | shared |
+| running VM | descriptor and data of each disk's leaf | exclusive |
+| running VM | every parent in the chains; the .vmx, which may be copied but not changed | shared |
 | hot-added disk, reading | the whole chain | shared |
 | hot-added disk, writing | the leaf; parents shared | exclusive |
 | NFC transfer, reading | the whole chain | shared, and refused with an HTTP reader |
@@ -88,6 +88,9 @@ class FileLocks:
         with self._lock:
             paths = sorted(self._held)
         return [lock for path in paths for lock in self.locks(path)]
+
+    def all_locks_of(self, datastore: str) -> list[FileLock]:
+        return [lock for lock in self.all_locks() if lock.path.datastore == datastore]
 
     def refuse_unless_readable(self, path: DatastorePath) -> None:
         """Raises FileLockedError when somebody holds the file exclusively."""

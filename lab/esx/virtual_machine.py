@@ -115,6 +115,11 @@ class VirtualMachine:
             self._operation.release()
             self.changed()
 
+    @property
+    def busy(self) -> bool:
+        """An operation has the VM."""
+        return self._operation.locked()
+
     def hold_lease(self, lease_id: str) -> None:
         """Refuse power operations, removal and moves until `release_lease`."""
         self.leases |= {lease_id}

@@ -214,8 +214,8 @@ def _take(vm: VirtualMachine, request: SnapshotRequest, *, quiesce: bool) -> Sna
         config=_frozen_config(before, change_ids),
         parent=vm.current_snapshot,
     )
+    vm.start_tracking_where_due()  # the stun; this very snapshot does not spoil tracking
     _record(vm, snapshot)
-    vm.start_tracking_where_due()
     vm.write_log(f"SnapshotVMX: created snapshot {snapshot.id}")
     return snapshot
 

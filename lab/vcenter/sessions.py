@@ -86,6 +86,12 @@ class Sessions:
                 session.calls += 1
             return session
 
+    def peek(self, secret: str) -> Session | None:
+        """Return the session without counting a call: reading files does not keep it alive."""
+        self.expire()
+        with self._lock:
+            return self._by_secret.get(secret)
+
     def expire(self) -> None:
         """End every session that has been idle too long."""
         limit = self._clock() - self.idle_s

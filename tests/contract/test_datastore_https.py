@@ -22,6 +22,7 @@ SMALL = Tuning(
     window_bytes=512 * KIB,
     gap_bytes=8 * KIB,
     ticket_gap_bytes=16 * KIB,
+    small_bytes=4 * KIB,
 )
 
 

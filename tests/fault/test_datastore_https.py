@@ -43,6 +43,7 @@ _SMALL = Tuning(
     window_bytes=1 * MIB,
     gap_bytes=8 * KIB,
     ticket_gap_bytes=8 * KIB,
+    small_bytes=4 * KIB,
     retry=_QUICK,
 )
 _FLAT = f"{FOLDER}web-flat.vmdk"
@@ -229,6 +230,23 @@ def test_bulk_goes_to_the_host_with_a_ticket_for_each_request(server: DatastoreS
     assert len({request.connection for request in server.http.requests}) == len(
         server.http.requests
     )
+
+
+def test_small_ranges_are_not_worth_a_ticket(server: DatastoreServer) -> None:
+    """They go through vCenter, on connections that are kept; large ones still go to the host."""
+    planned = ((0, 2 * KIB), (512 * KIB, 2 * KIB), (1 * MIB, 256 * KIB))
+    tuning = Tuning(piece_bytes=256 * KIB, ticket_piece_bytes=256 * KIB, small_bytes=64 * KIB)
+    disk = DatastoreHttpsTransport(tuning).open(server.request(len(_CONTENT), planned=planned))
+    server.http.requests.clear()
+    for offset, length in planned:
+        assert disk.read_at(offset, length) == _CONTENT[offset : offset + length]
+    disk.close()
+    tickets = {request.range: server.by_ticket(request) for request in server.http.requests}
+    assert tickets == {
+        (0, 4 * KIB): False,
+        (512 * KIB, 4 * KIB): False,
+        (1 * MIB, 256 * KIB): True,
+    }
 
 
 @pytest.mark.parametrize("why", ["no host", "no ticket", "no certificate", "another one", "401"])

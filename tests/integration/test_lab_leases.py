@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pyVmomi import vim
@@ -16,6 +17,7 @@ from pyVmomi import vim
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
 from tests.support.http_fetch import connect, fetch
+from tests.support.lab import client
 from tests.support.lab_machines import Practice, disk, disks_of, done, practice
 from tests.support.needs import needs
 from tests.support.ovf_package import OVF
@@ -214,6 +216,17 @@ def test_reading_over_http_and_nfc_exclude_each_other(lab: Practice) -> None:
     slow.close()
 
 
+def test_a_lease_can_leave_the_host_to_the_client() -> None:
+    """Then `*` stands for the address that the client knows."""
+    with practice(lease_host_wildcard=True) as lab:
+        shown, _ = ready(make_vm(lab).ExportVm())
+        assert shown.url.startswith("https://*:")
+        names = [host.name for host in lab.inventory.hosts]
+        ports = [host.https_port for host in lab.inventory.hosts]
+        name = names[ports.index(urlsplit(shown.url).port or 0)]
+        assert fetch(shown.url.replace("*", name))[0] == 200
+
+
 @pytest.mark.parametrize("name", [FaultName.LEASE_ERROR, FaultName.LEASE_STUCK])
 def test_a_lease_can_fail_to_get_ready(lab: Practice, name: FaultName) -> None:
     """It goes to error, or stays initializing until it is aborted."""
@@ -317,6 +330,10 @@ def test_an_ovf_package_is_imported(lab: Practice, tmp_path: Path) -> None:
         networkMapping=[vim.OvfManager.NetworkMapping(name="inside", network=network)],
     )
     pool, store = pool_of(lab), lab.instance.content.rootFolder.childEntity[0].datastore[0]
+    parsed = content.ovfManager.ParseDescriptor(
+        OVF, vim.OvfManager.ParseDescriptorParams(locale="", deploymentOption="")
+    )
+    assert [one.name for one in parsed.network] == ["inside"]
     result = content.ovfManager.CreateImportSpec(OVF, pool, store, params)
     assert not result.error
     assert [(item.path, item.create) for item in result.fileItem] == [
@@ -387,6 +404,50 @@ def test_a_session_opens_files_on_vcenter_until_it_ends(lab: Practice) -> None:
     assert fetch(url, headers=headers) == (200, flat(lab).with_name("web.vmx").read_bytes())
     lab.instance.content.sessionManager.Logout()
     assert fetch(url, headers=headers)[0] == 401
+
+
+def test_reading_files_does_not_keep_a_session_alive() -> None:
+    """Only calls do; a client that reads for long must say that it is there."""
+    now = [0.0]
+    with practice(vcenter_options={"clock": lambda: now[0]}) as lab:
+        make_vm(lab)
+        url, headers = vcenter_url(lab, "web/web.vmx"), cookie(lab)
+        for _ in range(3):
+            now[0] += 700
+            status = fetch(url, headers=headers)[0]
+        assert status == 401
+        with pytest.raises(vim.fault.NotAuthenticated):
+            lab.instance.CurrentTime()
+
+
+def test_a_session_is_dropped_in_the_middle_of_reading(lab: Practice) -> None:
+    """The next range is 401, and the SOAP session is gone with it."""
+    make_vm(lab)
+    lab.faults.arm(FaultName.SESSION_DROP, method="folder")
+    assert fetch(vcenter_url(lab, "web/web.vmx"), headers=cookie(lab))[0] == 401
+    with pytest.raises(vim.fault.NotAuthenticated):
+        lab.instance.content.searchIndex.FindByUuid(None, "x", True, True)
+
+
+def test_a_ticket_needs_its_privileges_on_the_whole_vcenter(lab: Practice) -> None:
+    """A role on the datacenter reads through vCenter, and is 403 at the host."""
+    make_vm(lab)
+    vcenter, accounts = lab.vcenter, lab.vcenter.accounts
+    accounts.add_user("backup@lab", "x")
+    wanted = ["Datastore.Browse", "Datastore.FileManagement"]
+    role = accounts.add_role("files", wanted)
+    accounts.permit("backup@lab", accounts.add_role("login", []), vcenter.root_folder)
+    accounts.permit("backup@lab", role, lab.inventory.datacenter)
+    with client(vcenter, "backup@lab", "x") as instance:
+        headers = {"Cookie": instance._stub.cookie.split(";")[0]}
+        assert fetch(vcenter_url(lab, "web/web.vmx"), headers=headers)[0] == 200
+        host = lab.inventory.hosts[0]
+        url = f"https://{host.name}:{host.https_port}/folder/web/web.vmx?dsName=ds1"
+        spec = vim.SessionManager.HttpServiceRequestSpec(method="httpGet", url=url)
+        for expected in (403, 200):
+            ticket = instance.content.sessionManager.AcquireGenericServiceTicket(spec)
+            assert fetch(url, headers={"Cookie": f"vmware_cgi_ticket={ticket.id}"})[0] == expected
+            accounts.permit("backup@lab", role, vcenter.root_folder)
 
 
 def pool_of(lab: Practice) -> Any:

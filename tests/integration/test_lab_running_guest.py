@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lab.faults import FaultName
 from lab.guests import GuestKind, build, read_journal
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from lab.vcenter.virtual_machine_setup import add_guest
+from tests.support.http_fetch import connect, fetch
 from tests.support.lab_machines import (
     Practice,
     disk,
@@ -294,10 +296,83 @@ def test_the_running_disk_is_locked_and_its_frozen_parent_is_not(guest: GuestLab
     assert modes == {
         "guest-flat.vmdk": {"shared"},
         "guest-000001-delta.vmdk": {"exclusive"},
-        "guest.vmx": {"exclusive"},
+        "guest.vmx": {"shared"},
     }
     removed(snapshot)
     assert {lock.mode.value for lock in locks.locks(home.child("guest-flat.vmdk"))} == {"exclusive"}
+
+
+def folder_url(guest: GuestLab, name: str) -> str:
+    authority = f"{guest.lab.vcenter.address}:{guest.lab.vcenter.port}"
+    return f"https://{authority}/folder/guest/{name}?dcPath=DC0&dsName=ds1"
+
+
+def cookie(guest: GuestLab) -> dict[str, str]:
+    return {"Cookie": guest.lab.instance._stub.cookie.split(";")[0]}
+
+
+def test_only_frozen_files_of_a_running_machine_are_read_over_http(guest: GuestLab) -> None:
+    """The leaf is 500; the flat base under a snapshot is the frozen disk while the guest writes."""
+    flat = folder_url(guest, "guest-flat.vmdk")
+    assert fetch(flat, headers=cookie(guest))[0] == 500
+    vmx = folder_url(guest, "guest.vmx")
+    assert b"displayName" in fetch(vmx, headers=cookie(guest))[1]
+    assert fetch(vmx, "PUT", cookie(guest), b"x")[0] == 500
+    snapshot = snapped(guest.vm)
+    frozen = guest.content(snapshot)
+    guest.say("change 1", "CHANGED")
+    assert fetch(flat, headers=cookie(guest)) == (200, frozen)
+    delta = folder_url(guest, "guest-000001-delta.vmdk")
+    assert fetch(delta, headers=cookie(guest))[0] == 500
+    removed(snapshot)
+    assert fetch(flat, headers=cookie(guest))[0] == 500
+
+
+def test_a_reader_left_open_keeps_a_snapshot_from_going_away(guest: GuestLab) -> None:
+    """Its delta stays to be consolidated, which works once the reader is gone."""
+    snapshot = snapped(guest.vm)
+    guest.lab.faults.arm(FaultName.SLOW_STREAM, amount=1 << 16, path="*-flat.vmdk")
+    reader, target = connect(folder_url(guest, "guest-flat.vmdk"))
+    reader.request("GET", target, headers=cookie(guest))
+    reader.getresponse().read(1)
+    removed(snapshot)
+    assert guest.vm.snapshot is None and guest.vm.runtime.consolidationNeeded
+    with pytest.raises(vim.fault.FileLocked):
+        done(guest.vm.ConsolidateVMDisks_Task())
+    reader.close()
+    locks, base = guest.lab.library.site.locks, guest.engine.config.folder.child("guest-flat.vmdk")
+    guest.lab.wait(lambda: len(locks.locks(base)) == 1, "the reader stays")
+    done(guest.vm.ConsolidateVMDisks_Task())
+    assert not guest.vm.runtime.consolidationNeeded
+
+
+def test_a_snapshot_of_a_running_machine_is_exported(guest: GuestLab, tmp_path: Path) -> None:
+    """As it was frozen; meanwhile the machine cannot be powered off; itself it is not exported."""
+    with pytest.raises(vim.fault.InvalidPowerState):
+        guest.vm.ExportVm()
+    snapshot = snapped(guest.vm)
+    (tmp_path / "frozen.raw").write_bytes(guest.content(snapshot))
+    lease = snapshot.ExportSnapshot()
+    guest.lab.wait(lambda: lease.state == "ready", "the lease is not ready")
+    with pytest.raises(vim.fault.MethodDisabled):
+        done(guest.vm.PowerOffVM_Task())
+    guest.say("change 1", "CHANGED")
+    (tmp_path / "out.vmdk").write_bytes(fetch(lease.info.deviceUrl[0].url)[1])
+    compare = ["qemu-img", "compare", "-f", "raw", "-F", "vmdk"]
+    pair = [tmp_path / "frozen.raw", tmp_path / "out.vmdk"]
+    subprocess.run([*compare, *pair], check=True, capture_output=True)
+    lease.HttpNfcLeaseComplete()
+    removed(snapshot)
+
+
+def test_the_screen_comes_over_http(guest: GuestLab) -> None:
+    """A PNG for the session's user; 401 without, 404 for no machine."""
+    url = f"https://{guest.lab.vcenter.address}:{guest.lab.vcenter.port}/screen?id="
+    status, picture = fetch(url + guest.vm._moId, headers=cookie(guest))
+    assert status == 200
+    assert distinct_pixels(picture) > 1
+    assert fetch(url + guest.vm._moId)[0] == 401
+    assert fetch(url + "vm-0", headers=cookie(guest))[0] == 404
 
 
 def test_the_screen_is_a_png_in_the_machines_folder(guest: GuestLab) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from pyVim.connect import Disconnect, SmartConnect
 
+from lab.control_socket import ControlError, ask
 from tests.support import holdfast_program as holdfast
+from tests.support.http_fetch import fetch
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +59,20 @@ def test_a_second_up_finds_the_first_and_status_agrees(home: Path) -> None:
     assert (first["already_running"], second["already_running"]) == (False, True)
     assert first["pid"] == second["pid"] == shown["pid"]
     assert first["vcenter"] == second["vcenter"] == shown["vcenter"]
+
+
+def test_a_fault_is_armed_over_the_control_socket(home: Path) -> None:
+    """It strikes the running lab once and is counted; a wrong command is refused with a reason."""
+    vcenter, control = up(home)["vcenter"], run_folder(home) / "control.sock"
+    ask(control, "fault", op="arm", name="dying-host", match={"path": "/folder*"})
+    url = f"https://{vcenter['address']}:{vcenter['port']}/folder"
+    with pytest.raises(ConnectionError):
+        fetch(url)
+    assert fetch(url)[0] == 401
+    shown = ask(control, "fault", op="list")
+    assert (shown["armed"], shown["fired"]) == ([], {"dying-host": 1})
+    with pytest.raises(ControlError, match="unknown fault"):
+        ask(control, "fault", op="arm", name="dying-hose")
 
 
 def test_only_its_owner_can_look_into_its_folders(home: Path) -> None:

@@ -43,6 +43,7 @@ _SMALL = Tuning(
     piece_bytes=256 * KIB,
     ticket_piece_bytes=512 * KIB,
     window_bytes=1 * MIB,
+    small_bytes=4 * KIB,
     retry=RetryPolicy(pauses_s=(0.0, 0.0, 0.0)),
 )
 _NUMBERS = itertools.count(1)

@@ -88,6 +88,12 @@ class FakeVddk:
         self._script(wrapper, _WRAPPER.format(plugin=shlex.quote(str(plugin))))
         self.library = VddkLibrary(folder=lib64.parent, program=str(wrapper))
 
+    def serve(self, file: Path) -> None:
+        """Show the present content of a file from now on."""
+        disk = self._folder / "disk"
+        disk.unlink()
+        disk.symlink_to(file)
+
     @property
     def parameters(self) -> dict[str, str]:
         lines = (self._folder / "parameters").read_text().splitlines()

@@ -49,8 +49,11 @@ class Practice:
         finally:
             view.Destroy()
 
+    def wait(self, condition: Callable[[], bool], failure: str) -> None:
+        _until(condition, failure)
+
     def wait_power(self, engine: Engine, state: PowerState) -> None:
-        _until(lambda: engine.power is state, f"the machine is not {state}")
+        _until(lambda: engine.power is state and not engine.busy, f"the machine is not {state}")
 
     def wait_question(self, vm: Any) -> Any:
         """The question that a machine waits with."""
@@ -75,9 +78,12 @@ class Practice:
 
 @contextlib.contextmanager
 def practice(
-    *datastores: str, changed_areas_max: int = 2000, **plane_options: Any
+    *datastores: str,
+    changed_areas_max: int = 2000,
+    vcenter_options: dict[str, Any] | None = None,
+    **plane_options: Any,
 ) -> Iterator[Practice]:
-    """`plane_options` are those of DataPlane."""
+    """Options are those of LabVcenter and of DataPlane."""
     # Sockets below it: a path of pytest's would be too long.
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))
     with contextlib.ExitStack() as stack:
@@ -87,7 +93,7 @@ def practice(
             place = folder / name
             place.mkdir()
             stores.append(LabDatastore(name, place))
-        vcenter = stack.enter_context(LabVcenter())
+        vcenter = stack.enter_context(LabVcenter(**(vcenter_options or {})))
         inventory = build_inventory(vcenter, hosts=_HOSTS, stores=stores)
         library = give_library(inventory, folder / "run", changed_areas_max=changed_areas_max)
         plane = DataPlane(vcenter, library.site, **plane_options)

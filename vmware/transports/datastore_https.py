@@ -57,7 +57,8 @@ class Tuning:
     ticket_piece_bytes: int = 32 << 20  # of one that needs a ticket and a handshake each
     window_bytes: int = 128 << 20
     gap_bytes: int = 256 << 10  # unplanned bytes that are cheaper read than skipped
-    ticket_gap_bytes: int = 4 << 20
+    small_bytes: int = 1 << 20  # of ranges that are not worth a ticket
+    ticket_gap_bytes: int = 4 << 20  # where every request needs a ticket
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -198,15 +199,20 @@ class DatastoreHttpsTransport:
         self, request: DiskRequest, flat: DatastorePath, routes: Sequence[Route]
     ) -> DatastoreHttpsReader:
         tuning, size_bytes = self._tuning, request.disk.capacity_bytes
-        keeps = routes[0].keeps_connections
+        kept = [route.keeps_connections for route in routes]
         plan = ReadPlan(
             request.planned,
             size_bytes,
-            piece_bytes=tuning.piece_bytes if keeps else tuning.ticket_piece_bytes,
-            gap_bytes=tuning.gap_bytes if keeps else tuning.ticket_gap_bytes,
+            piece_bytes=tuning.piece_bytes if kept[0] else tuning.ticket_piece_bytes,
+            gap_bytes=tuning.gap_bytes if any(kept) else tuning.ticket_gap_bytes,
         )
         client = RangeClient(
-            flat, size_bytes, routes, connections=tuning.connections, retry=tuning.retry
+            flat,
+            size_bytes,
+            routes,
+            connections=tuning.connections,
+            retry=tuning.retry,
+            small_bytes=tuning.small_bytes,
         )
         window = ReadWindow(
             plan, client.fetch, window_bytes=tuning.window_bytes, threads=tuning.fetchers

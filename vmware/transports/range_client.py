@@ -46,7 +46,11 @@ class RetryPolicy:
 
 
 class RangeClient:
-    """Args: `routes`: best first; `file_bytes`: what the file must measure."""
+    """Args:
+    file_bytes: what the file must measure.
+    routes: best first for large ranges; at most one of them keeps connections.
+    small_bytes: ranges below it take that one: a ticket and a handshake would cost more than them.
+    """
 
     def __init__(
         self,
@@ -56,21 +60,29 @@ class RangeClient:
         *,
         connections: int,
         retry: RetryPolicy,
+        small_bytes: int = 0,
     ) -> None:
         self._file = file
         self._file_bytes = file_bytes
         self._routes = list(routes)
         self._retry = retry
+        self._small_bytes = small_bytes
         self._slots = threading.BoundedSemaphore(connections)
         self._lock = threading.Lock()  # routes, idle, busy
-        self._idle: list[http.client.HTTPSConnection] = []  # of the present route
+        self._idle: list[http.client.HTTPSConnection] = []  # of the route that keeps them
         self._busy: set[socket.socket] = set()
         self._closed = threading.Event()
 
     @property
     def route(self) -> Route:
-        """The one in use."""
+        """The one in use for large ranges."""
         return self._routes[0]
+
+    def _route_for(self, length: int) -> Route:
+        routes = list(self._routes)
+        if length < self._small_bytes:
+            routes.sort(key=lambda route: not route.keeps_connections)
+        return routes[0]
 
     def size_bytes(self) -> int:
         """The file's size as the server tells it. Raises: as `fetch`."""
@@ -79,7 +91,7 @@ class RangeClient:
         def head(opened: Opened) -> None:
             found.append(content_length(opened.connection, opened.target, opened.headers))
 
-        self._persist(lambda route: self._once(route, "HEAD", head), lambda: 0)
+        self._persist(0, lambda route: self._once(route, "HEAD", head), lambda: 0)
         return found[0]
 
     def fetch(self, offset: int, buffer: memoryview, on_progress: OnProgress) -> None:
@@ -115,7 +127,7 @@ class RangeClient:
             )
 
         if buffer:
-            self._persist(lambda route: self._once(route, "GET", get), lambda: done)
+            self._persist(len(buffer), lambda route: self._once(route, "GET", get), lambda: done)
 
     def close(self) -> None:
         """End every request under way, which then fails; idempotent."""
@@ -130,11 +142,13 @@ class RangeClient:
                 # Not SSLSocket's: that would go on to read ciphertext as if it were the answer.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def _persist(self, attempt: Callable[[Route], None], progress: Callable[[], int]) -> None:
+    def _persist(
+        self, length: int, attempt: Callable[[Route], None], progress: Callable[[], int]
+    ) -> None:
         """Try until it works, on one route after the other, within the bounds of the policy."""
         failures = fruitless = 0
         while True:
-            route, before = self.route, progress()
+            route, before = self._route_for(length), progress()
             try:
                 return attempt(route)
             except VsphereError as error:
@@ -158,7 +172,7 @@ class RangeClient:
         with self._slots:
             self._check_open()
             with self._lock:
-                kept = self._idle.pop() if self._idle and route is self.route else None
+                kept = self._idle.pop() if self._idle and route.keeps_connections else None
             try:
                 self._send(route.open(self._file, method, kept), route, exchange)
             except NoAnswerError:
@@ -178,7 +192,7 @@ class RangeClient:
         finally:
             with self._lock:
                 self._busy.discard(sock)
-                keep = whole and route.keeps_connections and route is self.route
+                keep = whole and route.keeps_connections
                 if keep and connection.sock is not None and not self._closed.is_set():
                     self._idle.append(connection)
                 else:
@@ -205,16 +219,11 @@ class RangeClient:
         return error
 
     def _leave(self, route: Route, error: VsphereError) -> bool:
-        """Go over to the next route for good; False when there is none."""
+        """Use the other route from now on; False when there is none."""
         with self._lock:
-            if route is self._routes[0]:
+            if route in self._routes:  # else another thread has left it
                 if len(self._routes) == 1:
                     return False
-                self._routes.pop(0)
+                self._routes.remove(route)
                 log.warning("%s is given up for %s: %s", route.name, self._routes[0].name, error)
-                idle, self._idle = self._idle, []
-            else:  # another thread did
-                idle = []
-        for connection in idle:
-            connection.close()
         return True
