@@ -1,9 +1,9 @@
 """Trees served over NFSv3: an `nfs_server` on a thread of its own, with portmap where it is due.
 
 ESXi asks port 111 and nothing else, so AUTO registers with the rpcbind of this machine where one
-answers and answers there itself otherwise. An rpcbind that is started again has forgotten us, so a thread looks
-now and then whether it knows us still. Trees stay the caller's: they are neither closed here
-nor touched after `stop` or `withdraw` has returned.
+answers and answers there itself otherwise. An rpcbind that is started again has forgotten us, so a
+thread looks now and then whether it knows us still. Trees stay the caller's: they are neither
+closed here nor touched after `stop` or `withdraw` has returned.
 """
 
 from __future__ import annotations
