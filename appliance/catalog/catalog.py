@@ -1,4 +1,4 @@
-"""The catalog as one thing to open: hosts, intents and runs of one state folder.
+"""The catalog as one thing to open: hosts, intents, runs and jobs of one state folder.
 
 Thread model: as `db.py`.
 """
@@ -14,13 +14,15 @@ from appliance.catalog.appliance_id import ApplianceId, appliance_id
 from appliance.catalog.db import Database
 from appliance.catalog.hosts import Hosts
 from appliance.catalog.intents import IntentJournal
+from appliance.catalog.job_runs import JobRuns
+from appliance.catalog.jobs import Jobs
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
 from appliance.catalog.sealing import SecretSealer
 
 
 class Catalog:
-    """`hosts`, `intents`, `runs`, `run_locks` and `appliance_id`, over one database."""
+    """`hosts`, `intents`, `runs`, `jobs`, `job_runs` and the rest, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
@@ -29,6 +31,8 @@ class Catalog:
         self.hosts = Hosts(database, SecretSealer(folder / "secrets.key"))
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
+        self.jobs = Jobs(database, clock)
+        self.job_runs = JobRuns(database, self.run_locks, clock)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod
