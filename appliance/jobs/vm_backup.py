@@ -15,8 +15,9 @@ Thread model: `back_up_vms` blocks; what it calls back runs on the threads of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,9 @@ from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
-from appliance.base.run_context import Progress, RunContext
+from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.blocks.device import BlockReader
+from appliance.blocks.rate_limit import RateLimit, RateLimitedReader
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import RunOutcome, Runs
 from appliance.jobs.backup import BackupOutcome, back_up_with
@@ -62,11 +65,18 @@ class UnexpectedError(ApplianceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmBackupOptions:
+    """How a run goes about all of its VMs; the default is that of the command line."""
+
     full: bool = False
     consistency: ConsistencyPolicy = field(default_factory=ConsistencyPolicy)
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
     audit: AuditPolicy = field(default_factory=AuditPolicy)
     backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=10))
+    vms_at_once: int | None = None  # of this run; None: as many as the appliance's limits allow
+    bandwidth: RateLimit | None = None
+    check_turn: Callable[[], None] = lambda: None
+    """Called when a VM's turn has come; raises ApplianceError: it is not begun."""
+    busy_wait_s: float = 0.0  # how long to wait for another backup of the same VM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +148,7 @@ def back_up_vms(
         followers.vm_ends(result)
         return result
 
-    workers = min(len(vms), _MOST_THREADS)
+    workers = min(len(vms), options.vms_at_once or _MOST_THREADS)
     with ThreadPoolExecutor(workers, thread_name_prefix="vm") as pool:
         return list(pool.map(one, vms))
 
@@ -205,10 +215,12 @@ class _VmBackup:
         vm = self._selected.vm
         if vm.obstacles:
             raise VmNotProtectableError(vm.name, vm.obstacles[0])
+        wait_s = self._options.busy_wait_s
         with (
             self._room.limits.vm(vm, cancel),
-            vm_lock(self._room.vm_locks, self._name),
+            vm_lock(self._room.vm_locks, self._name, wait_s=wait_s, cancel=cancel),
         ):
+            self._options.check_turn()
             return self._options.backoff.run(self._attempt, cancel, self._repeated)
 
     def _repeated(self, error: ApplianceError) -> None:
@@ -264,7 +276,7 @@ class _VmBackup:
                 journal=BrokenRunJournal(self._journal_path, run_id, frozen),
                 audit=options.audit,
                 disks_at_once=_DISKS_AT_ONCE,
-                open_for_reading=lambda disk, cancel: room.limits.disk(disk, host, cancel),
+                open_for_reading=lambda disk, cancel: self._reading(disk, host, cancel),
                 follow=lambda disk, progress: self._followers.disk_begins(
                     self._selected, disk, progress
                 ),
@@ -273,6 +285,12 @@ class _VmBackup:
             forget_broken_run(self._journal_path)
             self._reasons += self._slowed_down(frozen.disks)
         return backup
+
+    @contextmanager
+    def _reading(self, disk: FrozenDisk, host: str, cancel: CancelToken) -> Iterator[BlockReader]:
+        bandwidth = self._options.bandwidth
+        with self._room.limits.disk(disk, host, cancel) as reader:
+            yield reader if bandwidth is None else RateLimitedReader(reader, bandwidth, cancel)
 
     def _broken_run(self, parent: Manifest | None) -> BrokenRun | None:
         """What a run before had stored, if no point has been made since."""
