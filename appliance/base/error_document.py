@@ -18,4 +18,5 @@ def error_document(error: ApplianceError) -> dict[str, Any]:
         "message": str(error),
         "retryable": error.retryable,
         "next_step": next_step(error),
+        "notes": list(getattr(error, "__notes__", ())),
     }

@@ -62,6 +62,8 @@ def show_error(args: argparse.Namespace | None, error: ApplianceError) -> None:
     if args is not None and getattr(args, "json", False):
         print(json.dumps({"error": error_document(error)}, indent=1), flush=True)
     note(f"holdfast: [{error.code}] {error}\n  {next_step(error)}")
+    for more in getattr(error, "__notes__", ()):
+        note(f"  also: {more}")
 
 
 @contextmanager
