@@ -154,8 +154,8 @@ def digest_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def vm_lab(**options: Any) -> Iterator[VmLab]:
-    """`options` are those of `give_library`."""
+def vm_lab(*, lease_timeout_s: float = 300.0) -> Iterator[VmLab]:
+    """With one host, "lab", registered in a state folder that has a repository."""
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))  # sockets below it: a short path
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -170,11 +170,10 @@ def vm_lab(**options: Any) -> Iterator[VmLab]:
             folder / "run",
             faults=vcenter.switches,
             locks=vcenter.file_locks,
-            **options,
         )
         stack.callback(library.close)
         stack.enter_context(vcenter)
-        plane = DataPlane(vcenter, library.site)
+        plane = DataPlane(vcenter, library.site, lease_timeout_s=lease_timeout_s)
         for host in inventory.hosts:
             plane.serve_host(host)
         instance = stack.enter_context(client(vcenter))
