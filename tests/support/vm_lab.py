@@ -230,7 +230,12 @@ class InProcess:
     """Digest of the frozen base files by (VM, disk number), taken by the test while they stood."""
 
     def back_up(
-        self, *patterns: str, limits: LimitPolicy | None = None, **options: Any
+        self,
+        *patterns: str,
+        tags: Sequence[str] = (),
+        limits: LimitPolicy | None = None,
+        context: RunContext | None = None,
+        **options: Any,
     ) -> list[VmResult]:
         self.frozen.clear()
         consistency = options.pop("consistency", CRASH)
@@ -243,16 +248,16 @@ class InProcess:
             state_folder=self.lab.home,
         )
         names = point_names(self.repository.points.list())
-        selection = select_vms(self.sources, patterns, (), names)
+        selection = select_vms(self.sources, patterns, tags, names)
         return back_up_vms(
             room,
             selection.vms,
             VmBackupOptions(consistency=consistency, **options),
-            RunContext.quiet(),
-            Followers(disk_begins=self._see),
+            context or RunContext.quiet(),
+            Followers(disk_begins=self.see),
         )
 
-    def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
+    def see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
         stem = vm.vm.name + ("" if disk.number == 0 else f"_{disk.number}")
         flat = self.lab.folder / "ds1" / vm.vm.name / f"{stem}-flat.vmdk"
         self.frozen[vm.point_name, disk.number] = digest_of(flat)
