@@ -206,6 +206,9 @@ def test_a_backup_that_meets_a_fault_is_right_or_fails_clearly(
     assert lab.snapshots_of(guest.machine) == []
     assert here.catalog.intents.open_intents() == []
     assert lab.plane.lease_table.open_leases() == []
+    assert not guest.vm.runtime.consolidationNeeded or result.status is not RunOutcome.SUCCESS
+    if result.status is RunOutcome.SUCCESS:
+        return  # as if nothing had happened
     (after,) = here.back_up("web", transports=HTTPS)
     assert after.backup is not None, after.error
     assert here.stored("web") == here.frozen["web", 0]
