@@ -1,7 +1,7 @@
 """A datastore: a named tree of files, of a kind, and the table of those a host has mounted.
 
-A VMFS datastore is a local folder. An NFS datastore is given a `Files` that is an NFS client; it
-never has a local path. Thread model: any thread; the table has a lock.
+A VMFS datastore is a local folder. An NFS datastore (`nas_datastore`) has an NFS client; it never
+has a local path. Thread model: any thread; the table has a lock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab.esx.datastore_path import DatastorePath
 from lab.esx.errors import FileMissingError, InvalidPathError, NoDatastoreError
-from lab.esx.files import FileEntry, Files, LocalFiles
+from lab.esx.files import FileEntry, Files, LocalFiles, Space
 
 _COPY_BYTES = 1 << 20
 
@@ -23,26 +23,33 @@ class DatastoreKind(StrEnum):
 
 
 class LabDatastore:
-    """`files` is where the bytes are; a VMFS datastore makes its own from `folder`."""
+    """Its bytes are in `folder`, unless a subclass has them elsewhere."""
 
     def __init__(
-        self,
-        name: str,
-        folder: Path | None = None,
-        kind: DatastoreKind = DatastoreKind.VMFS,
-        *,
-        files: Files | None = None,
+        self, name: str, folder: Path | None = None, kind: DatastoreKind = DatastoreKind.VMFS
     ) -> None:
         DatastorePath.parse(f"[{name}] ")  # refuses names no path could hold
-        if kind is DatastoreKind.NFS and files is None:
-            raise ValueError("an NFS datastore needs an NFS client, not a folder")
-        if files is None:
-            if folder is None:
-                raise ValueError("a VMFS datastore needs a folder")
-            files = LocalFiles(folder)
+        if (folder is None) is (kind is DatastoreKind.VMFS):
+            raise ValueError("a VMFS datastore has a folder, and no other has")
         self.name = name
         self.kind = kind
-        self.files = files
+        self._folder = LocalFiles(folder) if folder is not None else None
+
+    @property
+    def files(self) -> Files:
+        """Where the bytes are. Raises HostError when they cannot be reached."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def accessible(self) -> bool:
+        return True
+
+    def space(self) -> Space:
+        return self.files.space()
+
+    def close(self) -> None:
+        """Give back what leads to the bytes. Idempotent."""
 
     def path(self, relative: str = "") -> DatastorePath:
         """Raises InvalidPathError when `relative` would leave the datastore."""
@@ -84,6 +91,17 @@ class Datastores:
         if datastore is None:
             raise NoDatastoreError(f"there is no datastore {name!r}", name=name)
         return datastore
+
+    def accessible(self, name: str) -> bool:
+        """False, too, for a datastore that is not there."""
+        with self._lock:
+            datastore = self._by_name.get(name)
+        return datastore is not None and datastore.accessible
+
+    def close(self) -> None:
+        """Close every datastore. Idempotent."""
+        for datastore in self.list():
+            datastore.close()
 
     def files_of(self, path: DatastorePath) -> Files:
         return self.get(path.datastore).files
@@ -129,6 +147,7 @@ class Datastores:
             for offset in range(start, start + length, _COPY_BYTES):
                 count = min(_COPY_BYTES, start + length - offset)
                 data = reader.read_at(source.path, offset, count)
-                writer.write_at(target.path, offset, data)
-                moved += len(data)
+                if data.count(0) < len(data):  # where holes are not told, zeros are taken for one
+                    writer.write_at(target.path, offset, data)
+                    moved += len(data)
         return moved

@@ -89,6 +89,9 @@ class FileLocks:
             paths = sorted(self._held)
         return [lock for path in paths for lock in self.locks(path)]
 
+    def all_locks_of(self, datastore: str) -> list[FileLock]:
+        return [lock for lock in self.all_locks() if lock.path.datastore == datastore]
+
     def refuse_unless_readable(self, path: DatastorePath) -> None:
         """Raises FileLockedError when somebody holds the file exclusively."""
         for lock in self.locks(path):

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lab.esx.errors import HostError
 from lab.esx.hardware import Controller, ControllerKind, Disk, Nic, VmConfig
 from lab.esx.open_disk import OpenDisk, throttle_group
 from lab.esx.qemu_process import QemuProcess
+from lab.esx.qmp import QmpError
 
 FORWARD_SETTING = "lab.forward"
 _PORTS_MAX = 8
@@ -62,7 +64,10 @@ class Machine:
         """`disks` are the chains by device key; `folder` takes the serial log and sockets."""
         _refuse_impossible(config)
         self.config = config
-        self.disks = {key: OpenDisk(datastores, chain, f"d{key}") for key, chain in disks.items()}
+        self.disks = {
+            key: OpenDisk(datastores, chain, f"d{key}", stunned=self.stunned)
+            for key, chain in disks.items()
+        }
         self.console = Console(folder / "serial.log", on_line)
         self.socket_path = folder / "map.sock"
         self._datastores = datastores
@@ -83,12 +88,26 @@ class Machine:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def end_text(self) -> str:
+        return self._process.end_text
+
     def run(self) -> None:
         self.qmp.execute("cont")
 
     def stop(self) -> None:
         """Freeze the processors; what the guest had written is with QEMU."""
         self.qmp.execute("stop")
+
+    @contextmanager
+    def stunned(self) -> Iterator[None]:
+        """The guest stands still for the block: nothing is being written."""
+        self.stop()
+        try:
+            yield
+        finally:
+            with suppress(QmpError):  # it shut itself down just before
+                self.run()
 
     def send_line(self, text: str) -> None:
         self._process.send_serial(text.encode() + b"\n")
@@ -125,7 +144,7 @@ class Machine:
 
     def add_disk(self, disk: Disk, controller: Controller, chain: DiskChain) -> None:
         """Plug a disk into the running guest."""
-        open_disk = OpenDisk(self._datastores, chain, f"d{disk.key}")
+        open_disk = OpenDisk(self._datastores, chain, f"d{disk.key}", stunned=self.stunned)
         open_disk.open(self.qmp)
         try:
             self.qmp.execute("device_add", _device(disk, controller, open_disk.top))

@@ -72,6 +72,12 @@ class QemuProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def end_text(self) -> str:
+        """How it ended: the exit status (a negative signal number), and its last words."""
+        status = self._process.poll() if self._process is not None else None
+        return f"status {status}: {self._last_words()}"
+
     def wait(self, timeout_s: float) -> bool:
         """True once the program has ended."""
         return self._ended.wait(timeout_s)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from lab.esx.datastore import Datastores
 from lab.esx.file_locks import FileLocks
+from lab.esx.nas_datastore import NasTimings
 from lab.faults import FaultSwitches
 
 CHANGED_AREAS_MAX = 2000
@@ -53,4 +54,5 @@ class Site:
     faults: FaultSwitches = field(default_factory=FaultSwitches)
     changed_areas_max: int = CHANGED_AREAS_MAX
     heartbeat_s: float = 5.0
+    nas: NasTimings = field(default_factory=NasTimings)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)

@@ -154,11 +154,12 @@ class VmLibrary:
             vm.close()
 
     def close(self) -> None:
-        """End every VM. Idempotent."""
+        """End every VM, then unmount what is mounted. Idempotent."""
         for vm in self.list():
             vm.close()
         with self._lock:
             self._vms.clear()
+        self.site.datastores.close()
 
     def _read(self, path: DatastorePath, vmx_path: DatastorePath) -> VmConfig:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import threading
 import uuid as uuids
 from dataclasses import replace
@@ -31,6 +32,7 @@ from lab.faults import FaultName
 
 _COPIED, _MOVED, _CANCEL = "button.uuid.copiedTheVM", "button.uuid.movedTheVM", "button.cancel"
 _questions = itertools.count(1)
+log = logging.getLogger(__name__)
 
 
 class ToolsUnavailableError(HostError):
@@ -54,8 +56,10 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
             wanted += chain.locks(LockMode.EXCLUSIVE)
         vm.site.locks.acquire(vm.vm_id, wanted)
         try:
+            make_swap(vm)
             _start(vm, chains)
         except BaseException:
+            drop_swap(vm)
             _drop_redo_logs(vm)
             vm.site.locks.release(vm.vm_id)
             raise
@@ -164,10 +168,25 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
         guest.close()
         machine.close()
         _ended(vm)
-        vm.write_log("The virtual machine process ended unexpectedly")
+        log.warning("the QEMU of %s ended unexpectedly, %s", vm.config.name, machine.end_text)
+        vm.write_log(f"The virtual machine process ended unexpectedly, {machine.end_text}")
+
+
+def make_swap(vm: VirtualMachine) -> None:
+    """The swap file of a running machine, as long as its memory, unless the host keeps it."""
+    if vm.config.swap_placement != "hostLocal":
+        path = vm.file(".vswp")
+        vm.site.datastores.delete_if_there(path)
+        vm.site.datastores.files_of(path).create(path.path, vm.config.memory_mib << 20)
+
+
+def drop_swap(vm: VirtualMachine) -> None:
+    with contextlib.suppress(HostError):
+        vm.site.datastores.delete_if_there(vm.file(".vswp"))
 
 
 def _ended(vm: VirtualMachine) -> None:
+    drop_swap(vm)
     _drop_redo_logs(vm)
     vm.site.locks.release(vm.vm_id)
     vm.guest = None

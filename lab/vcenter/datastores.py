@@ -6,13 +6,16 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from lab.esx.datastore import LabDatastore
 from lab.esx.files import Files
+from lab.esx.nas_datastore import NasDatastore
+from lab.esx.nfs_mount import Remote
 from lab.vcenter.call import Call
 from lab.vcenter.datastore_browser import DatastoreBrowser
 from lab.vcenter.folders import Datacenter, drop
+from lab.vcenter.host_faults import host_faults
 from lab.vcenter.managed_object import ManagedEntity, computed, method
 
 if TYPE_CHECKING:
@@ -41,8 +44,6 @@ class Datastore(ManagedEntity):
         self.kind = str(store.kind) if store is not None else "VMFS"
         self.uuid = str(uuid.uuid4())
         self.hosts: list[HostSystem] = []
-        self.remote: tuple[str, str] | None = None  # host and path of an NFS export
-        self.accessible = True
         self._machines: dict[str, ManagedEntity] = {}
         self.browser = DatastoreBrowser(vcenter, self)
         self.set(
@@ -54,13 +55,30 @@ class Datastore(ManagedEntity):
             ),
         )
         datacenter.datastore_folder.add(self)
+        if isinstance(store, NasDatastore):
+            store.changed = self._paths_changed
+
+    @property
+    def remote(self) -> Remote | None:
+        """The export, where it is one."""
+        return self.store.remote if isinstance(self.store, NasDatastore) else None
+
+    @property
+    def accessible(self) -> bool:
+        return self.store is None or self.store.accessible
+
+    def _paths_changed(self) -> None:
+        self.touch()
+        for machine in self.machines():
+            machine.touch()
 
     @property
     def files(self) -> Files:
         """Raises InaccessibleDatastore when there are none, or they cannot be reached."""
         self.check_accessible()
         assert self.store is not None
-        return self.store.files
+        with host_faults():
+            return self.store.files
 
     def check_accessible(self) -> None:
         if self.store is None or not self.accessible:
@@ -89,12 +107,47 @@ class Datastore(ManagedEntity):
                 host.remove_datastore(self)
             self.touch()
 
-    def remove(self) -> None:
-        """Unmount everywhere and take the datastore out of the inventory; its bytes stay."""
-        for host in list(self.hosts):
-            self.unmount(host)
-        self.browser.unregister()
-        drop(self)
+    def unmount_from(self, host: HostSystem) -> None:
+        """Take it from a host, and out of the inventory with the last; its bytes stay.
+
+        Raises ResourceInUse; NotSupported for what is no NFS datastore. The caller has the
+        datacenter's `mounting`.
+        """
+        store, home = self.store, self.datacenter()
+        if not isinstance(store, NasDatastore) or not isinstance(home, Datacenter):
+            raise vmodl.fault.NotSupported(msg="Only NFS datastores can be removed here.")
+        assert home.library is not None
+        last = self.hosts == [host]
+        used = [one.name for one in self.machines() if last or one in host.machines()]
+        locks = [lock.holder for lock in home.library.site.locks.all_locks_of(self.name)]
+        if used or (last and locks):
+            by = ", ".join(used or locks)
+            raise vim.fault.ResourceInUse(
+                msg=f"The resource '{self.name}' is in use by {by}.",
+                type=vim.Datastore,
+                name=self.name,
+            )
+        self.unmount(host)
+        if last:
+            home.library.site.datastores.remove(self.name)
+            self.browser.unregister()
+            drop(self)
+        store.unmount_from(host.moid)
+
+    @method("DestroyDatastore")
+    def destroy_datastore(self, _call: Call) -> None:
+        self._destroy()
+
+    @method("Destroy_Task", privilege="Datastore.Delete")
+    def destroy(self, call: Call) -> Any:
+        return call.start_task(self, lambda _task: self._destroy())
+
+    def _destroy(self) -> None:
+        home = self.datacenter()
+        assert isinstance(home, Datacenter)
+        with home.mounting:
+            for host in list(self.hosts):
+                self.unmount_from(host)
 
     def take(self, machine: ManagedEntity) -> None:
         """A machine has files here."""
@@ -112,7 +165,7 @@ class Datastore(ManagedEntity):
         """Capacity and free bytes."""
         if self.store is None:
             return 1 << 40, 1 << 39
-        space = self.store.files.space()
+        space = self.store.space()
         return space.capacity_bytes, space.free_bytes
 
     @computed("summary")
@@ -143,13 +196,16 @@ class Datastore(ManagedEntity):
             "timestamp": datetime.now(UTC),
         }
         if self.kind != "VMFS":
-            remote_host, remote_path = self.remote or ("", "")
+            remote = self.remote
+            assert remote is not None
             nas = vim.host.NasVolume(
                 name=self.name,
                 type=self.kind,
                 capacity=capacity,
-                remoteHost=remote_host,
-                remotePath=remote_path,
+                remoteHost=remote.host,
+                remotePath=remote.path,
+                remoteHostNames=[remote.host],
+                securityType="AUTH_SYS",
             )
             return vim.host.NasDatastoreInfo(nas=nas, **common)
         volume = vim.host.VmfsVolume(
@@ -170,17 +226,20 @@ class Datastore(ManagedEntity):
     @computed("host")
     def _host(self, _call: Call | None) -> Any:
         return [
-            vim.Datastore.HostMount(
-                key=host.ref,
-                mountInfo=vim.host.MountInfo(
-                    path=f"/vmfs/volumes/{self.uuid}",
-                    accessMode="readWrite",
-                    mounted=True,
-                    accessible=self.accessible,
-                ),
-            )
+            vim.Datastore.HostMount(key=host.ref, mountInfo=self._mount_info(host))
             for host in self.hosts
         ]
+
+    def _mount_info(self, host: HostSystem) -> Any:
+        store = self.store
+        mount = store.mount_of(host.moid) if isinstance(store, NasDatastore) else None
+        return vim.host.MountInfo(
+            path=f"/vmfs/volumes/{self.uuid}",
+            accessMode="readOnly" if mount is not None and mount.read_only else "readWrite",
+            mounted=True,
+            accessible=mount is None or mount.accessible,
+            inaccessibleReason=(mount.reason or None) if mount is not None else None,
+        )
 
     @computed("vm")
     def _vm(self, call: Call | None) -> Any:

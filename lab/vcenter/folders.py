@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
@@ -146,6 +147,7 @@ class Datacenter(ManagedEntity):
     def __init__(self, vcenter: LabVcenter, name: str, parent: Folder) -> None:
         super().__init__(vcenter, name, parent)
         self.library: VmLibrary | None = None  # with it, machines of this datacenter run
+        self.mounting = threading.Lock()  # one change of what hosts have mounted at a time
         self.vm_folder = Folder(vcenter, "vm", self, "group-v")
         self.host_folder = Folder(vcenter, "host", self, "group-h")
         self.datastore_folder = Folder(vcenter, "datastore", self, "group-s")

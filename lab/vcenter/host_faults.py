@@ -16,8 +16,9 @@ def fault_of(error: HostError) -> BaseException:
     fields = {name: value for name, value in error.fields.items() if name in known}
     if "file" in known:
         fields.setdefault("file", "")
-    if "reason" in known:
-        fields.setdefault("reason", str(error))
+    for name in ("reason", "text"):
+        if name in known:
+            fields.setdefault(name, str(error))
     fault: BaseException = kind(msg=str(error), **fields)
     return fault
 

@@ -1,11 +1,16 @@
 """HostNetworkSystem: standard switches and port groups of one host.
 
+Its vmkernel adapters are where NFS servers see the host: vmk0 has the host's own address, from
+which the host reads and writes files, and vmk1 is the address of this machine from which the QEMU
+of each running machine reaches its disks.
+
 A port group of a name makes the Network object of that name in the host's datacenter, or joins the
 one that other hosts have made. Removal refuses what is in use.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from lab.vcenter.networks import Network
 
 _VLAN_LIMIT = 4095
+_QEMU_ADDRESS = "127.0.0.1"
+_MANAGEMENT = "Management Network"
 _NAME_LIMIT = 32
 
 
@@ -136,6 +143,7 @@ class HostNetworkSystem(LabObject):
     def network_info(self) -> Any:
         groups = list(self.port_groups.values())
         return vim.host.NetworkInfo(
+            vnic=self._vmkernel_adapters(),
             vswitch=[
                 vim.host.VirtualSwitch(
                     name=name,
@@ -162,6 +170,30 @@ class HostNetworkSystem(LabObject):
                 for group in groups
             ],
         )
+
+    def _vmkernel_adapters(self) -> list[Any]:
+        addresses = dict.fromkeys([self.host.vmkernel_address or _QEMU_ADDRESS, _QEMU_ADDRESS])
+        return [
+            vim.host.VirtualNic(
+                device=f"vmk{number}",
+                key=f"key-vim.host.VirtualNic-vmk{number}",
+                portgroup=_MANAGEMENT,
+                spec=vim.host.VirtualNic.Specification(
+                    ip=vim.host.IpConfig(dhcp=False, ipAddress=address, subnetMask="255.0.0.0"),
+                    mac=f"00:50:56:6f:00:{number:02x}",
+                    mtu=1500,
+                    portgroup=_MANAGEMENT,
+                ),
+            )
+            for number, address in enumerate(addresses)
+        ]
+
+
+def is_address(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).version == 4
+    except ValueError:
+        return False
 
 
 def _key(group: PortGroup) -> str:

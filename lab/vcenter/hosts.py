@@ -11,7 +11,8 @@ from pyVmomi import vim
 from lab.vcenter.api_versions import API_VERSION
 from lab.vcenter.call import Call
 from lab.vcenter.compute import ComputeResource
-from lab.vcenter.host_network import HostNetworkSystem
+from lab.vcenter.host_datastores import HostDatastoreSystem
+from lab.vcenter.host_network import HostNetworkSystem, is_address
 from lab.vcenter.managed_object import ManagedEntity, computed
 from lab.vcenter.options import OptionManager
 
@@ -39,9 +40,11 @@ class HostSystem(ManagedEntity):
         self.datastores: list[Datastore] = []
         self._machines: dict[str, ManagedEntity] = {}
         self.network_system = HostNetworkSystem(vcenter, self)
+        self.datastore_system = HostDatastoreSystem(vcenter, self)
         self.advanced_options = OptionManager(vcenter, guarded_by=self)
         self.config_managers: dict[str, Any] = {
             "networkSystem": self.network_system.ref,
+            "datastoreSystem": self.datastore_system.ref,
             "advancedOption": self.advanced_options.ref,
         }
         self.set(
@@ -57,6 +60,11 @@ class HostSystem(ManagedEntity):
 
     def rename_privilege(self) -> str:
         return "Host.Inventory.MoveHost"
+
+    @property
+    def vmkernel_address(self) -> str:
+        """What its NFS client calls from; empty where the lab cannot give the host one."""
+        return self.name if is_address(self.name) else ""
 
     def view_children(self) -> list[ManagedEntity]:
         return list(self._machines.values())

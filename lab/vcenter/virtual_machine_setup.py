@@ -21,6 +21,7 @@ from lab.esx.file_locks import FileLocks
 from lab.esx.files import LocalFiles
 from lab.esx.hardware import Controller, ControllerKind, Disk, VmConfig
 from lab.esx.machine import FORWARD_SETTING
+from lab.esx.nas_datastore import NasTimings
 from lab.esx.reconfigure_request import AddDisk, AddNic, ReconfigureRequest
 from lab.esx.site import CHANGED_AREAS_MAX, Site
 from lab.esx.virtual_machine import VirtualMachine as Engine
@@ -43,6 +44,7 @@ def give_library(
     faults: FaultSwitches | None = None,
     locks: FileLocks | None = None,
     changed_areas_max: int = CHANGED_AREAS_MAX,
+    nas: NasTimings | None = None,
 ) -> VmLibrary:
     """Let the datacenter's machines run; `folder` (a short path) takes logs and sockets.
 
@@ -59,6 +61,7 @@ def give_library(
         locks=locks or vcenter.file_locks,
         faults=faults or inventory.network.vcenter.switches,
         changed_areas_max=changed_areas_max,
+        nas=nas or NasTimings(),
     )
     library = VmLibrary(site)
     inventory.datacenter.library = library

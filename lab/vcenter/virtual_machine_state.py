@@ -26,8 +26,9 @@ _RUNNING, _NOT_RUNNING = "guestToolsRunning", "guestToolsNotRunning"
 
 def runtime_info(engine: Engine, host: Any) -> Any:
     question = engine.question
+    reachable = engine.site.datastores.accessible(engine.config.vmx_path.datastore)
     return vim.vm.RuntimeInfo(
-        connectionState="connected",
+        connectionState="connected" if reachable else "inaccessible",
         powerState=engine.power.value,
         host=host,
         bootTime=engine.boot_time,

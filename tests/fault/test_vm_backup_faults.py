@@ -130,6 +130,7 @@ ELSEWHERE = {
     FaultName.POWER_ON_FAILURE: "of powering on",
     FaultName.TOOLS_SILENT: "of a guest's start; the ladder's unit tests have it",
     FaultName.RELOCATE_FAILURE: "of relocation",
+    FaultName.NO_LIVE_MOVE: "of relocation",
     FaultName.SCREEN_UNAVAILABLE: "of screenshots",
 }
 
