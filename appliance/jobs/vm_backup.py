@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from appliance.base.backoff import Backoff
 from appliance.base.errors import ApplianceError, CancelledError
@@ -45,6 +46,7 @@ from appliance.jobs.broken_run import (
 from appliance.jobs.cbt_audit import AuditPolicy
 from appliance.jobs.point_identity import known_state
 from appliance.jobs.vm_lock import vm_lock
+from appliance.jobs.vm_report import disk_document
 from appliance.jobs.vm_selection import SelectedVm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
@@ -71,7 +73,8 @@ class VmBackupOptions:
     consistency: ConsistencyPolicy = field(default_factory=ConsistencyPolicy)
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
     audit: AuditPolicy = field(default_factory=AuditPolicy)
-    backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=10))
+    # long enough for an export lease of a killed run to have run out (300 s)
+    backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=30, most_s=90))
     vms_at_once: int | None = None  # of this run; None: as many as the appliance's limits allow
     bandwidth: RateLimit | None = None
     check_turn: Callable[[], None] = lambda: None
@@ -243,17 +246,19 @@ class _VmBackup:
         with room.run_locks.hold(run_id):
             room.runs.begin(run_id, kind="backup", vm=self._name, host=source.name)
             outcome, code = RunOutcome.FAILED, UnexpectedError.code
+            result: dict[str, Any] = {}
             try:
                 backup = self._freeze_and_write(run_id)
                 outcome = self._status(backup, None)
                 code = ""
+                result = {"disks": [disk_document(disk) for disk in backup.disks]}
                 return backup
             except ApplianceError as error:
                 outcome, code = self._status(None, error), error.code
                 raise
             finally:
                 self._reasons += source.leftovers(run_id)
-                room.runs.end(run_id, outcome, error_code=code or None)
+                room.runs.end(run_id, outcome, result=result, error_code=code or None)
 
     def _freeze_and_write(self, run_id: RunId) -> BackupOutcome:
         options, room = self._options, self._room
