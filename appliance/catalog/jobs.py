@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -46,6 +47,10 @@ class SavedJob:
         return self.job.name
 
 
+class _NotKeptError(Exception):
+    """Undoes a transaction."""
+
+
 class Jobs:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -75,17 +80,28 @@ class Jobs:
             UsageError: a retention job without anything to go by.
         """
         with self._database.writing() as connection:
-            before = {saved.name: saved for saved in _all(connection)}
-            for policy in policies:
-                connection.execute(
-                    "INSERT INTO policies VALUES (?, ?)"
-                    " ON CONFLICT (name) DO UPDATE SET document = excluded.document",
-                    (policy.name, policy.model_dump_json()),
-                )
-            for job in jobs:
-                self._put(connection, job)
-            for saved in _all(connection):
-                self._settle(connection, before.get(saved.name), saved)
+            self._save(connection, policies, jobs)
+
+    def check(self, policies: Sequence[Policy], jobs: Sequence[Job]) -> None:
+        """Raise what `save` would raise, and change nothing."""
+        with suppress(_NotKeptError), self._database.writing() as connection:
+            self._save(connection, policies, jobs)
+            raise _NotKeptError
+
+    def _save(
+        self, connection: sqlite3.Connection, policies: Sequence[Policy], jobs: Sequence[Job]
+    ) -> None:
+        before = {saved.name: saved for saved in _all(connection)}
+        for policy in policies:
+            connection.execute(
+                "INSERT INTO policies VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET document = excluded.document",
+                (policy.name, policy.model_dump_json()),
+            )
+        for job in jobs:
+            self._put(connection, job)
+        for saved in _all(connection):
+            self._settle(connection, before.get(saved.name), saved)
 
     def enable(self, name: str) -> None:
         """Its schedule counts from now on. Idempotent. Raises JobNotFoundError."""

@@ -9,6 +9,7 @@ Thread model: as `db.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -115,16 +116,20 @@ class Runs:
             self.end(run_id, RunOutcome.FAILED, error_code=RunInterruptedError.code)
         return dead
 
-    def remember(self, run_id: RunId, *, vm: str, started_at: datetime, ended_at: datetime) -> bool:
-        """Write down a backup that the repository tells of; whether it was not known."""
+    def remember(self, points: Iterable[tuple[RunId, str, datetime, datetime]]) -> int:
+        """Write down backups that the repository tells of: run, VM, begin and end of each.
+
+        All or none; return how many were not known.
+        """
         with self._database.writing() as connection:
-            return bool(
-                connection.execute(
-                    "INSERT OR IGNORE INTO runs (run_id, kind, vm, started_at, ended_at, outcome,"
-                    " result) VALUES (?, 'backup', ?, ?, ?, 'success', '{}')",
-                    (run_id, vm, started_at.isoformat(), ended_at.isoformat()),
-                ).rowcount
-            )
+            return connection.executemany(
+                "INSERT OR IGNORE INTO runs (run_id, kind, vm, started_at, ended_at, outcome,"
+                " result) VALUES (?, 'backup', ?, ?, ?, 'success', '{}')",
+                (
+                    (run_id, vm, started_at.isoformat(), ended_at.isoformat())
+                    for run_id, vm, started_at, ended_at in points
+                ),
+            ).rowcount
 
     def backed_up_in(self, first_run: RunId) -> frozenset[str]:
         """The VMs that got a point in a job's run or in a repetition of it."""

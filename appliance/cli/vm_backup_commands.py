@@ -12,7 +12,7 @@ from appliance.base.error_document import error_document, next_step
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
-from appliance.cli.options import home_path, open_repository
+from appliance.cli.options import home_path, open_repository, vddk_folder
 from appliance.cli.output import ExitCode, note, note_reasons, show
 from appliance.cli.vm_progress import VmProgress
 
@@ -96,7 +96,7 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     from appliance.sources.vsphere_transports import SourceTools
 
     options = _options(args)
-    tools = SourceTools(vddk_folder=_vddk_folder(args))
+    tools = SourceTools(vddk_folder=args.vddk or vddk_folder(home_path(args)))
     context = RunContext(args.cancel, Progress())
     started_s = time.perf_counter()
     with (
@@ -151,11 +151,6 @@ def _options(args: argparse.Namespace) -> VmBackupOptions:
         transports=tuple(dict.fromkeys(args.transport)),
         audit=AuditPolicy(percent=args.cbt_audit),
     )
-
-
-def _vddk_folder(args: argparse.Namespace) -> Path | None:
-    usual = home_path(args) / "vddk"
-    return args.vddk or (usual if usual.is_dir() else None)
 
 
 def _limits(args: argparse.Namespace) -> Any:

@@ -68,9 +68,9 @@ def next_due(schedule: Schedule, zone: ZoneInfo, after: datetime) -> datetime:
     for number in range(_LOOK_AHEAD_DAYS):
         day = first + number * _DAY
         if _is_day(schedule, day):
-            for due in _due_on(schedule, zone, day):
-                if due > after:
-                    return due
+            found = _first_on(schedule, zone, day, after)
+            if found is not None:
+                return found
     raise AssertionError("every schedule is due once in two months")
 
 
@@ -113,25 +113,29 @@ def _is_day(schedule: Schedule, day: date) -> bool:
     return True
 
 
-def _due_on(schedule: Schedule, zone: ZoneInfo, day: date) -> Iterator[datetime]:
-    """The due times of a day, ascending, each once."""
+def _first_on(schedule: Schedule, zone: ZoneInfo, day: date, after: datetime) -> datetime | None:
+    """The first due time of the day that is later than `after`."""
     if schedule.every_minutes is None:
-        yield from sorted({moment(zone, day, minute_of_day(at)) for at in schedule.at})
-        return
-    due, end = moment(zone, day, 0), moment(zone, day, MINUTES_PER_DAY)
-    while due < end:
-        yield due
-        due += timedelta(minutes=schedule.every_minutes)
+        return min((due for due in _times_on(schedule, zone, day) if due > after), default=None)
+    begin, end = moment(zone, day, 0), moment(zone, day, MINUTES_PER_DAY)
+    step = timedelta(minutes=schedule.every_minutes)
+    due = begin if after < begin else begin + ((after - begin) // step + 1) * step
+    return due if due < end else None
 
 
 def _latest_on(schedule: Schedule, zone: ZoneInfo, day: date, until: datetime) -> datetime | None:
+    """The last due time of the day that is not later than `until`."""
     if schedule.every_minutes is None:
-        return max((due for due in _due_on(schedule, zone, day) if due <= until), default=None)
+        return max((due for due in _times_on(schedule, zone, day) if due <= until), default=None)
     begin, end = moment(zone, day, 0), moment(zone, day, MINUTES_PER_DAY)
     if until < begin or begin == end:
         return None
     step = timedelta(minutes=schedule.every_minutes)
     return begin + (min(until, end - timedelta(seconds=1)) - begin) // step * step
+
+
+def _times_on(schedule: Schedule, zone: ZoneInfo, day: date) -> list[datetime]:
+    return [moment(zone, day, minute_of_day(at)) for at in schedule.at]
 
 
 # Windows

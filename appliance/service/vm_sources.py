@@ -24,6 +24,7 @@ from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
 from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
+from appliance.targets.contract import VmTarget
 from appliance.targets.vsphere import VsphereTarget
 
 log = EventLog(__name__)
