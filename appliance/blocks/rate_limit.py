@@ -18,6 +18,7 @@ from appliance.blocks.device import BlockReader
 from appliance.blocks.layers import ReaderLayer
 
 _LOOK_AGAIN_S = 0.2
+_SHORTEST_S = 0.001
 
 
 class RateLimit:
@@ -46,7 +47,7 @@ class RateLimit:
             if wait_s <= 0:
                 return
             began_s = self._clock.monotonic_s()
-            cancel.wait(min(wait_s, _LOOK_AGAIN_S))
+            cancel.wait(min(max(wait_s, _SHORTEST_S), _LOOK_AGAIN_S))
             with self._lock:
                 self._waited_s += self._clock.monotonic_s() - began_s
 
