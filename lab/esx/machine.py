@@ -80,6 +80,11 @@ class Machine:
         return self._process.running
 
     @property
+    def last_words(self) -> str:
+        """What QEMU said last, when it has ended without being asked to."""
+        return self._process.last_words()
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -60,7 +60,7 @@ class QemuProcess:
             self._keeper.join()
             self._serial.close()
             if isinstance(error, QmpError):
-                raise HostError(f"QEMU did not start: {self._last_words()}") from error
+                raise HostError(f"QEMU did not start: {self.last_words()}") from error
             raise
 
     @property
@@ -100,7 +100,8 @@ class QemuProcess:
         if self._process is not None:
             self._process.kill()  # does nothing when the keeper has reaped it
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of what it wrote to stderr."""
         return self._stderr.decode("utf-8", "replace").strip() or "it said nothing"
 
     def _keep(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import threading
 import uuid as uuids
 from dataclasses import replace
@@ -29,7 +30,10 @@ from lab.esx.vm_state import Choice, NotSupportedError, PowerState, Question, Vm
 from lab.esx.vmx import new_mac, spaced
 from lab.faults import FaultName
 
+log = logging.getLogger(__name__)
+
 _COPIED, _MOVED, _CANCEL = "button.uuid.copiedTheVM", "button.uuid.movedTheVM", "button.cancel"
+_RETRY, _ABORT = "button.retry", "button.abort"
 _questions = itertools.count(1)
 
 
@@ -54,9 +58,15 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
             wanted += chain.locks(LockMode.EXCLUSIVE)
         vm.site.locks.acquire(vm.vm_id, wanted)
         try:
+            presence = vm.enter_datastores(chains)
+            for disk in vm.config.disks:
+                if disk.mode is not DiskMode.INDEPENDENT_NONPERSISTENT:
+                    chains[disk.key] = presence.mark_written(chains[disk.key])
+            vm.make_nvram()
             _start(vm, chains)
         except BaseException:
             _drop_redo_logs(vm)
+            vm.leave_datastores()
             vm.site.locks.release(vm.vm_id)
             raise
         vm.write_log("PowerOn")
@@ -94,10 +104,13 @@ def stop_machine(vm: VirtualMachine) -> None:
     vm.machine = None  # so that its end is not taken for a crash
     if guest is not None:
         guest.close()
-    with contextlib.suppress(HostError):  # a dead QEMU: tracking stays marked open
-        machine.stop()
-        vm.keep_written(machine)
-    machine.end()
+    if vm.reachable:
+        with contextlib.suppress(HostError):  # a dead QEMU: tracking stays marked open
+            machine.stop()
+            vm.keep_written(machine)
+        machine.end()
+    else:
+        machine.close()  # it would wait for its disks for ever
     _ended(vm)
     vm.write_log("PowerOff")
 
@@ -143,10 +156,35 @@ def _event(vm: VirtualMachine, guest: Guest, name: str, data: dict[str, Any]) ->
         _spawn(_guest_ended, vm, guest)
     elif name == "RESET":
         guest.restarted()
+    elif name == "BLOCK_IO_ERROR" and data.get("nospace") and data.get("action") == "stop":
+        _spawn(_out_of_space, vm, guest)
 
 
 def _spawn(action: Any, vm: VirtualMachine, guest: Guest) -> None:
     threading.Thread(target=action, args=(vm, guest), name="lab-power", daemon=True).start()
+
+
+def _out_of_space(vm: VirtualMachine, guest: Guest) -> None:
+    """A datastore is full: the guest stands still until somebody answers."""
+    if not vm.may_ask.acquire(blocking=False):
+        return  # asked already; each write that failed says so
+    try:
+        answer = vm.ask(_space_question(vm.config), lambda _: vm.guest is not guest)
+    except VmStateError:
+        return  # it was powered off
+    finally:
+        vm.may_ask.release()
+    if answer == _RETRY:
+        _go_on(vm)
+    else:
+        _guest_ended(vm, guest)
+
+
+def _go_on(vm: VirtualMachine) -> None:
+    machine = vm.machine
+    if machine is not None:
+        with contextlib.suppress(HostError):  # it ended meanwhile
+            machine.run()
 
 
 def _guest_ended(vm: VirtualMachine, guest: Guest) -> None:
@@ -164,11 +202,14 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
         guest.close()
         machine.close()
         _ended(vm)
-        vm.write_log("The virtual machine process ended unexpectedly")
+        words = " ".join(machine.last_words.split())
+        vm.write_log(f"The virtual machine process ended unexpectedly: {words}")
+        log.warning("machine %s ended unexpectedly: %s", vm.vm_id, words)
 
 
 def _ended(vm: VirtualMachine) -> None:
     _drop_redo_logs(vm)
+    vm.leave_datastores()
     vm.site.locks.release(vm.vm_id)
     vm.guest = None
     vm.power, vm.boot_time = PowerState.OFF, None
@@ -236,4 +277,21 @@ def _uuid_question(config: VmConfig) -> Question:
             Choice(key=_COPIED, label="I Copied It", summary="I Copied It"),
         ),
         default_index=2,
+    )
+
+
+def _space_question(config: VmConfig) -> Question:
+    return Question(
+        id=str(next(_questions)),
+        message_id="msg.hbacommon.outofspace",
+        text=(
+            f"There is no more space for virtual disk of {config.name}. You might be able to"
+            f" continue this session by freeing disk space on the relevant volume, and clicking"
+            f" Retry. Click Cancel to terminate this session."
+        ),
+        choices=(
+            Choice(key=_RETRY, label="Retry", summary="Retry"),
+            Choice(key=_ABORT, label="Cancel", summary="Cancel"),
+        ),
+        default_index=0,
     )
