@@ -16,6 +16,7 @@ from typing import Any
 from pyVmomi import vim
 
 from vmware.errors import (
+    CancelledError,
     DeadlineError,
     InvalidPowerStateError,
     ObjectGoneError,
@@ -27,6 +28,7 @@ from vmware.errors import (
 from vmware.marker import parse_marker
 from vmware.patience import Patience
 from vmware.properties import fetch_one
+from vmware.running_tasks import GRACE_S, TaskKind, settle_on
 from vmware.session import Session
 from vmware.tasks import wait_for_task
 
@@ -34,8 +36,8 @@ CREATE_DEADLINE_S = 1800.0
 DESTROY_DEADLINE_S = 1800.0
 RECONFIGURE_DEADLINE_S = 600.0
 
-_SETTLE_POLL_S = 1.0
 _REPLY_LOST = (UnreachableError, SessionLostError, ObjectGoneError)
+_MAY_BE_THERE = (*_REPLY_LOST, DeadlineError, CancelledError)
 
 
 def create_vm(
@@ -61,7 +63,7 @@ def create_vm(
         made = wait_for_task(
             session, task, what=what, deadline_s=deadline_s, cancelled=patience.cancelled
         )
-    except VsphereError as error:
+    except _MAY_BE_THERE as error:
         found = _made_all_the_same(session, folder, spec.instanceUuid, patience, deadline_s)
         if found is None:
             raise
@@ -128,26 +130,9 @@ def _made_all_the_same(
     session: Session, folder: Any, instance_uuid: str, patience: Patience, deadline_s: float
 ) -> str | None:
     calm = patience.unstoppable()
-    waited_s = 0.0
-    while _task_runs(session, folder):
-        if waited_s >= deadline_s:
-            raise DeadlineError("a task in the VM's folder does not end")
-        calm.pause(_SETTLE_POLL_S)
-        waited_s += _SETTLE_POLL_S
+    calm.pause(GRACE_S)
+    settle_on(session, folder, TaskKind.CREATE_VM, calm, deadline_s=deadline_s)
     return find_by_instance_uuid(session, instance_uuid)
-
-
-def _task_runs(session: Session, folder: Any) -> bool:
-    path = "recentTask"
-    for task in fetch_one(session, "look for tasks", folder, (path,)).values.get(path) or []:
-        try:
-            read = fetch_one(session, "look at a task", task, ("info.state", "info.descriptionId"))
-        except ObjectGoneError:
-            continue
-        kind = str(read.values.get("info.descriptionId", "")).lower()
-        if read.values.get("info.state") in ("running", "queued") and "create" in kind:
-            return True
-    return False
 
 
 def _take_away(session: Session, vm_moref: str, mark: str, error: VsphereError) -> None:

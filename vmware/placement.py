@@ -143,10 +143,14 @@ class _Choice:
         datacenter = self._datacenter()
         root = self._vm_root(datacenter)
         if self._captured.folder_path:
-            self._tell(
-                "placement.other-folder",
-                f"the folder {self._captured.folder_path} is not there; "
-                f"the VM goes to {self._places.path(root)}",
+            self._findings.append(
+                Finding(
+                    "placement.other-folder",
+                    f"the folder {self._captured.folder_path} is not there; "
+                    f"the VM goes to {self._places.path(root)}",
+                    "none, or give --folder",
+                    Weight.NOTE,
+                )
             )
         return self._place(root), datacenter
 
@@ -207,10 +211,14 @@ class _Choice:
         for item in (*first, *rest):
             if item.free_bytes >= need_bytes:
                 if not name and item.name != self._captured.datastore:
-                    self._tell(
-                        "placement.other-datastore",
-                        f"the VM goes to the vSphere datastore {item.name}"
-                        + (f", not {self._captured.datastore}" if self._captured.datastore else ""),
+                    before = self._captured.datastore or "an unknown one"
+                    self._findings.append(
+                        Finding(
+                            "placement.other-datastore",
+                            f"the VM goes to the vSphere datastore {item.name}; it was on {before}",
+                            "none, or give --datastore",
+                            Weight.NOTE,
+                        )
                     )
                 return item, _writers(item, hosts)
         spaces = ", ".join(f"{item.name} {item.free_bytes >> 20} MiB" for item in offered)
@@ -310,9 +318,6 @@ class _Choice:
 
     def _name(self, moref: str) -> str:
         return self._places.name(moref)
-
-    def _tell(self, code: str, text: str) -> None:
-        self._findings.append(Finding(code, text, "none, or say where it shall go", Weight.NOTE))
 
 
 def _writers(datastore: DatastoreFacts, hosts: Iterable[_Host]) -> list[_Host]:

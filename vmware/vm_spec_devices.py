@@ -13,7 +13,7 @@ Source: design notes sections 1, 4a and 8; vSphere API reference, VirtualDeviceC
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -79,6 +79,7 @@ class PlannedDisk:
 
     captured: CapturedDisk
     address: str
+    lease_address: str  # `ParaVirtualSCSIController0:1`: the same, as an import's lease calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,13 @@ def disk_address(vm: CapturedVm, disk: CapturedDisk) -> str:
         if controller.key == disk.controller_key and controller.kind in _FAMILIES:
             family = _FAMILIES[controller.kind]
             return f"{family}{controller.bus_number}:{disk.unit_number}"
+    return ""
+
+
+def _lease_address(vm: CapturedVm, disk: CapturedDisk) -> str:
+    for controller in vm.controllers:
+        if controller.key == disk.controller_key:
+            return f"{controller.kind}{controller.bus_number}:{disk.unit_number}"
     return ""
 
 
@@ -199,7 +207,13 @@ class _Plan:
             backing=backing,
         )
         self._add(made, new_file=True)
-        self.disks.append(PlannedDisk(captured=disk, address=disk_address(self._vm, disk)))
+        self.disks.append(
+            PlannedDisk(
+                captured=disk,
+                address=disk_address(self._vm, disk),
+                lease_address=_lease_address(self._vm, disk),
+            )
+        )
         if "RawDisk" in disk.backing:
             self.findings.append(
                 Finding(
@@ -272,9 +286,8 @@ class _Plan:
         self.changes.append(change)
 
     def _leave_out(self, kind: str, label: str) -> None:
-        code, why, next_step = _WHY_NOT.get(kind, _UNKNOWN)
-        weight = Weight.NOTE if kind in _LITTLE_LOSS else Weight.WARNING
-        self.findings.append(Finding(code, f"{label} is not made: {why}", next_step, weight))
+        found = _WHY_NOT.get(kind, _UNKNOWN)
+        self.findings.append(replace(found, text=f"{label} is not made: {found.text}"))
 
     def _warn_of_shared_bus(self, controller: CapturedController) -> None:
         if controller.shared_bus not in ("", "noSharing"):
@@ -299,23 +312,24 @@ def nics_that_can_be_made(nics: Iterable[CapturedNic]) -> tuple[CapturedNic, ...
     return tuple(nic for nic in nics if nic.kind in _NICS)
 
 
-_PASSTHROUGH = (
+_PASSTHROUGH = Finding(
     "rebuild.passthrough",
     "it is a device of one host",
     "add a device of the new host in the vSphere client",
 )
-_HOST_SIDE = (
+_HOST_SIDE = Finding(
     "rebuild.host-device",
     "it is backed by something on the old host",
     "add it again in the vSphere client if the guest needs it",
 )
-_UNKNOWN = (
+_LITTLE_LOSS = replace(_HOST_SIDE, weight=Weight.NOTE)
+_UNKNOWN = Finding(
     "rebuild.device",
     "such a device cannot be made from a backup",
     "add it again in the vSphere client if the guest needs it",
 )
-_WHY_NOT: dict[str, tuple[str, str, str]] = {
-    "VirtualTPM": (
+_WHY_NOT: dict[str, Finding] = {
+    "VirtualTPM": Finding(
         "rebuild.tpm",
         "the secrets in a virtual TPM cannot be read from outside",
         "add a new TPM, and have the recovery keys of the guest's disks (BitLocker) at hand",
@@ -324,12 +338,11 @@ _WHY_NOT: dict[str, tuple[str, str, str]] = {
     "VirtualSriovEthernetCard": _PASSTHROUGH,
     "VirtualUSB": _PASSTHROUGH,
     "VirtualSCSIPassthrough": _PASSTHROUGH,
-    "VirtualFloppy": _HOST_SIDE,
     "VirtualSerialPort": _HOST_SIDE,
     "VirtualParallelPort": _HOST_SIDE,
-    "VirtualCdrom": _HOST_SIDE,
-    "VirtualHdAudioCard": _HOST_SIDE,
-    "VirtualSoundBlaster16": _HOST_SIDE,
-    "VirtualEnsoniq1371": _HOST_SIDE,
+    "VirtualFloppy": _LITTLE_LOSS,
+    "VirtualCdrom": _LITTLE_LOSS,
+    "VirtualHdAudioCard": _LITTLE_LOSS,
+    "VirtualSoundBlaster16": _LITTLE_LOSS,
+    "VirtualEnsoniq1371": _LITTLE_LOSS,
 }
-_LITTLE_LOSS = ("VirtualFloppy", "VirtualHdAudioCard", "VirtualSoundBlaster16", "VirtualCdrom")
