@@ -22,7 +22,7 @@ from vmware.errors import NoSpaceError, VsphereError
 from vmware.findings import Finding, Weight
 from vmware.networks import NetworkInfo, read_networks
 from vmware.places import PLACES, Place, Places, place_of, plain_name
-from vmware.properties import Fetched, Wanted, fetch_all, fetch_one, read_all
+from vmware.properties import Fetched, Wanted, fetch, fetch_all, fetch_one, read_all
 from vmware.session import Session
 
 _HOST_PATHS = (
@@ -93,6 +93,21 @@ def reachable_networks(session: Session, host_moref: str) -> list[NetworkInfo]:
     what = f"read the networks of {host_moref}"
     found = fetch_one(session, what, host, ("network",)).values.get("network")
     return read_networks(session, list(found or ()))
+
+
+def usable_hosts(session: Session, compute_moref: str) -> list[str]:
+    """Morefs of the hosts of a cluster that are connected and not in maintenance, by name."""
+    compute = session.object(vim.ComputeResource, compute_moref)
+    what = f"read the hosts of {compute_moref}"
+    hosts = fetch_one(session, what, compute, ("host",)).values.get("host") or ()
+    wanted = [Wanted(kind=vim.HostSystem, paths=_HOST_PATHS)]
+    found = fetch(session, what, list(hosts), wanted) if hosts else []
+    return [
+        item.moref
+        for item in sorted(found, key=lambda item: str(item.values.get("name", "")))
+        if str(item.values.get("runtime.connectionState")) == "connected"
+        and not item.values.get("runtime.inMaintenanceMode")
+    ]
 
 
 class _Choice:
