@@ -3,8 +3,8 @@
 Place: below `vm_power`, above `qemu_process`. Emulated (TCG), because a practice host is mostly a
 virtual machine itself; adapters are those VMware offers, so a guest meets the same hardware here
 and there. The guest's network is QEMU's own: it reaches nothing, and the ports in the setting
-`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1; without the setting, as in a machine
-that was restored, those of the lab's own guests.
+`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1; without the setting, as in a
+machine that was restored, those of the lab's own guests.
 
 Invariants: QEMU stays after the guest has shut down, so that what it tracked can be read; it dies
 with its keeper. Thread model: any thread; callbacks come on QEMU's own threads and must not block.
