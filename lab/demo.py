@@ -136,7 +136,7 @@ class Demo:
     def _port(self, vm: str) -> int:
         status = self._document("lab", "status")
         machine = next(each for each in status["vms"] if each["name"] == vm)
-        return int(next(iter(machine["ports"].values()), 0))
+        return int(machine["ports"].get("80", 0))
 
     def holdfast(self, *words: str) -> Any:
         """Run `holdfast … --json`, shown; return its document, or end the demo."""

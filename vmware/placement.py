@@ -57,7 +57,6 @@ class Placement:
     folder_path: str
     datacenter_moref: str
     datacenter_path: str
-    compute_moref: str
     host_moref: str
     host_name: str
     pool_moref: str
@@ -131,7 +130,6 @@ class _Choice:
             folder_path=self._places.path(folder.moref),
             datacenter_moref=datacenter.moref,
             datacenter_path=self._places.path(datacenter.moref),
-            compute_moref=host.compute_moref,
             host_moref=host.moref,
             host_name=host.name,
             pool_moref=self._pool(host),

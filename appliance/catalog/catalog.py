@@ -20,6 +20,7 @@ from appliance.catalog.logins import ApiTokens, Sessions
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
 from appliance.catalog.sealing import SecretSealer
+from appliance.catalog.verifications import Verifications
 
 
 def recovery_run(session_id: str) -> RunId:
@@ -37,7 +38,7 @@ def recovery_runs(sessions: Path) -> frozenset[RunId]:
 
 
 class Catalog:
-    """Hosts, intents, runs, accounts, logins and audit log, over one database."""
+    """Hosts, intents, runs, proofs, accounts, logins and audit log, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
@@ -51,6 +52,7 @@ class Catalog:
         self.audit = AuditLog(database, clock)
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
+        self.verifications = Verifications(database)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

@@ -89,6 +89,16 @@ class RunInterruptedError(CatalogError):
     code = "run.interrupted"
 
 
+class SigningKeyLostError(CatalogError):
+    """The file `signing.key` that signs certificates is missing, and certificates are there.
+
+    Put it back from a copy. Without one, move the folder `certificates` away: a new chain begins,
+    with a new key that whoever checks certificates must be told of.
+    """
+
+    code = "certificate.key-lost"
+
+
 class AccountNotFoundError(CatalogError):
     """There is no such account; the list of accounts shows which there are."""
 

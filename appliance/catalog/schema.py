@@ -109,6 +109,22 @@ _AUDIT_KEPT = tuple(
     for verb in ("UPDATE", "DELETE")
 )
 
+_VERIFICATIONS = """
+CREATE TABLE verifications (
+  run_id          TEXT NOT NULL,
+  vm              TEXT NOT NULL,
+  point_id        TEXT NOT NULL,
+  started_at      TEXT NOT NULL,
+  verdict         TEXT NOT NULL CHECK (verdict IN ('passed', 'failed', 'skipped')),
+  recovery_s      REAL CHECK (recovery_s >= 0),
+  rto_s           REAL,
+  point_age_s     REAL NOT NULL,
+  rpo_s           REAL,
+  certificate     INTEGER,
+  PRIMARY KEY (run_id, vm, point_id)
+) STRICT, WITHOUT ROWID
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -119,4 +135,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX runs_by_vm ON runs (vm, run_id)",
     ),
     (_ACCOUNTS, _WEB_SESSIONS, _API_TOKENS, _AUDIT, *_AUDIT_KEPT),
+    (
+        _VERIFICATIONS,
+        "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
+    ),
 )

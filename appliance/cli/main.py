@@ -17,6 +17,7 @@ from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
     backup_commands,
+    certificate_commands,
     export_commands,
     host_commands,
     instant_commands,
@@ -36,6 +37,7 @@ _GROUPS = (
     host_commands,
     vm_commands,
     backup_commands,
+    certificate_commands,
     point_commands,
     restore_commands,
     instant_commands,

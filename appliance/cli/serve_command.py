@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from appliance.base.units import parse_size
-from appliance.cli.options import home_path, open_repository
+from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 _WAIT_S = 0.2
@@ -81,6 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
         services = Services(
             catalog=catalog,
             repository=repository,
+            repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from appliance.jobs.vm_selection import HostFailure
     from appliance.sources.contract import Orphan
 
+_TRANSPORTS = ("hot-add", "vddk", "datastore-https", "nfc-lease")
 _CONSISTENCIES = ("application", "file-system", "crash")
 
 
@@ -64,9 +65,8 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--transport",
         action="append",
         default=[],
-        metavar="T",
-        help="read disks in this way only: hot-add, vddk, datastore-https, nfc-lease; "
-        "may be repeated",
+        choices=_TRANSPORTS,
+        help="read disks in this way only (may be repeated; default: the best that works)",
     )
     vm.add_argument("--parallel", type=int, metavar="N", help="VMs at a time")
     vm.add_argument(

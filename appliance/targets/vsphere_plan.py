@@ -96,7 +96,7 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
         home=f"[{placement.datastore.name}]",
         mark=marker.text,
         instance_uuid=instance_uuid,
-        hardware_most=newest_hardware(session, placement.compute_moref, placement.host_moref),
+        hardware_most=newest_hardware(session, placement.host_moref),
         disk_keys=frozenset(disk.key for disk in matched.values()),
         networks=networks,
         mac=MacPolicy.KEEP if _keeps(request.mac, original_there) else MacPolicy.NEW,
