@@ -94,10 +94,13 @@ def reachable_networks(session: Session, host_moref: str) -> list[NetworkInfo]:
     return read_networks(session, list(found or ()))
 
 
-def usable_hosts(session: Session, compute_moref: str) -> list[str]:
-    """Morefs of the hosts of a cluster that are connected and not in maintenance, by name."""
-    compute = session.object(vim.ComputeResource, compute_moref)
-    what = f"read the hosts of {compute_moref}"
+def hosts_beside(session: Session, host_moref: str) -> list[str]:
+    """Morefs of the hosts of its cluster that are connected and not in maintenance, by name."""
+    host = session.object(vim.HostSystem, host_moref)
+    what = f"read the hosts beside {host_moref}"
+    compute = fetch_one(session, what, host, ("parent",)).values.get("parent")
+    if compute is None:
+        return [host_moref]
     hosts = fetch_one(session, what, compute, ("host",)).values.get("host") or ()
     wanted = [Wanted(kind=vim.HostSystem, paths=_HOST_PATHS)]
     found = fetch(session, what, list(hosts), wanted) if hosts else []

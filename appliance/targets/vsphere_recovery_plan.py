@@ -42,8 +42,8 @@ from vmware.placement import (
     PlacementError,
     WantedPlace,
     choose_place,
+    hosts_beside,
     reachable_networks,
-    usable_hosts,
 )
 from vmware.register import MARK_KEY
 from vmware.session import Session
@@ -153,7 +153,7 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
     name = request.name or _default_name(captured, original_there, request.session_id)
     if not 0 < len(name) <= _NAME_LIMIT:
         raise UsageError(f"a VM's name has 1 to {_NAME_LIMIT} characters: {name[:100]!r}")
-    hardware = newest_hardware(session, placement.compute_moref, placement.host_moref)
+    hardware = newest_hardware(session, placement.host_moref)
     stem = file_stem(captured.name)
     files = _Files(captured, matched, stem, same_vm=same_vm, hardware=hardware)
     choices = VmxChoices(
@@ -323,7 +323,7 @@ def _hosts(session: Session, breadth: Breadth, placement: Placement) -> tuple[st
     """The one that is to run the VM comes first."""
     if breadth is Breadth.HOST:
         return (placement.host_moref,)
-    others = usable_hosts(session, placement.compute_moref)
+    others = hosts_beside(session, placement.host_moref)
     return tuple(dict.fromkeys((placement.host_moref, *others)))
 
 

@@ -6,15 +6,12 @@ The guest numbers its writes and says which ones it saw durable. So a lost write
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from appliance.service.daemon_client import DaemonClient
-from lab.esx.vm_state import PowerState
-from lab.faults import FaultName
 from tests.support.instant_lab import InstantLab, RunningGuest, instant_lab, journal_of
 from tests.support.lab_nfs import needs_nfs_datastores
 
@@ -43,8 +40,8 @@ def step_names(document: Any) -> list[str]:
 def test_a_guest_runs_within_seconds_survives_kills_of_the_daemon_and_moves_while_it_writes(
     here: InstantLab,
 ) -> None:
-    """kill -9 at random moments: no acknowledged number is lost, the guest goes on. Then it moves to
-    production storage while it writes: the journal there is complete and unbroken."""
+    """kill -9 at random moments: no acknowledged number is lost, the guest goes on. Then it moves
+    to production storage while it writes: the journal there is complete and unbroken."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     source = random.Random(seed)
@@ -68,9 +65,7 @@ def test_a_guest_runs_within_seconds_survives_kills_of_the_daemon_and_moves_whil
             daemon.__exit__(None, None, None)
             server, _ = (daemon := here.serve()).__enter__()
         guest.wait_for(guest.acknowledged + 5)
-        ended = here.lab.holdfast(
-            "instant", "finalise", started["session_id"], "--datastore", "ds2", "--quiet"
-        )
+        ended = here.command("finalise", started["session_id"], "--datastore", "ds2")
         assert ended["phase"] == "moved"
         guest.wait_for(guest.acknowledged + 5)
         last = guest.stop()
@@ -94,6 +89,6 @@ def test_a_discarded_session_leaves_no_trace(served: InstantLab) -> None:
     assert (second["phase"], second["guest"]) == ("registered", None)
     assert served.machine("first").engine.config.nics[0].network == first["datastore"]
     for session in (first, second):
-        served.lab.holdfast("instant", "discard", session["session_id"], "--quiet")
+        served.command("discard", session["session_id"])
     assert served.traces() == before
     assert DaemonClient(served.lab.home).sessions() == []

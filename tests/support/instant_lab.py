@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 import time
@@ -15,6 +16,7 @@ from lab.guests import GuestKind, build, read_journal
 from lab.vcenter.datastores import Datastore
 from lab.vcenter.networks import Network
 from lab.vcenter.virtual_machine_engine import EngineMachine
+from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
 from tests.support.lab_nfs import own_address
 from tests.support.vm_lab import VmLab, vm_lab
@@ -37,14 +39,28 @@ class InstantLab:
 
     @property
     def serve_words(self) -> tuple[str, ...]:
-        return ("serve", "--bind", self.address, "--portmap", "own", "--reserve", "0")
+        return (
+            *("serve", "--bind", self.address, "--port", "0", "--portmap", "own"),
+            *("--reserve", "0"),
+        )
 
     def start(self, *words: str, expect: int = 0) -> Any:
-        return self.lab.holdfast(
-            *("instant", "start", self.point, "--address", self.address, "--reserve", "0"),
-            *("--quiet", *words),
+        return self.command(
+            *("start", self.point, "--address", self.address, "--reserve", "0", *words),
             expect=expect,
         )
+
+    def command(self, verb: str, *words: str, expect: int = 0) -> Any:
+        """`holdfast instant …`; a disk of this machine that is rather full is no failure."""
+        done = holdfast_program.run(
+            self.lab.home, "instant", verb, *words, "--quiet", "--json", expect=None
+        )
+        document = json.loads(done.stdout)
+        told = {reason["code"] for reason in document.get("reasons", [])}
+        full = bool(told) and told <= {"session.space-low", "session.space-urgent"}
+        allowed = (expect, 3) if full else (expect,)
+        assert done.returncode in allowed, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return document
 
     def machine(self, name: str) -> EngineMachine:
         every = self.lab.vcenter.registry.all(EngineMachine)
