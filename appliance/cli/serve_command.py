@@ -55,6 +55,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
+    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
 
     home = home_path(args)
@@ -89,6 +90,9 @@ def run_serve(args: argparse.Namespace) -> int:
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        patrol = OrphanPatrol(catalog)
+        patrol.start()
+        stack.callback(patrol.stop)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
