@@ -139,6 +139,7 @@ class FaultName(StrEnum):
     POWER_ON_FAILURE = "power-on-failure", "PowerOn fails: GenericVmConfigFault"
     TOOLS_SILENT = "tools-silent", "guest tools never report, though the guest runs"
     RELOCATE_FAILURE = "relocate-failure", "RelocateVM fails half-way and leaves the VM as it was"
+    NO_LIVE_MOVE = "no-live-move", "RelocateVM of a running VM is refused: NotEnoughLicenses"
     SCREEN_UNAVAILABLE = "screen-unavailable", "no screenshot can be taken"
 
     # inventory reads (vm, vm_name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from lab.vcenter.virtual_machine_engine import EngineMachine
 from lab.vcenter.virtual_machine_setup import add_appliance, add_guest, give_library
 
 APPLIANCE = "holdfast"
+_CONSOLE_S = 50.0  # less than a client of the control socket waits
 _DATASTORES = ("datastore1", "datastore2")
 _HOSTS = ("127.0.1.1", "127.0.1.2")  # names that clients can reach
 
@@ -99,9 +100,31 @@ class PracticeLab:
         return machine
 
     def add_commands(self, control: ControlServer) -> None:
-        """Offer the lab's own commands on the control socket: `fault`, see `lab.fault_control`."""
+        """Offer the lab's own commands on the control socket.
+
+        `fault`, see `lab.fault_control`; `console`: type a line on a guest's serial console and
+        wait for an answer (`vm`, `line`, `expect`, a pattern, `timeout_s`).
+        """
         switches = self.vcenter.switches
         control.add("fault", lambda command: control_faults(switches, command))
+        control.add("console", self._console)
+
+    def _console(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises ValueError: no such running guest, or no answer in time."""
+        name = str(command["vm"])
+        found = [one for one in self.vcenter.registry.all(EngineMachine) if one.name == name]
+        running = found[0].engine.machine if found else None
+        if running is None:
+            raise ValueError(f"no guest named {name!r} runs")
+        since = running.console.mark
+        running.send_line(str(command["line"]))
+        limit_s = float(command.get("timeout_s", _CONSOLE_S))
+        answer = running.console.wait_line(
+            str(command["expect"]), since=since, timeout_s=min(limit_s, _CONSOLE_S)
+        )
+        if answer is None:
+            raise ValueError(f"{name!r} did not answer {command['line']!r}")
+        return {"answer": answer.string}
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know, as JSON."""

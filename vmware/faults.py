@@ -144,7 +144,7 @@ def _privilege(fault: Any, text: str, name: str) -> PrivilegeError:
 
 def _message(fault: Any) -> str:
     words = [_short(str(fault.msg))] if fault.msg else []
-    for field in ("file", "name", "invalidProperty"):
+    for field in ("file", "name", "invalidProperty", "text"):
         value = getattr(fault, field, None)
         if isinstance(value, str) and value and value not in "".join(words):
             words.append(_short(value))

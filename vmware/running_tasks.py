@@ -27,6 +27,7 @@ class TaskKind(Enum):
 
     SNAPSHOT = "snapshot"
     RECONFIGURE = "reconfigure"
+    CREATE_VM = "createvm"
 
 
 def settle(
@@ -34,10 +35,17 @@ def settle(
 ) -> None:
     """Return once no task of this kind runs on the VM. Raises DeadlineError, VsphereError."""
     vm = session.object(vim.VirtualMachine, vm_moref)
+    settle_on(session, vm, kind, patience, deadline_s=deadline_s)
+
+
+def settle_on(
+    session: Session, entity: Any, kind: TaskKind, patience: Patience, *, deadline_s: float
+) -> None:
+    """`settle` for any managed object, such as the folder that a VM is made in."""
     waited_s = 0.0
-    while _runs(session, vm, kind):
+    while _runs(session, entity, kind):
         if waited_s >= deadline_s:
-            raise DeadlineError(f"a {kind.value} task of {vm_moref} does not end")
+            raise DeadlineError(f"a {kind.value} task of {entity._GetMoId()} does not end")
         patience.pause(_POLL_S)
         waited_s += _POLL_S
 
@@ -50,8 +58,8 @@ def settle_lost_reply(
     settle(session, vm_moref, kind, patience, deadline_s=deadline_s)
 
 
-def _runs(session: Session, vm: Any, kind: TaskKind) -> bool:
-    recent = fetch_one(session, "look for running tasks", vm, ("recentTask",)).values
+def _runs(session: Session, entity: Any, kind: TaskKind) -> bool:
+    recent = fetch_one(session, "look for running tasks", entity, ("recentTask",)).values
     for task in recent.get("recentTask") or []:
         paths = ("info.state", "info.descriptionId")
         try:

@@ -83,6 +83,20 @@ class Tags:
             }
         return sorted(morefs)
 
+    def attach(self, vm_moref: str, category: str, name: str) -> bool:
+        """Give the VM the tag `name` of `category`; False when there is no such tag."""
+        for identifier in _texts(self._rest.get("list tags", f"{_TAGGING}/tag")):
+            tag = self._tag(identifier)
+            if tag is not None and (tag.category.name, tag.name) == (category, name):
+                self._rest.act(
+                    f"attach the tag {name}",
+                    self._rest.item(f"{_TAGGING}/tag-association", identifier),
+                    "attach",
+                    {"object_id": {"type": "VirtualMachine", "id": vm_moref}},
+                )
+                return True
+        return False
+
     def _tag(self, identifier: str) -> Tag | None:
         """None when it was deleted meanwhile."""
         if identifier not in self._tags:

@@ -11,6 +11,7 @@ Source: VMware Virtual Disk Format 5.0 ("The Descriptor File"), design notes sec
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass, field
 
 from vmware.errors import VsphereError
@@ -145,14 +146,62 @@ def format_descriptor(descriptor: Descriptor) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def geometry(capacity_bytes: int) -> tuple[tuple[str, str], ...]:
-    """`geometry.*` lines of a SCSI disk (lsilogic, pvscsi, SAS, NVMe alike)."""
+def geometry(capacity_bytes: int, *, ide: bool = False) -> tuple[tuple[str, str], ...]:
+    """`geometry.*` lines of a SCSI disk (lsilogic, pvscsi, SAS, NVMe alike), or of an IDE disk."""
     heads, sectors = (255, 63) if capacity_bytes >= 1 << 30 else (64, 32)
+    if ide:
+        heads, sectors = 16, 63
     cylinders = max(1, capacity_bytes // SECTOR_BYTES // (heads * sectors))
     return (
-        ("geometry.cylinders", str(min(cylinders, 65535))),
+        ("geometry.cylinders", str(min(cylinders, 16383 if ide else 65535))),
         ("geometry.heads", str(heads)),
         ("geometry.sectors", str(sectors)),
+    )
+
+
+def flat_descriptor(
+    *,
+    flat_file: str,
+    size_bytes: int,
+    uuid: str,
+    content_id: int,
+    hardware_version: int,
+    ide: bool = False,
+) -> Descriptor:
+    """Of a base disk whose bytes are one flat file beside the descriptor, as a host writes it.
+
+    Change tracking is not named, and the version is 1: whoever opens the disk starts anew.
+
+    Args:
+        uuid: 32 hex digits with or without dashes, as in `backing.uuid`.
+
+    Raises:
+        VmdkError: no whole number of sectors, or no uuid.
+    """
+    digits = uuid.replace("-", "").replace(" ", "").lower()
+    if size_bytes % SECTOR_BYTES or not 0 < size_bytes // SECTOR_BYTES <= _MAX_SECTORS:
+        raise VmdkError(f"a disk of {size_bytes} bytes cannot be described")
+    if not re.fullmatch(r"[0-9a-f]{32}", digits):
+        raise VmdkError(f"not the uuid of a disk: {uuid[:64]!r}")
+    pairs = [digits[at : at + 2] for at in range(0, 32, 2)]
+    extent = VmdkExtent(
+        access="RW", sectors=size_bytes // SECTOR_BYTES, kind="VMFS", file_name=flat_file
+    )
+    database = (
+        ("adapterType", "ide" if ide else "lsilogic"),
+        *geometry(size_bytes, ide=ide),
+        ("longContentID", f"{secrets.token_hex(12)}{content_id:08x}"),
+        ("thinProvisioned", "1"),
+        ("uuid", f"{' '.join(pairs[:8])}-{' '.join(pairs[8:])}"),
+        ("virtualHWVersion", str(hardware_version)),
+    )
+    return Descriptor(
+        version=1,
+        cid=content_id,
+        parent_cid=NO_PARENT,
+        create_type="vmfs",
+        extents=(extent,),
+        database=database,
     )
 
 

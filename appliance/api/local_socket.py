@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.version import __version__
 from appliance.service.recovery_server import RecoveryServer, ServedSession
 
@@ -69,20 +70,31 @@ def local_application(server: RecoveryServer) -> web.Application:
     return application
 
 
-class LocalSocket:
-    """Serves an application on a Unix socket from `start` to `stop`, on one event loop."""
+class Site:
+    """Serves an application from `start` to `stop`, on one event loop."""
 
-    def __init__(self, application: web.Application, path: Path) -> None:
+    def __init__(self, application: web.Application) -> None:
         self._runner = web.AppRunner(application, access_log=None)
+        self._path: Path | None = None
+
+    async def start_local(self, path: Path) -> None:
+        """On a Unix socket; replaces one whose server died. The caller holds the daemon's lock."""
+        path.unlink(missing_ok=True)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(path)).start()
+        path.chmod(0o600)
         self._path = path
 
-    async def start(self) -> None:
-        """Replaces a socket whose server died. The caller holds the daemon's lock."""
-        self._path.unlink(missing_ok=True)
+    async def start_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
+        """On TCP; return the port. Raises StorageError: nothing can listen there."""
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(self._path)).start()
-        self._path.chmod(0o600)
+        try:
+            await web.TCPSite(self._runner, host, port, ssl_context=context).start()
+        except OSError as error:
+            raise StorageError(f"{host} port {port}: {error.strerror or error}") from error
+        return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:
         await self._runner.cleanup()
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The catalog as one thing to open: hosts, intents and runs of one state folder.
+"""The catalog as one thing to open: all tables of one state folder.
 
 Thread model: as `db.py`.
 """
@@ -10,25 +10,49 @@ from typing import Self
 
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.ids import RunId, new_run_id
+from appliance.catalog.accounts import Accounts
 from appliance.catalog.appliance_id import ApplianceId, appliance_id
+from appliance.catalog.audit import AuditLog
 from appliance.catalog.db import Database
 from appliance.catalog.hosts import Hosts
 from appliance.catalog.intents import IntentJournal
+from appliance.catalog.logins import ApiTokens, Sessions
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
 from appliance.catalog.sealing import SecretSealer
+from appliance.catalog.verifications import Verifications
+
+
+def recovery_run(session_id: str) -> RunId:
+    """The run of a recovery session: it is alive until the session's folder is gone."""
+    return RunId(f"instant-{session_id}")
+
+
+def recovery_runs(sessions: Path) -> frozenset[RunId]:
+    """Raises OSError."""
+    if not sessions.is_dir():
+        return frozenset()
+    return frozenset(
+        recovery_run(path.name) for path in sessions.iterdir() if (path / "session.json").exists()
+    )
 
 
 class Catalog:
-    """`hosts`, `intents`, `runs`, `run_locks` and `appliance_id`, over one database."""
+    """Hosts, intents, runs, proofs, accounts, logins and audit log, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
         self.clock = clock
-        self.run_locks = RunLocks(folder / "runs")
-        self.hosts = Hosts(database, SecretSealer(folder / "secrets.key"))
+        self.run_locks = RunLocks(folder / "runs", lambda: recovery_runs(folder / "sessions"))
+        sealer = SecretSealer(folder / "secrets.key")
+        self.hosts = Hosts(database, sealer)
+        self.accounts = Accounts(database, sealer, clock)
+        self.web_sessions = Sessions(database, clock)
+        self.api_tokens = ApiTokens(database, clock)
+        self.audit = AuditLog(database, clock)
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
+        self.verifications = Verifications(database)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

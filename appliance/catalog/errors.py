@@ -87,3 +87,50 @@ class RunInterruptedError(CatalogError):
     """The process of the run was killed before it ended; nothing was committed. Run it again."""
 
     code = "run.interrupted"
+
+
+class SigningKeyLostError(CatalogError):
+    """The file `signing.key` that signs certificates is missing, and certificates are there.
+
+    Put it back from a copy. Without one, move the folder `certificates` away: a new chain begins,
+    with a new key that whoever checks certificates must be told of.
+    """
+
+    code = "certificate.key-lost"
+
+
+class AccountNotFoundError(CatalogError):
+    """There is no such account; the list of accounts shows which there are."""
+
+    code = "account.not-found"
+
+
+class AccountExistsError(CatalogError):
+    """There is an account of this name already, or set-up was done; choose another name."""
+
+    code = "account.exists"
+
+
+class AccountLockedError(CatalogError):
+    """Too many wrong attempts; wait until the time that is named, then try again."""
+
+    code = "account.locked"
+    retryable = True
+
+
+class WrongLoginError(CatalogError):
+    """User, password or one-time code is wrong; nothing says which."""
+
+    code = "account.wrong-login"
+
+
+class LastAdministratorError(CatalogError):
+    """The only administrator cannot be removed, disabled or made something else."""
+
+    code = "account.last-administrator"
+
+
+class TokenNotFoundError(CatalogError):
+    """There is no API token of this name."""
+
+    code = "token.not-found"

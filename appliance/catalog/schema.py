@@ -52,6 +52,79 @@ CREATE TABLE runs (
 ) STRICT, WITHOUT ROWID
 """
 
+_ACCOUNTS = """
+CREATE TABLE accounts (
+  name          TEXT PRIMARY KEY,
+  role          TEXT NOT NULL
+                CHECK (role IN ('administrator', 'operator', 'restore-only', 'read-only')),
+  password_hash TEXT NOT NULL,
+  sealed_totp   BLOB,
+  totp_last     INTEGER NOT NULL DEFAULT 0,
+  created_at    TEXT NOT NULL,
+  disabled      INTEGER NOT NULL DEFAULT 0 CHECK (disabled IN (0, 1)),
+  failures      INTEGER NOT NULL DEFAULT 0,
+  locked_until  TEXT
+) STRICT, WITHOUT ROWID
+"""
+
+_WEB_SESSIONS = """
+CREATE TABLE web_sessions (
+  secret_hash BLOB PRIMARY KEY,
+  account     TEXT NOT NULL REFERENCES accounts (name) ON DELETE CASCADE,
+  csrf        TEXT NOT NULL,
+  created_at  TEXT NOT NULL,
+  used_at     TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_API_TOKENS = """
+CREATE TABLE api_tokens (
+  name        TEXT PRIMARY KEY,
+  secret_hash BLOB NOT NULL UNIQUE,
+  role        TEXT NOT NULL
+              CHECK (role IN ('administrator', 'operator', 'restore-only', 'read-only')),
+  created_by  TEXT NOT NULL,
+  created_at  TEXT NOT NULL,
+  expires_at  TEXT,
+  used_at     TEXT
+) STRICT, WITHOUT ROWID
+"""
+
+_AUDIT = """
+CREATE TABLE audit (
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  at      TEXT NOT NULL,
+  actor   TEXT NOT NULL,
+  address TEXT NOT NULL,
+  action  TEXT NOT NULL,
+  object  TEXT NOT NULL,
+  outcome TEXT NOT NULL,
+  hash    BLOB NOT NULL
+) STRICT
+"""
+
+_AUDIT_KEPT = tuple(
+    f"CREATE TRIGGER audit_no_{verb.lower()} BEFORE {verb} ON audit"
+    " BEGIN SELECT RAISE(ABORT, 'the audit log only grows'); END"
+    for verb in ("UPDATE", "DELETE")
+)
+
+_VERIFICATIONS = """
+CREATE TABLE verifications (
+  run_id          TEXT NOT NULL,
+  vm              TEXT NOT NULL,
+  point_id        TEXT NOT NULL,
+  started_at      TEXT NOT NULL,
+  verdict         TEXT NOT NULL CHECK (verdict IN ('passed', 'failed', 'skipped')),
+  recovery_s      REAL CHECK (recovery_s >= 0),
+  rto_s           REAL,
+  point_age_s     REAL NOT NULL,
+  rpo_s           REAL,
+  certificate     INTEGER,
+  PRIMARY KEY (run_id, vm, point_id)
+) STRICT, WITHOUT ROWID
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -60,5 +133,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX intents_by_host ON intents (host)",
         _RUNS,
         "CREATE INDEX runs_by_vm ON runs (vm, run_id)",
+    ),
+    (_ACCOUNTS, _WEB_SESSIONS, _API_TOKENS, _AUDIT, *_AUDIT_KEPT),
+    (
+        _VERIFICATIONS,
+        "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
     ),
 )

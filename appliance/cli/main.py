@@ -17,8 +17,10 @@ from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
     backup_commands,
+    certificate_commands,
     export_commands,
     host_commands,
+    instant_commands,
     lab_commands,
     point_commands,
     repo_commands,
@@ -35,8 +37,10 @@ _GROUPS = (
     host_commands,
     vm_commands,
     backup_commands,
+    certificate_commands,
     point_commands,
     restore_commands,
+    instant_commands,
     serve_command,
     export_commands,
     verify_commands,

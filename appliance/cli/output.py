@@ -69,9 +69,12 @@ def show_error(args: argparse.Namespace | None, error: ApplianceError) -> None:
             "message": str(error),
             "retryable": error.retryable,
             "next_step": next_step(error),
+            "notes": list(getattr(error, "__notes__", ())),
         }
         print(json.dumps({"error": document}, indent=1), flush=True)
     note(f"holdfast: [{error.code}] {error}\n  {next_step(error)}")
+    for more in getattr(error, "__notes__", ()):
+        note(f"  also: {more}")
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""`holdfast restore image`: write a disk of a recovery point out as a file."""
+"""`holdfast restore image`: write a disk of a recovery point out as a file. See also
+`vm_restore_commands`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
+from appliance.cli import vm_restore_commands
 from appliance.cli.options import open_repository
 from appliance.cli.output import ExitCode, note_reasons, progress_shown, show
 
@@ -27,6 +29,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--sync", action="store_true", help="return when FILE is on the disk, not only written"
     )
     image.set_defaults(run=run_restore_image)
+    vm_restore_commands.add(verbs, common)
 
 
 def run_restore_image(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`holdfast serve`: the daemon that serves recovery sessions until it is stopped."""
+"""`holdfast serve`: the daemon: API, web interface and recovery sessions, until it is stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from appliance.base.units import parse_size
-from appliance.cli.options import home_path, open_repository
+from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 _WAIT_S = 0.2
@@ -16,9 +16,16 @@ _WAIT_S = 0.2
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     serve = commands.add_parser(
-        "serve", parents=[common], help="run the daemon: recovery sessions over NFS"
+        "serve", parents=[common], help="run the daemon: API, and recovery sessions over NFS"
     )
-    serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="of the NFS server")
+    serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="what to listen on")
+    serve.add_argument(
+        "--port",
+        type=int,
+        default=8443,
+        metavar="N",
+        help="of web interface and API; 0: a free one",
+    )
     serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
     serve.add_argument(
         "--portmap",
@@ -37,18 +44,23 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    from appliance.api.local_socket import LocalSocket, local_application
+    from appliance.api.app import build_application
+    from appliance.api.local_socket import Site, local_application
+    from appliance.api.services import Services
+    from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.loop_thread import LoopThread
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
     from appliance.service.daemon_client import socket_path
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
+    from appliance.service.inventory import InventoryCache
+    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
 
     home = home_path(args)
-    Home(home).prepare()
     with ExitStack() as stack:
+        catalog = stack.enter_context(Home(home).open_catalog())
         stack.enter_context(daemon_lock(home))
         repository = stack.enter_context(open_repository(args, cache_bytes=parse_size(args.cache)))
         nfs = NfsServer(
@@ -64,16 +76,41 @@ def run_serve(args: argparse.Namespace) -> int:
         server.start()
         loop = LoopThread("daemon-api")
         stack.callback(loop.stop)
-        local = LocalSocket(local_application(server), socket_path(home))
-        loop.call(local.start())
+        local = Site(local_application(server))
+        loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
-        document = {
+        services = Services(
+            catalog=catalog,
+            repository=repository,
+            repository_path=repository_path(args),
+            recovery=server,
+            inventory=InventoryCache(catalog),
+        )
+        ensure_certificate(home, catalog.clock, own_names())
+        web = Site(build_application(services))
+        port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
+        stack.callback(lambda: loop.call(web.stop()))
+        patrol = OrphanPatrol(catalog)
+        patrol.start()
+        stack.callback(patrol.stop)
+        document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
+            "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
             "sessions": len(store.list()),
         }
-        show(args, document, lambda: f"serving; NFS on {args.bind} port {server.port}")
+        show(
+            args,
+            document,
+            lambda: (
+                f"web interface and API: https://{args.bind}:{port}/\n"
+                f"certificate: {document['web']['fingerprint']}\n"
+                f"NFS on {args.bind} port {server.port}"
+            ),
+        )
+        if not catalog.accounts.any():
+            note(f"set-up token, for the first account: {services.setup_token}")
         note("interrupt to stop; sessions go on at the next start")
         while not args.cancel.cancelled:
             args.cancel.wait(_WAIT_S)

@@ -1,6 +1,7 @@
-"""The registered hosts as sources of backups: sessions opened, intents joined to the catalog.
+"""The registered hosts as sources and targets: sessions opened, intents joined to the catalog.
 
-Thread model: `open_sources` and `clean_up` belong to one thread; the sources to any.
+Thread model: `open_sources`, `open_target` and `clean_up` belong to one thread; what they open to
+any.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
 from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
+from appliance.targets.contract import VmTarget
+from appliance.targets.vsphere import VsphereTarget
 
 log = EventLog(__name__)
 
@@ -30,6 +33,14 @@ log = EventLog(__name__)
 class OpenedSources:
     sources: tuple[VmSource, ...]
     failures: tuple[HostFailure, ...]  # hosts that could not be logged in to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedTarget:
+    """One host, to read from and to write to."""
+
+    source: VmSource
+    target: VmTarget
 
 
 class HostIntents:
@@ -102,6 +113,31 @@ def open_sources(
             opened.callback(source.close)
             sources.append(source)
         yield OpenedSources(sources=tuple(sources), failures=tuple(failures))
+
+
+@contextmanager
+def open_target(
+    catalog: Catalog, host: str | None = None, tools: SourceTools | None = None
+) -> Iterator[OpenedTarget]:
+    """Log in to one registered host; without a name, to the only one there is.
+
+    Raises: HostNotFoundError, UsageError: none or several are registered; why it failed.
+    """
+    records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
+    if len(records) != 1:
+        names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
+        raise UsageError(f"say to which host, with --host (registered: {names})")
+    vsphere = open_host(catalog, records[0])
+    shared = VsphereTransports(tools or SourceTools(), partial(catalog.hosts.password, records[0]))
+    intents = HostIntents(catalog, records[0].name)
+    source = VsphereSource(vsphere, shared, intents, catalog.appliance_id)
+    try:
+        yield OpenedTarget(
+            source=source,
+            target=VsphereTarget(vsphere, shared, intents, catalog.appliance_id),
+        )
+    finally:
+        source.close()
 
 
 def clean_up(catalog: Catalog, sources: Sequence[VmSource]) -> list[Orphan]:

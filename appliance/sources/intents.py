@@ -18,6 +18,7 @@ from appliance.base.ids import RunId
 class Made(StrEnum):
     SNAPSHOT = "snapshot"
     HOT_ADDED_DISK = "hot-added-disk"
+    VM = "vm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

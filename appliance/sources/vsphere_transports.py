@@ -37,6 +37,11 @@ class SourceTools:
     wait: Callable[[float], None] = time.sleep  # between tries of calls
 
 
+def appliance_disks(device_root: Path) -> ApplianceDisks:
+    """The disks of the VM that we run in, as /sys and /dev below `device_root` show them."""
+    return ApplianceDisks(device_root=device_root)
+
+
 class VsphereTransports:
     """Of one registered host."""
 
@@ -56,15 +61,18 @@ class VsphereTransports:
 
         Raises UsageError: there is no transport of such a name.
         """
-        hot_add = HotAdd(
-            self.tools.appliance_disks, run_id=run_id, record=_recorded_in(intents, run_id)
-        )
-        offered = ordered([hot_add, *self._every_run])
+        offered = ordered([self.hot_add(run_id, intents), *self._every_run])
         names = [transport.name for transport in offered]
         unknown = [name for name in only if name not in names]
         if unknown:
             raise UsageError(f"no transport {unknown[0]!r}; there are {', '.join(names)}")
         return [transport for transport in offered if not only or transport.name in only]
+
+    def hot_add(self, run_id: RunId, intents: Intents) -> HotAdd:
+        """Disks on the appliance itself, for reading and for writing, each in the journal."""
+        return HotAdd(
+            self.tools.appliance_disks, run_id=run_id, record=_recorded_in(intents, run_id)
+        )
 
 
 def _recorded_in(intents: Intents, run_id: RunId) -> Callable[[AttachIntent], Callable[[], None]]:

@@ -17,6 +17,7 @@ from lab.data_plane.access import Gate, HostAccounts, Privileges
 from lab.data_plane.folder import HOST_DATACENTER, FolderHandler
 from lab.data_plane.folder import PREFIX as FOLDER_PREFIX
 from lab.data_plane.lease import DEFAULT_TIMEOUT_S
+from lab.data_plane.lease_desk import LeaseDesk
 from lab.data_plane.lease_table import LeaseTable
 from lab.data_plane.nfc import PREFIX as NFC_PREFIX
 from lab.data_plane.nfc import NfcHandler
@@ -31,7 +32,7 @@ from lab.data_plane.rest_http import (
 from lab.data_plane.rest_tagging import Tagging
 from lab.data_plane.screen import PREFIX as SCREEN_PREFIX
 from lab.data_plane.screen import ScreenHandler
-from lab.data_plane.soap_lease import LeaseDesk, TransferPlace
+from lab.data_plane.soap_lease import TransferPlace
 from lab.data_plane.soap_ovf import OvfManager
 from lab.data_plane.tags import Tags
 from lab.esx.datastore import LabDatastore

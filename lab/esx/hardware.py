@@ -155,6 +155,7 @@ class VmConfig:
     change_tracking: bool = False
     disk_uuid_enabled: bool = False
     template: bool = False
+    swap_placement: str = "inherit"
     controllers: tuple[Controller, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()

@@ -3,7 +3,8 @@
 Place: below `vm_power`, above `qemu_process`. Emulated (TCG), because a practice host is mostly a
 virtual machine itself; adapters are those VMware offers, so a guest meets the same hardware here
 and there. The guest's network is QEMU's own: it reaches nothing, and the ports in the setting
-`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1.
+`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1; without the setting, as in a
+machine that was restored, those of the lab's own guests.
 
 Invariants: QEMU stays after the guest has shut down, so that what it tracked can be read; it dies
 with its keeper. Thread model: any thread; callbacks come on QEMU's own threads and must not block.
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from lab.esx.errors import HostError
 from lab.esx.hardware import Controller, ControllerKind, Disk, Nic, VmConfig
 from lab.esx.open_disk import OpenDisk, throttle_group
 from lab.esx.qemu_process import QemuProcess
+from lab.esx.qmp import QmpError
 
 FORWARD_SETTING = "lab.forward"
+_GUEST_PORTS = "80,7777,8080"
 _PORTS_MAX = 8
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)")
 _ADAPTERS = {
@@ -62,7 +66,10 @@ class Machine:
         """`disks` are the chains by device key; `folder` takes the serial log and sockets."""
         _refuse_impossible(config)
         self.config = config
-        self.disks = {key: OpenDisk(datastores, chain, f"d{key}") for key, chain in disks.items()}
+        self.disks = {
+            key: OpenDisk(datastores, chain, f"d{key}", stunned=self.stunned)
+            for key, chain in disks.items()
+        }
         self.console = Console(folder / "serial.log", on_line)
         self.socket_path = folder / "map.sock"
         self._datastores = datastores
@@ -80,13 +87,12 @@ class Machine:
         return self._process.running
 
     @property
-    def last_words(self) -> str:
-        """What QEMU said last, when it has ended without being asked to."""
-        return self._process.last_words()
-
-    @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def end_text(self) -> str:
+        return self._process.end_text
 
     def run(self) -> None:
         self.qmp.execute("cont")
@@ -94,6 +100,16 @@ class Machine:
     def stop(self) -> None:
         """Freeze the processors; what the guest had written is with QEMU."""
         self.qmp.execute("stop")
+
+    @contextmanager
+    def stunned(self) -> Iterator[None]:
+        """The guest stands still for the block: nothing is being written."""
+        self.stop()
+        try:
+            yield
+        finally:
+            with suppress(QmpError):  # it shut itself down just before
+                self.run()
 
     def send_line(self, text: str) -> None:
         self._process.send_serial(text.encode() + b"\n")
@@ -130,7 +146,7 @@ class Machine:
 
     def add_disk(self, disk: Disk, controller: Controller, chain: DiskChain) -> None:
         """Plug a disk into the running guest."""
-        open_disk = OpenDisk(self._datastores, chain, f"d{disk.key}")
+        open_disk = OpenDisk(self._datastores, chain, f"d{disk.key}", stunned=self.stunned)
         open_disk.open(self.qmp)
         try:
             self.qmp.execute("device_add", _device(disk, controller, open_disk.top))
@@ -234,7 +250,7 @@ def _nic(nic: Nic, place: int) -> dict[str, Any]:
 
 
 def _forwarded(config: VmConfig) -> list[int]:
-    text = config.extra.get(FORWARD_SETTING, "")
+    text = config.extra.get(FORWARD_SETTING, _GUEST_PORTS)
     numbers = [part.strip() for part in text.split(",") if part.strip()]
     ports = [int(number) for number in numbers if number.isdecimal()]
     valid = all(0 < port < 65536 for port in ports) and len(set(ports)) == len(ports)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,24 @@ def throttle_group() -> dict[str, Any]:
 
 
 class OpenDisk:
-    """`name` is unique in its QEMU program, at most 16 characters of [a-z0-9]."""
+    """`name` is unique in its QEMU program, at most 16 characters of [a-z0-9].
 
-    def __init__(self, datastores: Datastores, chain: DiskChain, name: str) -> None:
+    `stunned` keeps a guest still while a job that moved data ends: QEMU 7.2 aborts now and then
+    when the guest writes in that moment (`child->perm & BLK_PERM_WRITE`), and a host stuns its
+    guests there, too.
+    """
+
+    def __init__(
+        self,
+        datastores: Datastores,
+        chain: DiskChain,
+        name: str,
+        *,
+        stunned: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.top = f"{name}-top"
         self._datastores = datastores
+        self._stunned = stunned
         self._name = name
         self._chain = chain
         self._counter = 0
@@ -182,6 +197,7 @@ class OpenDisk:
         qmp.run_job(
             "block-commit",
             f"{self._name}-merge",
+            completing=self._stunned,
             device=self.top,
             top_node=self._nodes[child],
             base_node=self._nodes[into],
@@ -208,6 +224,7 @@ class OpenDisk:
             qmp.run_job(
                 "blockdev-mirror",
                 f"{self._name}-move",
+                completing=self._stunned,
                 device=self.top,
                 target=nodes[-1]["node-name"],
                 sync="top" if target.parents else "full",

@@ -60,7 +60,7 @@ class QemuProcess:
             self._keeper.join()
             self._serial.close()
             if isinstance(error, QmpError):
-                raise HostError(f"QEMU did not start: {self.last_words()}") from error
+                raise HostError(f"QEMU did not start: {self._last_words()}") from error
             raise
 
     @property
@@ -71,6 +71,12 @@ class QemuProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def end_text(self) -> str:
+        """How it ended: the exit status (a negative signal number), and its last words."""
+        status = self._process.poll() if self._process is not None else None
+        return f"status {status}: {self._last_words()}"
 
     def wait(self, timeout_s: float) -> bool:
         """True once the program has ended."""
@@ -100,8 +106,7 @@ class QemuProcess:
         if self._process is not None:
             self._process.kill()  # does nothing when the keeper has reaped it
 
-    def last_words(self) -> str:
-        """The end of what it wrote to stderr."""
+    def _last_words(self) -> str:
         return self._stderr.decode("utf-8", "replace").strip() or "it said nothing"
 
     def _keep(

@@ -15,6 +15,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lab.esx.errors import HostError
@@ -112,17 +113,33 @@ class Qmp:
             raise QmpError("QEMU ended" if self._closed else "an event did not come in time")
         return found
 
-    def run_job(self, command: str, job_id: str, *, timeout_s: float = 600.0, **named: Any) -> None:
+    def run_job(
+        self,
+        command: str,
+        job_id: str,
+        *,
+        completing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        timeout_s: float = 600.0,
+        **named: Any,
+    ) -> None:
         """Start a block job, complete it when it is ready, and wait for its end.
+
+        `completing` is held from its being ready to its end; not for a job that ends by itself.
 
         Raises:
             QmpError: the job failed; the graph is as it was.
         """
         mark = self.event_mark
         self.execute(command, job_id=job_id, auto_dismiss=False, **named)
-        self._await_job(job_id, mark, timeout_s)
+        self._await_job(job_id, mark, completing, timeout_s)
 
-    def _await_job(self, job_id: str, mark: int, timeout_s: float) -> None:
+    def _await_job(
+        self,
+        job_id: str,
+        mark: int,
+        completing: Callable[[], AbstractContextManager[None]],
+        timeout_s: float,
+    ) -> None:
         def is_turn(name: str, data: dict[str, Any]) -> bool:
             return (
                 name == "JOB_STATUS_CHANGE"
@@ -132,12 +149,13 @@ class Qmp:
 
         _, data = self.wait_event(is_turn, since=mark, timeout_s=timeout_s)
         if data["status"] == "ready":
-            self.execute("job-complete", id=job_id)
-            self.wait_event(
-                lambda name, data: is_turn(name, data) and data["status"] == "concluded",
-                since=mark,
-                timeout_s=timeout_s,
-            )
+            with completing():
+                self.execute("job-complete", id=job_id)
+                self.wait_event(
+                    lambda name, data: is_turn(name, data) and data["status"] == "concluded",
+                    since=mark,
+                    timeout_s=timeout_s,
+                )
         errors = [job.get("error") for job in self.execute("query-jobs") if job["id"] == job_id]
         self.execute("job-dismiss", id=job_id)
         if errors and errors[0]:

@@ -30,6 +30,7 @@ class Settings:
     annotation: str | None = None
     change_tracking: bool | None = None
     disk_uuid_enabled: bool | None = None
+    swap_placement: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
 

@@ -224,7 +224,7 @@ class VirtualMachine:
         return all(self.site.datastores.accessible(name) for name in names)
 
     def enter_datastores(self, chains: Mapping[int, DiskChain]) -> NasPresence:
-        """Be seen on NFS datastores as running. Raises FileLockedError, NoSpaceError."""
+        """Be seen on NFS datastores as running. Raises FileLockedError."""
         presence = NasPresence(self.site.datastores, self.host_name, self.site.nas)
         presence.enter(self.config, chains)
         self.presence = presence

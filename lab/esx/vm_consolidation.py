@@ -11,6 +11,7 @@ that anybody reads.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from lab.esx.datastore_path import DatastorePath
@@ -26,6 +27,8 @@ from lab.esx.snapshot_plan import Delete, Merge, plan_consolidation
 from lab.esx.virtual_machine import VirtualMachine
 from lab.esx.vmdk import DiskFile, read_disk_file
 from lab.faults import FaultName
+
+log = logging.getLogger(__name__)
 
 
 def consolidate(vm: VirtualMachine, work: Work) -> None:
@@ -56,6 +59,7 @@ def clean_up(vm: VirtualMachine, work: Work) -> None:
             else:
                 _delete(vm, step)
         except HostError as error:  # locked, full, …: the files stay, and can be merged later
+            log.warning("a file of %s stays to be consolidated: %s", vm.config.name, error)
             vm.write_log(f"ConsolidateDisks: {error}")
             blocked |= touched
             left = True

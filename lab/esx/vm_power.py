@@ -19,22 +19,22 @@ from typing import Any
 from lab.esx.datastore_path import DatastorePath
 from lab.esx.delta_files import make_delta
 from lab.esx.disk_chain import DiskChain, open_chain
-from lab.esx.errors import HostError
+from lab.esx.errors import HostError, NoSpaceError
 from lab.esx.file_locks import LockMode
 from lab.esx.guest import Guest
 from lab.esx.hardware import DiskMode, VmConfig
 from lab.esx.machine import Machine, MachineConfigError
+from lab.esx.nas_presence import NasPresence
 from lab.esx.site import Work
 from lab.esx.virtual_machine import VirtualMachine
 from lab.esx.vm_state import Choice, NotSupportedError, PowerState, Question, VmStateError
 from lab.esx.vmx import new_mac, spaced
 from lab.faults import FaultName
 
-log = logging.getLogger(__name__)
-
 _COPIED, _MOVED, _CANCEL = "button.uuid.copiedTheVM", "button.uuid.movedTheVM", "button.cancel"
 _RETRY, _ABORT = "button.retry", "button.abort"
 _questions = itertools.count(1)
+log = logging.getLogger(__name__)
 
 
 class ToolsUnavailableError(HostError):
@@ -53,18 +53,16 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
         if vm.site.faults.take(FaultName.POWER_ON_FAILURE, vm=vm.vm_id, vm_name=vm.config.name):
             raise MachineConfigError("the virtual machine could not be powered on")
         chains = {disk.key: vm.chain(disk) for disk in vm.config.disks}
-        wanted = [(vm.config.vmx_path, LockMode.SHARED)]
-        for chain in chains.values():
-            wanted += chain.locks(LockMode.EXCLUSIVE)
-        vm.site.locks.acquire(vm.vm_id, wanted)
+        presence = _lock(vm, chains)
         try:
-            presence = vm.enter_datastores(chains)
             for disk in vm.config.disks:
                 if disk.mode is not DiskMode.INDEPENDENT_NONPERSISTENT:
                     chains[disk.key] = presence.mark_written(chains[disk.key])
             vm.make_nvram()
+            make_swap(vm)
             _start(vm, chains)
         except BaseException:
+            drop_swap(vm)
             _drop_redo_logs(vm)
             vm.leave_datastores()
             vm.site.locks.release(vm.vm_id)
@@ -113,6 +111,19 @@ def stop_machine(vm: VirtualMachine) -> None:
         machine.close()  # it would wait for its disks for ever
     _ended(vm)
     vm.write_log("PowerOff")
+
+
+def _lock(vm: VirtualMachine, chains: dict[int, DiskChain]) -> NasPresence:
+    """Hold the machine's files against the rest of the lab, and against other hosts."""
+    wanted = [(vm.config.vmx_path, LockMode.SHARED)]
+    for chain in chains.values():
+        wanted += chain.locks(LockMode.EXCLUSIVE)
+    vm.site.locks.acquire(vm.vm_id, wanted)
+    try:
+        return vm.enter_datastores(chains)
+    except BaseException:
+        vm.site.locks.release(vm.vm_id)
+        raise
 
 
 def _start(vm: VirtualMachine, chains: dict[int, DiskChain]) -> None:
@@ -202,12 +213,46 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
         guest.close()
         machine.close()
         _ended(vm)
-        words = " ".join(machine.last_words.split())
-        vm.write_log(f"The virtual machine process ended unexpectedly: {words}")
-        log.warning("machine %s ended unexpectedly: %s", vm.vm_id, words)
+        log.warning("the QEMU of %s ended unexpectedly, %s", vm.config.name, machine.end_text)
+        vm.write_log(f"The virtual machine process ended unexpectedly, {machine.end_text}")
+
+
+def make_swap(vm: VirtualMachine) -> None:
+    """The swap file of a running machine, as long as its unreserved memory; it takes no space.
+
+    None is made where the host keeps it, or it is elsewhere (nowhere, in the lab).
+
+    Raises:
+        NoSpaceError: the datastore could not hold it.
+    """
+    config = vm.config
+    if config.swap_placement == "hostLocal" or config.extra.get("sched.swap.dir"):
+        return
+    path = vm.file(".vswp")
+    vm.site.datastores.delete_if_there(path)
+    size_bytes = max(0, config.memory_mib - _reserved_mib(config)) << 20
+    free_bytes = vm.site.datastores.get(path.datastore).space().free_bytes
+    if free_bytes < size_bytes:
+        raise NoSpaceError(
+            f"{path} needs {size_bytes} bytes, there are {free_bytes}", datastore=path.datastore
+        )
+    vm.site.datastores.files_of(path).create(path.path, size_bytes)
+
+
+def _reserved_mib(config: VmConfig) -> int:
+    if config.extra.get("sched.mem.pin", "").upper() == "TRUE":
+        return config.memory_mib
+    reserved = config.extra.get("sched.mem.min", "")
+    return int(reserved) if reserved.isdecimal() else 0
+
+
+def drop_swap(vm: VirtualMachine) -> None:
+    with contextlib.suppress(HostError):
+        vm.site.datastores.delete_if_there(vm.file(".vswp"))
 
 
 def _ended(vm: VirtualMachine) -> None:
+    drop_swap(vm)
     _drop_redo_logs(vm)
     vm.leave_datastores()
     vm.site.locks.release(vm.vm_id)

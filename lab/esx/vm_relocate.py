@@ -23,7 +23,7 @@ from lab.esx.hardware import Disk, DiskMode, VmConfig
 from lab.esx.qcow2 import empty_image
 from lab.esx.site import Work
 from lab.esx.virtual_machine import VirtualMachine
-from lab.esx.vm_power import location_of
+from lab.esx.vm_power import drop_swap, location_of, make_swap
 from lab.esx.vm_state import NotSupportedError
 from lab.esx.vmdk import Descriptor, DiskFile, ExtentKind, read_disk_file
 from lab.faults import FaultName
@@ -33,6 +33,12 @@ class RelocateError(HostError):
     """The machine could not be moved; it is where it was."""
 
     fault = "FileFault"
+
+
+class NoLicenceError(HostError):
+    """The host is not licensed for this."""
+
+    fault = "NotEnoughLicenses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,9 @@ def _refuse(vm: VirtualMachine) -> None:
     if vm.consolidation_needed:
         raise NotSupportedError("the machine's disks need consolidation first")
     disks = vm.config.disks
+    fields = {"vm": vm.vm_id, "vm_name": vm.config.name}
+    if vm.on and vm.site.faults.take(FaultName.NO_LIVE_MOVE, **fields):
+        raise NoLicenceError("the licence does not cover Storage vMotion")
     if vm.on and any(disk.mode is DiskMode.INDEPENDENT_NONPERSISTENT for disk in disks):
         raise NotSupportedError("a nonpersistent disk cannot move while the machine runs")
     if any(snapshot.config.vmx_path != vm.config.vmx_path for snapshot in vm.snapshots.values()):
@@ -157,6 +166,8 @@ class _Move:
         }
         vm.orphan_files = frozenset()
         extra = {**config.extra, "uuid.location": location_of(config)}
+        if vm.on:
+            drop_swap(vm)
         vm.save(replace(config, extra=extra))
         vm.save_snapshots()
         for snapshot in vm.snapshots.values():
@@ -166,6 +177,7 @@ class _Move:
         if vm.on:
             with contextlib.suppress(HostError):  # it runs there, seen or not
                 vm.enter_datastores({disk.key: vm.chain(disk) for disk in vm.config.disks})
+                make_swap(vm)
             wanted = [(vm.config.vmx_path, LockMode.SHARED)]
             for disk in vm.config.disks:
                 wanted += vm.chain(disk).locks(LockMode.EXCLUSIVE)

@@ -32,7 +32,7 @@ _MODES = {"independent-persistent": DiskMode.INDEPENDENT_PERSISTENT,
 _OWN = re.compile(
     r"\.encoding|config\.version|virtualhw\.version|displayname|guestos|memsize|numvcpus"
     r"|cpuid\.corespersocket|firmware|uefi\.secureboot\.enabled|bios\.bootdelay|annotation"
-    r"|ctkenabled|disk\.enableuuid|uuid\.bios|vc\.uuid|lab\.guestid"
+    r"|ctkenabled|disk\.enableuuid|uuid\.bios|vc\.uuid|lab\.guestid|lab\.swapplacement"
     r"|(scsi|sata|nvme|ide)\d(\.(present|virtualdev|sharedbus))"
     r"|(scsi|sata|nvme|ide)\d:\d+\.(present|devicetype|filename|mode|sharing)"
     r"|ethernet\d\.(present|virtualdev|networkname|addresstype|address|generatedaddress"
@@ -91,6 +91,8 @@ def settings_of(config: VmConfig) -> dict[str, str]:
         settings["uefi.secureBoot.enabled"] = "TRUE"
     if config.boot_delay_ms:
         settings["bios.bootDelay"] = str(config.boot_delay_ms)
+    if config.swap_placement != "inherit":
+        settings["lab.swapPlacement"] = config.swap_placement
     if config.annotation:
         settings["annotation"] = config.annotation
     for controller in config.controllers:
@@ -182,6 +184,7 @@ def config_of(
         secure_boot=reader.flag("uefi.secureBoot.enabled"),
         boot_delay_ms=reader.number("bios.bootDelay", 0, range(0, 10001)),
         annotation=reader.text("annotation"),
+        swap_placement=reader.text("lab.swapPlacement", "inherit"),
         change_tracking=reader.flag("ctkEnabled"),
         disk_uuid_enabled=reader.flag("disk.EnableUUID"),
         controllers=controllers,

@@ -81,7 +81,7 @@ def config_info(config: VmConfig, look: Lookups, *, modified: Any, change_versio
         annotation=config.annotation,
         firmware=config.firmware,
         changeTrackingEnabled=config.change_tracking,
-        swapPlacement="inherit",
+        swapPlacement=config.swap_placement,
         memoryHotAddEnabled=False,
         cpuHotAddEnabled=False,
         cpuHotRemoveEnabled=False,

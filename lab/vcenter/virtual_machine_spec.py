@@ -1,7 +1,7 @@
 """ConfigSpec → what `lab/esx` takes, with the privileges that each part of it needs.
 
 What the lab does not have (CD drives, TPMs, passthrough, …) is refused, never ignored; settings
-that change nothing here (allocation, tools, boot order, swap) are accepted, as they would be.
+that change nothing here (allocation, tools, boot order) are accepted, as they would be.
 Source: vSphere Web Services API, VirtualMachineConfigSpec and the privileges of ReconfigVM_Task.
 """
 
@@ -132,8 +132,15 @@ def _settings(spec: Any) -> Settings:
         annotation=spec.annotation,
         change_tracking=spec.changeTrackingEnabled,
         disk_uuid_enabled=flags.diskUuidEnabled if flags else None,
+        swap_placement=_swap_placement(spec.swapPlacement),
         extra=extra,
     )
+
+
+def _swap_placement(name: str | None) -> str | None:
+    if name not in (None, "inherit", "vmDirectory", "hostLocal"):
+        raise _invalid("spec.swapPlacement")
+    return name
 
 
 def _firmware(name: str | None) -> str | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pyVmomi import vim
@@ -215,6 +216,17 @@ def test_reading_over_http_and_nfc_exclude_each_other(lab: Practice) -> None:
     slow.close()
 
 
+def test_a_lease_can_leave_the_host_to_the_client() -> None:
+    """Then `*` stands for the address that the client knows."""
+    with practice(lease_host_wildcard=True) as lab:
+        shown, _ = ready(make_vm(lab).ExportVm())
+        assert shown.url.startswith("https://*:")
+        names = [host.name for host in lab.inventory.hosts]
+        ports = [host.https_port for host in lab.inventory.hosts]
+        name = names[ports.index(urlsplit(shown.url).port or 0)]
+        assert fetch(shown.url.replace("*", name))[0] == 200
+
+
 @pytest.mark.parametrize("name", [FaultName.LEASE_ERROR, FaultName.LEASE_STUCK])
 def test_a_lease_can_fail_to_get_ready(lab: Practice, name: FaultName) -> None:
     """It goes to error, or stays initializing until it is aborted."""
@@ -318,6 +330,10 @@ def test_an_ovf_package_is_imported(lab: Practice, tmp_path: Path) -> None:
         networkMapping=[vim.OvfManager.NetworkMapping(name="inside", network=network)],
     )
     pool, store = pool_of(lab), lab.instance.content.rootFolder.childEntity[0].datastore[0]
+    parsed = content.ovfManager.ParseDescriptor(
+        OVF, vim.OvfManager.ParseDescriptorParams(locale="", deploymentOption="")
+    )
+    assert [one.name for one in parsed.network] == ["inside"]
     result = content.ovfManager.CreateImportSpec(OVF, pool, store, params)
     assert not result.error
     assert [(item.path, item.create) for item in result.fileItem] == [

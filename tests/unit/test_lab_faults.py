@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,11 @@ def test_a_wrong_command_is_refused(command: object) -> None:
     with pytest.raises(BadCommandError):
         control(switches, command)
     assert switches.armed() == []
+
+
+def test_every_switch_is_asked_for_somewhere() -> None:
+    """A name that nobody takes would arm nothing and let a test pass for nothing."""
+    root = Path(__file__).parents[2] / "lab"
+    others = [path for path in root.rglob("*.py") if path.name != "faults.py"]
+    source = "\n".join(path.read_text() for path in others)
+    assert [name for name in FaultName.__members__ if f"FaultName.{name}" not in source] == []

@@ -53,6 +53,10 @@ class ScsiDevices:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
 
+    @property
+    def root(self) -> Path:
+        return self._root
+
     def addresses(self) -> frozenset[str]:
         """The SCSI addresses that exist now: to be taken before an attach."""
         return frozenset(_names(self._sys("class/scsi_device")))

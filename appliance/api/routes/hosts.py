@@ -1,0 +1,175 @@
+"""Registered hypervisors and their VMs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from appliance.api.permissions import Permission
+from appliance.api.route import Body, Call, RouteTable, Shown
+from appliance.base.secret import Secret
+from appliance.service.hosts import add_host, open_host
+from appliance.service.protection import point_names
+from appliance.sources.vsphere_host import HostLogin, accepted_fingerprint, shown_fingerprint
+
+table = RouteTable("hosts")
+
+
+class HostShown(Shown):
+    name: str
+    kind: str
+    address: str
+    port: int
+    user: str
+    fingerprint: str
+    added_at: AwareDatetime
+
+
+class Address(Body):
+    address: str = Field(min_length=1, max_length=253)
+    port: int = Field(default=443, ge=1, le=65535)
+
+
+class Fingerprint(Shown):
+    fingerprint: str
+
+
+class NewHost(Body):
+    name: str = Field(min_length=1, max_length=63)
+    kind: Literal["vsphere"] = "vsphere"
+    address: str = Field(min_length=1, max_length=253)
+    port: int = Field(default=443, ge=1, le=65535)
+    user: str = Field(min_length=1, max_length=256)
+    password: str = Field(max_length=1024)
+    fingerprint: str = Field(max_length=128)
+
+
+class LackingShown(Shown):
+    purpose: str
+    needed_to_back_up: bool
+    privileges: tuple[str, ...]
+
+
+class HostTest(Shown):
+    product: str
+    version: str
+    build: str
+    lacking: list[LackingShown]
+
+
+class ReasonShown(Shown):
+    code: str
+    text: str
+    next_step: str
+
+
+class DiskShown(Shown):
+    label: str
+    size_bytes: int
+    obstacle: ReasonShown | None
+
+
+class VmShown(Shown):
+    host: str
+    name: str
+    moref: str
+    power: str
+    folder: str
+    runs_on: str
+    change_tracking: str
+    size_bytes: int
+    disks: list[DiskShown]
+    obstacles: list[ReasonShown]
+    newest_point: str | None
+    newest_at: AwareDatetime | None
+
+
+class VmQuery(Body):
+    host: str | None = None
+    fresh: bool = False
+
+
+class VmList(Shown):
+    vms: list[VmShown]
+    failures: dict[str, str]
+
+
+@table.add("GET", "/hosts", Permission.VIEW, response=list[HostShown])
+def list_hosts(call: Call) -> list[HostShown]:
+    """The registered hypervisors."""
+    return [HostShown.model_validate(each) for each in call.services.catalog.hosts.list()]
+
+
+@table.add("POST", "/fingerprint", Permission.CONFIGURE, body=Address, response=Fingerprint)
+def show_fingerprint(call: Call) -> Fingerprint:
+    """The certificate that a server shows now, to be compared and accepted."""
+    body = call.body_as(Address)
+    return Fingerprint(fingerprint=shown_fingerprint(body.address, body.address, body.port))
+
+
+@table.add("POST", "/hosts", Permission.CONFIGURE, body=NewHost, response=HostShown)
+def create_host(call: Call) -> HostShown:
+    """Register a hypervisor: log in, then keep address, pin and sealed password."""
+    body = call.body_as(NewHost)
+    fingerprint = accepted_fingerprint(body.name, body.address, body.port, body.fingerprint)
+    login = HostLogin(
+        name=body.name,
+        address=body.address,
+        port=body.port,
+        user=body.user,
+        fingerprint=fingerprint,
+    )
+    added = add_host(call.services.catalog, login, Secret.of_text(body.password))
+    return HostShown.model_validate(added.record)
+
+
+@table.add("POST", "/hosts/{name}/test", Permission.CONFIGURE, response=HostTest)
+def test_host(call: Call) -> HostTest:
+    """Log in and list the privileges that are missing."""
+    catalog = call.services.catalog
+    with open_host(catalog, catalog.hosts.get(call.path["name"])) as host:
+        about, lacking = host.about, host.lacking_purposes()
+    return HostTest(
+        product=about.product,
+        version=about.version,
+        build=about.build,
+        lacking=[LackingShown.model_validate(each) for each in lacking],
+    )
+
+
+@table.add("DELETE", "/hosts/{name}", Permission.CONFIGURE)
+def remove_host(call: Call) -> None:
+    """Forget a hypervisor; the recovery points of its VMs stay."""
+    call.services.catalog.hosts.remove(call.path["name"])
+
+
+@table.add("GET", "/vms", Permission.VIEW, query=VmQuery, response=VmList)
+def list_vms(call: Call) -> VmList:
+    """The VMs of all hosts, what protects them and what stands in the way."""
+    query, services = call.query_as(VmQuery), call.services
+    inventory = services.inventory.get(fresh=query.fresh)
+    points = point_names(services.repository.points.list())
+    shown = []
+    for vm in inventory.vms:
+        if query.host not in (None, vm.host):
+            continue
+        newest = points.newest_of(vm.identity)
+        shown.append(
+            VmShown(
+                host=vm.host,
+                name=vm.name,
+                moref=vm.moref,
+                power=vm.power,
+                folder=vm.folder,
+                runs_on=vm.runs_on,
+                change_tracking=vm.change_tracking,
+                size_bytes=vm.size_bytes,
+                disks=[DiskShown.model_validate(disk) for disk in vm.disks],
+                obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
+                newest_point=newest.point_id if newest else None,
+                newest_at=newest.created_at if newest else None,
+            )
+        )
+    failures = {name: str(error) for name, error in inventory.failures.items()}
+    return VmList(vms=shown, failures=failures)

@@ -1,0 +1,105 @@
+"""Recovery points and the repository they are in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AwareDatetime, Field
+
+from appliance.api.permissions import Permission
+from appliance.api.route import Body, Call, RouteTable, Shown
+from appliance.repository.manifest import Manifest
+from appliance.repository.stats import repository_stats
+
+table = RouteTable("points")
+
+
+class PointShown(Shown):
+    point_id: str
+    vm: str
+    created_at: AwareDatetime
+    consistency: str
+    parent: str | None
+    source: str
+    disk_count: int
+    size_bytes: int
+    stored_bytes: int
+
+
+class PointDisk(Shown):
+    number: int
+    label: str
+    size_bytes: int
+    root_hex: str
+    read_bytes: int
+    changed_bytes: int
+    new_bytes: int
+    stored_bytes: int
+
+
+class PointDetail(PointShown):
+    disks: list[PointDisk]
+    written_by: str
+
+
+class PointQuery(Body):
+    vm: str | None = Field(default=None, max_length=255)
+    before: str | None = Field(default=None, max_length=40)
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class RepositoryShown(Shown):
+    point_count: int
+    vm_count: int
+    disk_bytes: int
+    referenced_bytes: int
+    unique_bytes: int
+    chunk_count: int
+    stored_bytes: int
+    pack_count: int
+    deduplication: float
+    compression: float
+
+
+@table.add("GET", "/points", Permission.VIEW, query=PointQuery, response=list[PointShown])
+def list_points(call: Call) -> list[PointShown]:
+    """Recovery points, newest first; `before` goes on after a page."""
+    query = call.query_as(PointQuery)
+    found = reversed(call.services.repository.points.list(query.vm))
+    wanted = [each for each in found if query.before is None or each.point_id < query.before]
+    return [PointShown(**_fields(each)) for each in wanted[: query.limit]]
+
+
+@table.add("GET", "/points/{point}", Permission.VIEW, response=PointDetail)
+def show_point(call: Call) -> PointDetail:
+    """One recovery point with its disks."""
+    manifest = call.services.repository.points.get(call.path["point"])
+    disks = [PointDisk.model_validate(disk) for disk in manifest.disks]
+    return PointDetail(**_fields(manifest), disks=disks, written_by=manifest.written_by)
+
+
+@table.add("DELETE", "/points/{point}", Permission.DELETE)
+def forget_point(call: Call) -> None:
+    """Forget a recovery point; its space comes back with the next garbage collection."""
+    points = call.services.repository.points
+    points.forget(points.get(call.path["point"]).id)
+
+
+@table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)
+def show_repository(call: Call) -> RepositoryShown:
+    """What the points refer to, and what is stored for it."""
+    return RepositoryShown.model_validate(repository_stats(call.services.repository))
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "point_id": manifest.point_id,
+        "vm": manifest.vm,
+        "created_at": manifest.created_at,
+        "consistency": manifest.consistency,
+        "parent": manifest.parent,
+        "source": manifest.source,
+        "disk_count": len(manifest.disks),
+        "size_bytes": manifest.size_bytes,
+        "stored_bytes": sum(disk.stored_bytes for disk in manifest.disks),
+    }

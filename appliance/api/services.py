@@ -1,0 +1,23 @@
+"""What the API's handlers work with; the daemon puts it together."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.catalog.catalog import Catalog
+from appliance.repository.repository import Repository
+from appliance.service.inventory import InventoryCache
+from appliance.service.recovery_server import RecoveryServer
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    catalog: Catalog
+    repository: Repository
+    repository_path: Path
+    recovery: RecoveryServer
+    inventory: InventoryCache
+    setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
+    """Printed on the console; makes the first account, once."""

@@ -1,0 +1,430 @@
+"""Roll the VM that a recovery point is of back to it, writing only what differs: `restore vm
+--in-place`.
+
+    checks -> off -> frozen: what changed since the point, or compared by hash -> snapshot gone
+    -> areas journalled -> tracking reset -> written -> frozen again: compared by hash -> done
+
+Invariants:
+
+- Nothing is written before every check has passed, the snapshot is gone (writes must go to the
+  base, not to a delta), the areas to be written are on stable storage, and changed block tracking
+  was reset: whatever happens from then on, no later backup trusts a change list that does not know
+  of our writes, and the next roll-back writes those areas again.
+- A failure before the first write leaves the VM as it was, powered on again if it was on. One
+  after it is a `HalfRolledBackError`: the VM stays off, and the same command ends the work.
+- A change list may miss something; the comparison afterwards finds that, and it is written too.
+
+It is for logical damage (deleted, encrypted, broken by an update), never for failing storage.
+
+Thread model: `roll_back_vm` blocks; the VM's lock keeps backups and other roll-backs away.
+Source: design notes on vSphere, section 8.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from appliance.base.bounded_map import bounded_map
+from appliance.base.consistency import Consistency
+from appliance.base.errors import ApplianceError
+from appliance.base.ids import RunId
+from appliance.base.log import EventLog
+from appliance.base.reasons import Reason
+from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.base.units import MIB
+from appliance.blocks.extents import Extent, ExtentKind, normalise, total_bytes
+from appliance.jobs.disk_compare import differing_extents
+from appliance.jobs.point_identity import known_state
+from appliance.jobs.rollback_checks import (
+    HalfRolledBackError,
+    NotVerifiedError,
+    check_disks,
+    check_ready,
+    find_original,
+    refuse_unless_writable,
+)
+from appliance.jobs.rollback_journal import RollbackJournal
+from appliance.jobs.vm_lock import vm_lock
+from appliance.jobs.vm_restore import NotAVmPointError, RestoreRoom, not_started, restore_run
+from appliance.repository.image_reader import ImageReader
+from appliance.repository.manifest import Manifest
+from appliance.sources.contract import ConsistencyPolicy, FreezeRequest, SourceVm, VmSource
+from appliance.sources.frozen import FrozenDisk, FrozenVm, KnownState
+from appliance.targets.contract import ExistingDisk, Power, VmTarget
+
+log = EventLog(__name__)
+
+_PIECE_BYTES = 4 * MIB
+_READERS = 3
+_ROUNDS = 3  # of writing and comparing; more than two means that something else writes
+_CRASH = ConsistencyPolicy(wanted=Consistency.CRASH, least=Consistency.CRASH)  # the VM is off
+
+
+class RollbackMode(StrEnum):
+    CHANGED = "changed"  # the hypervisor said what has changed
+    COMPARED = "compared"  # the whole disk was read and compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackOptions:
+    power_off: bool = False  # consent, if the VM runs
+    power_on: bool = False
+    verify: bool = True
+    configuration: bool = False
+    networks: tuple[tuple[str, str], ...] = ()  # for the configuration
+    shutdown_within_s: float = 300.0
+    transports: tuple[str, ...] = ()  # for reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBackDisk:
+    number: int
+    label: str
+    size_bytes: int
+    mode: RollbackMode
+    written_bytes: int
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackResult:
+    run_id: RunId
+    vm: str
+    key: str
+    disks: tuple[RolledBackDisk, ...]
+    verified: bool
+    powered_on: bool
+    seconds: float
+    vm_reasons: tuple[Reason, ...]
+
+    @property
+    def reasons(self) -> list[Reason]:
+        return [*self.vm_reasons, *(reason for disk in self.disks for reason in disk.reasons)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DiskPlan:
+    number: int
+    label: str
+    size_bytes: int
+    mode: RollbackMode
+    extents: list[Extent]
+    reasons: tuple[Reason, ...]
+
+
+PhaseBegins = Callable[[str, Progress], None]
+"""Told of each phase of a disk (`compare disk 0`, …) with its progress."""
+
+
+def roll_back_vm(
+    room: RestoreRoom,
+    state_folder: Path,
+    source: VmSource,
+    target: VmTarget,
+    manifest: Manifest,
+    options: RollbackOptions,
+    context: RunContext,
+    phase_begins: PhaseBegins = lambda name, progress: None,
+) -> RollbackResult:
+    """Make the VM's disks those of the point.
+
+    `source` and `target` are the same hypervisor.
+
+    Raises:
+        NotAVmPointError, OriginalGoneError, VmRunsError, VmHasSnapshotsError, DisksDifferError,
+        NoWriterError, VmBusyError: nothing was done.
+        HalfRolledBackError: it broke while the disks were written; its cause says why.
+        NotVerifiedError: the disks still differ from the point.
+        SourceError, TargetError, CorruptError, CancelledError: before anything was written.
+    """
+    state = known_state(manifest)
+    if state is None:
+        raise NotAVmPointError(f"{manifest.point_id} does not say of which VM it is")
+    vm = find_original(source, manifest)
+    with (
+        vm_lock(state_folder / "vm-locks", manifest.vm),
+        restore_run(room, target.name, manifest.vm) as run_id,
+    ):
+        rollback = _Rollback(
+            room=room,
+            source=source,
+            target=target,
+            manifest=manifest,
+            state=state,
+            vm=vm,
+            run_id=run_id,
+            journal=RollbackJournal(state_folder / "rollbacks", vm.identity.key),
+            options=options,
+            context=context,
+            phase_begins=phase_begins,
+        )
+        return rollback.run()
+
+
+@dataclass(kw_only=True)
+class _Rollback:
+    """One attempt; belongs to one thread."""
+
+    room: RestoreRoom
+    source: VmSource
+    target: VmTarget
+    manifest: Manifest
+    state: KnownState
+    vm: SourceVm
+    run_id: RunId
+    journal: RollbackJournal
+    options: RollbackOptions
+    context: RunContext
+    phase_begins: PhaseBegins
+
+    def __post_init__(self) -> None:
+        self._reasons: list[Reason] = []
+        self._writing = False
+        self._tracking_reset = False
+        self._written: dict[int, int] = {}
+
+    def run(self) -> RollbackResult:
+        started_s = time.perf_counter()
+        was_on = self._prepare()
+        try:
+            plans = self._planned()
+            disks = self._settled()
+            self._write_all(plans, disks)
+        except BaseException as error:
+            told = isinstance(error, NotVerifiedError) or not isinstance(error, ApplianceError)
+            if self._writing and not told:
+                raise HalfRolledBackError(f"{self.vm.name}: {error}") from error
+            if was_on and not self._writing:
+                self._power_on_again()
+            raise
+        if self.options.configuration:
+            self._reasons += self.target.roll_back_configuration(
+                self.vm.key, self.manifest.hardware, dict(self.options.networks)
+            )
+        return RollbackResult(
+            run_id=self.run_id,
+            vm=self.vm.name,
+            key=self.vm.key,
+            disks=tuple(self._outcome(plan) for plan in plans),
+            verified=self.options.verify,
+            powered_on=self.options.power_on and self._powered_on(),
+            seconds=time.perf_counter() - started_s,
+            vm_reasons=tuple(dict.fromkeys(self._reasons)),
+        )
+
+    # Before anything is written
+
+    def _prepare(self) -> bool:
+        """Check everything, power the VM off; whether it was on."""
+        existing = self.target.look(self.vm.key)
+        check_ready(existing, may_power_off=self.options.power_off)
+        matched = check_disks(existing, self.manifest, self.state)
+        refuse_unless_writable(self.target, existing, matched.values(), self.run_id)
+        self._reasons += [
+            _disk_left(disk) for disk in existing.disks if disk not in matched.values()
+        ]
+        if existing.power is Power.OFF:
+            return False
+        self.target.power_off(
+            self.vm.key, within_s=self.options.shutdown_within_s, cancel=self.context.cancel
+        )
+        return True
+
+    def _planned(self) -> list[_DiskPlan]:
+        """What is to be written to each disk."""
+        touched = self.journal.touched(frozenset(disk.number for disk in self.manifest.disks))
+        with self._frozen() as frozen:
+            plans = []
+            for disk, image in self._pairs(frozen):
+                before = touched.get(disk.number, [])
+                if disk.changed is not None and before is not None:
+                    mode, extents = RollbackMode.CHANGED, normalise([*disk.changed, *before])
+                else:
+                    mode, extents = RollbackMode.COMPARED, self._compared(disk, image)
+                plans.append(
+                    _DiskPlan(
+                        number=disk.number,
+                        label=disk.label,
+                        size_bytes=image.size_bytes,
+                        mode=mode,
+                        extents=extents,
+                        reasons=disk.reasons,
+                    )
+                )
+        return plans
+
+    def _settled(self) -> dict[int, ExistingDisk]:
+        """The disks as they are now that the snapshot is gone."""
+        self._reasons += self.source.leftovers(self.run_id)
+        existing = self.target.look(self.vm.key)
+        check_ready(existing, may_power_off=False)
+        return check_disks(existing, self.manifest, self.state)
+
+    # Writing
+
+    def _write_all(self, plans: list[_DiskPlan], disks: dict[int, ExistingDisk]) -> None:
+        """Write, and compare until nothing differs, if that is wanted."""
+        extents = {plan.number: plan.extents for plan in plans}
+        compared = all(plan.mode is RollbackMode.COMPARED for plan in plans)
+        if compared and not any(extents.values()):
+            self.journal.forget()  # that was the comparison
+            return
+        for _ in range(_ROUNDS):
+            if any(extents.values()):
+                self._begin_writing(extents)
+                for number in sorted(extents):
+                    self._write(number, extents[number], disks[number])
+            if self.options.verify:
+                extents = self._differences()
+            if not self.options.verify or not any(extents.values()):
+                self._writing = False
+                self.journal.forget()
+                return
+            self._reasons.append(_missed(sum(map(total_bytes, extents.values()))))
+            disks = self._settled()
+        raise NotVerifiedError(f"{self.vm.name}: its disks keep differing from the point")
+
+    def _begin_writing(self, extents: dict[int, list[Extent]]) -> None:
+        """From the first write on, no change list of before and no earlier plan is complete."""
+        self.journal.write(self._union(extents))
+        if not self._tracking_reset:
+            self._reasons += self.target.reset_tracking(self.vm.key, self.run_id)
+            self._tracking_reset = True
+
+    def _union(self, extents: dict[int, list[Extent]]) -> dict[int, list[Extent] | None]:
+        before = self.journal.touched(frozenset(extents))
+        union: dict[int, list[Extent] | None] = dict(before)
+        for number, own in extents.items():
+            earlier = before.get(number, [])
+            union[number] = None if earlier is None else normalise([*earlier, *own])
+        return union
+
+    def _write(self, number: int, extents: list[Extent], disk: ExistingDisk) -> None:
+        if not extents:
+            return
+        progress = self._phase(f"write disk {number}")
+        progress.expect(total_bytes(extents))
+        with closing(self.room.repository.open_image(self.manifest, number)) as image:
+
+            def load(piece: Extent) -> tuple[Extent, bytes | None]:
+                mapped = image.map_extents(piece.offset, piece.length)
+                if all(part.kind is ExtentKind.ZERO for part in mapped) and (
+                    mapped[-1].end == piece.end
+                ):
+                    return piece, None
+                return piece, image.read_at(piece.offset, piece.length)
+
+            sink = self.target.open_disk(self.vm.key, disk, self.run_id)
+            self._writing = True
+            try:
+                loaded = bounded_map(load, _pieces(extents), workers=_READERS, ahead=2, name="load")
+                with closing(loaded):
+                    for piece, data in loaded:
+                        self.context.cancel.check()
+                        if data is None:
+                            sink.zero_at(piece.offset, piece.length)
+                        else:
+                            sink.write_at(piece.offset, data)
+                        progress.advance(piece.length)
+            finally:
+                sink.close()
+        self._written[number] = self._written.get(number, 0) + total_bytes(extents)
+
+    # Comparing
+
+    def _differences(self) -> dict[int, list[Extent]]:
+        with self._frozen() as frozen:
+            found = {
+                disk.number: self._compared(disk, image) for disk, image in self._pairs(frozen)
+            }
+        self._reasons += self.source.leftovers(self.run_id)
+        return found
+
+    def _frozen(self) -> AbstractContextManager[FrozenVm]:
+        request = FreezeRequest(
+            run_id=self.run_id,
+            point_name=self.manifest.vm,
+            consistency=_CRASH,
+            parent=self.state,
+            transports=self.options.transports,
+        )
+        return self.source.freeze(self.vm, request, self.context)
+
+    def _pairs(self, frozen: FrozenVm) -> Iterator[tuple[FrozenDisk, ImageReader]]:
+        """Each frozen disk of the point with the point's own; a disk that came since is left."""
+        for disk in frozen.disks:
+            if self.manifest.disk(disk.number) is not None:
+                with closing(self.room.repository.open_image(self.manifest, disk.number)) as image:
+                    yield disk, image
+
+    def _compared(self, disk: FrozenDisk, image: ImageReader) -> list[Extent]:
+        if disk.transfer is not None:
+            disk.transfer.begin(None)
+        progress = self._phase(f"compare disk {disk.number}")
+        return differing_extents(
+            disk.reader,
+            image.tree,
+            self.room.repository.digester,
+            RunContext(self.context.cancel, progress),
+        )
+
+    # The end
+
+    def _phase(self, name: str) -> Progress:
+        progress = self.context.progress.part()
+        self.phase_begins(name, progress)
+        return progress
+
+    def _outcome(self, plan: _DiskPlan) -> RolledBackDisk:
+        return RolledBackDisk(
+            number=plan.number,
+            label=plan.label,
+            size_bytes=plan.size_bytes,
+            mode=plan.mode,
+            written_bytes=self._written.get(plan.number, 0),
+            reasons=plan.reasons,
+        )
+
+    def _powered_on(self) -> bool:
+        try:
+            self.target.power_on(self.vm.key, same_vm=True, cancel=self.context.cancel)
+        except ApplianceError as error:
+            log.warning("VM not powered on after its roll-back", vm=self.vm.name, error=error)
+            self._reasons.append(not_started(error))
+            return False
+        return True
+
+    def _power_on_again(self) -> None:
+        """Nothing was written, so the VM is what it was: let it be on again."""
+        try:
+            self.target.power_on(self.vm.key, same_vm=True, cancel=CancelToken())
+        except ApplianceError as error:
+            log.error("VM not powered on again", vm=self.vm.name, error=error)
+
+
+def _pieces(extents: Sequence[Extent]) -> Iterator[Extent]:
+    for extent in extents:
+        for offset in range(extent.offset, extent.end, _PIECE_BYTES):
+            yield Extent(offset, min(_PIECE_BYTES, extent.end - offset))
+
+
+def _disk_left(disk: ExistingDisk) -> Reason:
+    return Reason(
+        "restore.disk-left-alone",
+        f"{disk.label} is not in the recovery point and was left as it is",
+        "remove it in the vSphere client if the VM did not have it then",
+    )
+
+
+def _missed(missed_bytes: int) -> Reason:
+    return Reason(
+        "restore.change-list-missed",
+        f"{missed_bytes} bytes differed from the point after what had changed was written; they "
+        "were written too",
+        "back the VM up soon; look for failing storage if this comes back",
+    )

@@ -1,0 +1,107 @@
+"""The API in this process, over TLS on loopback, and a small client of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.api.app import build_application
+from appliance.api.gate import SESSION_COOKIE
+from appliance.api.local_socket import Site
+from appliance.api.services import Services
+from appliance.api.tls import ensure_certificate, own_names, server_context
+from appliance.base.clock import Clock
+from appliance.catalog.catalog import Catalog
+from appliance.exports.datastore.session import SessionStore
+from appliance.exports.loop_thread import LoopThread
+from appliance.exports.nfs import NfsServer, PortmapMode
+from appliance.repository.repository import Repository
+from appliance.service.inventory import InventoryCache
+from appliance.service.recovery_server import RecoveryServer
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Client:
+    """One browser or program; keeps its cookie as a browser would."""
+
+    port: int
+    token: str = ""
+    cookie: str = ""
+    csrf: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context)
+        sent = dict(self.headers) | headers
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        if self.cookie:
+            sent["Cookie"] = f"{SESSION_COOKIE}={self.cookie}"
+        if self.csrf:
+            sent.setdefault("X-CSRF-Token", self.csrf)
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        if raw is not None:
+            sent.setdefault("Content-Type", "application/json")
+        connection.request(method, path, raw, sent)
+        response = connection.getresponse()
+        answer = Answer(response.status, response.headers, response.read())
+        connection.close()
+        for line in answer.headers.get_all("Set-Cookie", []):
+            name, _, rest = line.partition("=")
+            if name == SESSION_COOKIE:
+                self.cookie = rest.partition(";")[0].strip('"')
+        return answer
+
+    def api(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        return self.call(method, f"/api/v1{path}", body, **headers)
+
+    def log_in(self, name: str, password: str, code: str = "") -> Answer:
+        answer = self.api("POST", "/login", {"name": name, "password": password, "code": code})
+        if answer.status == 204:
+            self.csrf = self.api("GET", "/me").document["csrf"]
+        return answer
+
+
+@contextmanager
+def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Services, int]]:
+    """Yield what the handlers work with, and the port."""
+    with ExitStack() as stack:
+        if not (home / "repository").exists():
+            Repository.create(home / "repository")
+        repository = stack.enter_context(Repository.open(home / "repository", clock=clock))
+        catalog = stack.enter_context(Catalog.open(home, clock=clock))
+        nfs = NfsServer(key=bytes(32), host="127.0.0.1", port=0, portmap_mode=PortmapMode.NONE)
+        recovery = RecoveryServer(SessionStore(home / "sessions"), repository, nfs)
+        services = Services(
+            catalog=catalog,
+            repository=repository,
+            repository_path=home / "repository",
+            recovery=recovery,
+            inventory=InventoryCache(catalog),
+        )
+        ensure_certificate(home, catalog.clock, own_names())
+        loop = LoopThread("api-of-test")
+        stack.callback(loop.stop)
+        site = Site(build_application(services))
+        port = loop.call(site.start_tls("127.0.0.1", 0, server_context(home)))
+        stack.callback(lambda: loop.call(site.stop()))
+        yield services, port
