@@ -34,12 +34,6 @@ def home_path(args: argparse.Namespace) -> Path:
     return args.home or Path(os.environ.get("HOLDFAST_HOME", DEFAULT_HOME))
 
 
-def vddk_folder(home: Path) -> Path | None:
-    """Where VMware's VDDK is looked for, if nothing else is said; None: it is not there."""
-    usual = home / "vddk"
-    return usual if usual.is_dir() else None
-
-
 def repository_path(args: argparse.Namespace) -> Path:
     if args.repo:
         return Path(args.repo)

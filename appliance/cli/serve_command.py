@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from appliance.base.units import parse_size
-from appliance.cli.options import home_path, open_repository, repository_path, vddk_folder
+from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 _WAIT_S = 0.2
@@ -56,8 +56,9 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
+    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
-    from appliance.sources.vsphere_transports import SourceTools
+    from appliance.service.source_tools import source_tools
 
     home = home_path(args)
     with ExitStack() as stack:
@@ -82,7 +83,7 @@ def run_serve(args: argparse.Namespace) -> int:
             repository,
             home,
             lambda: frozenset(record.point_id for record in store.list()),
-            tools=SourceTools(vddk_folder=vddk_folder(home)),
+            tools=source_tools(home),
         )
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
@@ -101,6 +102,9 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(jobs.stop)
         jobs.start()
+        patrol = OrphanPatrol(catalog)
+        patrol.start()
+        stack.callback(patrol.stop)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),

@@ -12,7 +12,7 @@ from appliance.base.error_document import error_document, next_step
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
-from appliance.cli.options import home_path, open_repository, vddk_folder
+from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, note_reasons, show
 from appliance.cli.vm_progress import VmProgress
 
@@ -92,11 +92,11 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     from appliance.jobs.vm_selection import select_vms
     from appliance.service.home import Home
     from appliance.service.protection import point_names
+    from appliance.service.source_tools import source_tools
     from appliance.service.vm_sources import clean_up, open_sources
-    from appliance.sources.vsphere_transports import SourceTools
 
     options = _options(args)
-    tools = SourceTools(vddk_folder=args.vddk or vddk_folder(home_path(args)))
+    tools = source_tools(home_path(args), args.vddk)
     context = RunContext(args.cancel, Progress())
     started_s = time.perf_counter()
     with (

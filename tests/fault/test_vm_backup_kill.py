@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pyVmomi import vim
 
+from appliance.service.orphan_patrol import OrphanPatrol
 from tests.support.check_repository import check_repository
 from tests.support.killed_holdfast import Killer, killer
 from tests.support.lab_machines import done, removed, snapped
@@ -127,5 +128,26 @@ def test_a_snapshot_that_a_person_made_survives_every_kill(
             expected=["before-the-update"],
         )
         assert guest.vm.snapshot.rootSnapshotList[0].snapshot == by_hand
+    finally:
+        removed(by_hand)
+
+
+def test_the_daemon_removes_what_a_killed_backup_left(
+    here: InProcess, guest: Guest, program: Killer
+) -> None:
+    """At the start of the daemon, without anybody running a backup; a person's snapshot stays."""
+    by_hand = snapped(guest.vm, "before-the-update")
+    try:
+        whole = program.run(*BACKUP)
+        program.run(*BACKUP, kill_at=whole.points * 2 // 3)
+        wait_for_leases(here.lab)
+        patrol = OrphanPatrol(here.catalog)
+        patrol.start()
+        deadline_s = time.monotonic() + 60
+        while here.lab.snapshots_of(guest.machine) != ["before-the-update"]:
+            assert time.monotonic() < deadline_s, here.lab.snapshots_of(guest.machine)
+            time.sleep(0.05)
+        patrol.stop()
+        assert here.catalog.intents.open_intents() == []
     finally:
         removed(by_hand)
