@@ -289,3 +289,18 @@ def test_wishes_that_cannot_be_make_nothing(here: InProcess) -> None:
         here.finalise(session, datastore="ds9")
     assert here.room.store.get(session).phase is Phase.REGISTERED
     here.discard(session)
+
+
+def test_a_point_that_a_session_runs_from_is_not_forgotten(here: InProcess) -> None:
+    """Everything that the guest has not written is read from it."""
+    lab = here.here.lab
+    session = here.start().record.session_id
+    refused = lab.holdfast("point", "forget", here.here.point, expect=2)
+    assert refused["error"]["code"] == "point.in-use"
+    assert session in refused["error"]["message"]
+    lab.holdfast("backup", "vm", "web", "--quiesce", "crash", "--quiet")
+    pruned = lab.holdfast("prune", "--vm", "web", "--keep-last", "1", "--dry-run")
+    assert [each["action"] for each in pruned["points"]] == ["keep", "keep"]
+    here.discard(session)
+    pruned = lab.holdfast("prune", "--vm", "web", "--keep-last", "1", "--dry-run")
+    assert sorted(each["action"] for each in pruned["points"]) == ["keep", "remove"]
