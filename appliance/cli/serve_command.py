@@ -57,6 +57,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
     from appliance.service.orphan_patrol import OrphanPatrol
+    from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
     from appliance.service.source_tools import source_tools
 
@@ -82,7 +83,7 @@ def run_serve(args: argparse.Namespace) -> int:
             catalog,
             repository,
             home,
-            lambda: frozenset(record.point_id for record in store.list()),
+            lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
         )
         local = Site(local_application(server, jobs))
