@@ -56,7 +56,8 @@ class BootReport:
 
     accelerator: Accelerator
     accelerator_reason: Reason
-    power_on_s: float  # QEMU has taken the machine and runs it
+    registered_s: float  # QEMU has taken the machine
+    power_on_s: float  # and runs it
     first_serial_byte_s: float | None
     ready_s: float | None  # every probe had passed
     probes: tuple[ProbeResult, ...]
@@ -99,14 +100,21 @@ class GuestBoot:
         ports = [probe.guest_port for probe in probes if probe.guest_port is not None]
         spec = replace(spec, forwarded_ports=(*spec.forwarded_ports, *ports))
         self.machine = Machine(spec, artifact_folder, clock=self._clock, plug=plug)
-        self._power_on_s = 0.0
+        self._registered_s = self._power_on_s = 0.0
         self._results: list[ProbeResult] = []
         self._script_results: list[ScriptResult] = []
 
     def __enter__(self) -> GuestBoot:
         """Raises: SandboxError, ExternalProgramError."""
         self.machine.__enter__()
-        self._power_on_s = self._elapsed_s()
+        self._registered_s = self.elapsed_s()
+        try:
+            if not self.machine.runs():
+                raise SandboxError("QEMU has the machine but does not run it")
+        except BaseException:
+            self.machine.close()
+            raise
+        self._power_on_s = self.elapsed_s()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,7 +130,7 @@ class GuestBoot:
 
         Raises: CancelledError, SandboxError.
         """
-        with self._guarded(deadline_s - self._elapsed_s()):
+        with self._guarded(deadline_s - self.elapsed_s()):
             self._results = self._run_probes(deadline_s, cancel)
         return self.ready
 
@@ -138,17 +146,18 @@ class GuestBoot:
     def finish(self, power_off_timeout_s: float = POWER_OFF_TIMEOUT_S) -> BootReport:
         """Take the evidence, then ask a guest that is ready to shut down and kill any other."""
         machine = self.machine
-        began_s = self._elapsed_s()
+        began_s = self.elapsed_s()
         with self._guarded(0):
             screenshot_path = self._screenshot(self._folder / "screen.png")
             screen_lines = self._screen_lines()
-        taken_s = self._elapsed_s()
+        taken_s = self.elapsed_s()
         power_off = machine.power_off(power_off_timeout_s) if self.ready else _kill(machine)
         first_byte_at_s = machine.console.first_byte_at_s
         passed_s = [result.seconds for result in self._results if result.seconds is not None]
         return BootReport(
             accelerator=machine.acceleration.accelerator,
             accelerator_reason=machine.acceleration.reason,
+            registered_s=self._registered_s,
             power_on_s=self._power_on_s,
             first_serial_byte_s=first_byte_at_s and first_byte_at_s - machine.started_at_s,
             ready_s=max(passed_s) if self.ready else None,
@@ -160,10 +169,11 @@ class GuestBoot:
             console_lines=tuple(machine.console.lines),
             evidence_seconds=taken_s - began_s,
             power_off=power_off,
-            power_off_seconds=self._elapsed_s() - taken_s,
+            power_off_seconds=self.elapsed_s() - taken_s,
         )
 
-    def _elapsed_s(self) -> float:
+    def elapsed_s(self) -> float:
+        """Since the machine was started."""
         return self._clock.monotonic_s() - self.machine.started_at_s
 
     @contextmanager
@@ -186,14 +196,14 @@ class GuestBoot:
                 results[number] = _not_tried(probe)
                 del pending[number]
         while pending:
-            last_round = not self.machine.running or self._elapsed_s() >= deadline_s
+            last_round = not self.machine.running or self.elapsed_s() >= deadline_s
             for number, probe in list(pending.items()):
                 cancel.check()
                 attempt = self._attempt(probe)
                 results[number] = ProbeResult(
                     probe=probe.text,
                     ok=attempt.ok,
-                    seconds=self._elapsed_s() if attempt.ok else None,
+                    seconds=self.elapsed_s() if attempt.ok else None,
                     detail=attempt.detail,
                     over_network=probe.guest_port is not None,
                 )
@@ -215,7 +225,7 @@ class GuestBoot:
     def _run_script(
         self, script: SerialScript, cancel: CancelToken, timeout_s: float
     ) -> ScriptResult:
-        began_s = self._elapsed_s()
+        began_s = self.elapsed_s()
         try:
             matched = script.run(self.machine, timeout_s, cancel, self._clock)
         except SandboxError:
@@ -225,7 +235,7 @@ class GuestBoot:
         return ScriptResult(
             script=script.text,
             ok=matched is not None,
-            seconds=self._elapsed_s() - began_s,
+            seconds=self.elapsed_s() - began_s,
             detail="no line matched" if matched is None else matched,
         )
 

@@ -140,6 +140,10 @@ class Machine:
         """Write what the screen shows as PNG (QEMU 7.1 and later)."""
         self._control.execute("screendump", filename=str(path.absolute()), format="png")
 
+    def runs(self) -> bool:
+        """Whether the processors are switched on, as QEMU says."""
+        return bool(self._control.execute("query-status")["running"])
+
     def screen_lines(self) -> list[str]:
         """What the screen says in text mode, top down; empty in a graphics mode."""
         command = f"xp /{TEXT_CELLS}hx {TEXT_ADDRESS:#x}"
