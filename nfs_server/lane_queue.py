@@ -1,6 +1,6 @@
 """The calls of one connection that wait for one pool of workers, and the batches being served.
 
-Everything runs on the event loop but `perform`. A connection has a bounded number of batches on a
+Everything runs on the event loop but `_work`. A connection has a bounded number of batches on a
 pool, so that one client's backlog leaves workers to the others.
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from nfs_server.errors import XdrError
 from nfs_server.nfs3 import Service, perform
+from nfs_server.procedures_data import Range
 from nfs_server.replay_cache import Key
 from nfs_server.request import Request
 from nfs_server.vfs import Buffer
 
 BATCH_CALLS = 32
 BATCH_BYTES = 4 << 20  # of writes that share a sync
-CALL_COST_BYTES = 4096  # bookkeeping of one call; bounds how many may be outstanding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Pending:
     xid: int
     service: Service
     request: Request
+    range: Range | None  # of a READ
+    tree_id: int
     cost_bytes: int  # memory that it and its reply hold
     replay_key: Key | None
 
@@ -78,7 +80,7 @@ class LaneQueue:
         return batch
 
     def _work(self, batch: list[Pending]) -> None:
-        replies = perform([(each.service, each.request) for each in batch])
+        replies = perform([(each.service, each.request, each.range) for each in batch])
         self._loop.call_soon_threadsafe(self._finish, batch, replies)
 
     def _finish(self, batch: list[Pending], replies: list[list[Buffer] | XdrError]) -> None:

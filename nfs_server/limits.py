@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nfs_server.protocol import AUTH_BYTES_MAX
 
+STRANGERS = 16  # connections of addresses that no export admits
 _CALL_BYTES = 4096 + 2 * AUTH_BYTES_MAX  # everything of a call but the data of a WRITE
 
 
@@ -13,7 +14,7 @@ _CALL_BYTES = 4096 + 2 * AUTH_BYTES_MAX  # everything of a call but the data of 
 class Limits:
     """Bounds on memory and work; each connection gets an equal share of `memory_bytes`."""
 
-    connections: int = 256
+    connections: int = 256  # half of them from one address; a few from strangers
     memory_bytes: int = 256 << 20  # requests not answered and replies not taken, of all
     transfer_bytes: int = 1 << 20  # rtmax and wtmax
     metadata_workers: int = 4
@@ -24,6 +25,10 @@ class Limits:
     @property
     def record_bytes(self) -> int:
         return self.transfer_bytes + _CALL_BYTES
+
+    @property
+    def connections_per_client(self) -> int:
+        return max(self.connections // 2, 1)
 
     def share_bytes(self, connections: int) -> int:
         return max(self.memory_bytes // max(connections, 1), self.record_bytes)

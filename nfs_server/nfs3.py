@@ -9,7 +9,7 @@ Source: RFC 1813 section 3.3.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -33,6 +33,12 @@ class Lane(Enum):
     DATA = "data"
 
 
+class Effect(Enum):
+    NONE = "none"
+    REPEATABLE = "repeatable"  # changes something; doing it twice at once is the same
+    ONCE = "once"  # a repeated request must get the first one's reply
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """How one procedure is served."""
@@ -40,11 +46,11 @@ class Service:
     serve: Callable[[Request], list[Buffer] | data.Written]
     lane: Lane
     failure: bytes = xdr.FALSE  # body of a failure when nothing is known of any file
-    repeatable: bool = True  # False: a repeated request must get the first one's reply
+    effect: Effect = Effect.NONE
 
 
 _TWO_WCC = ABSENT_WCC + ABSENT_WCC
-_CHANGE = (Lane.METADATA, ABSENT_WCC, False)
+_CHANGE = (Lane.METADATA, ABSENT_WCC, Effect.ONCE)
 SERVICES: dict[int, Service] = {
     Procedure.GETATTR: Service(attributes.getattr_, Lane.LOOP, b""),
     Procedure.SETATTR: Service(attributes.setattr_, *_CHANGE),
@@ -52,15 +58,15 @@ SERVICES: dict[int, Service] = {
     Procedure.ACCESS: Service(attributes.access, Lane.LOOP),
     Procedure.READLINK: Service(names.readlink, Lane.METADATA),
     Procedure.READ: Service(data.read, Lane.DATA),
-    Procedure.WRITE: Service(data.write, Lane.DATA, ABSENT_WCC),
+    Procedure.WRITE: Service(data.write, Lane.DATA, ABSENT_WCC, Effect.REPEATABLE),
     Procedure.CREATE: Service(names.create, *_CHANGE),
     Procedure.MKDIR: Service(names.mkdir, *_CHANGE),
     Procedure.SYMLINK: Service(names.symlink, *_CHANGE),
     Procedure.MKNOD: Service(names.mknod, *_CHANGE),
     Procedure.REMOVE: Service(names.remove, *_CHANGE),
     Procedure.RMDIR: Service(names.rmdir, *_CHANGE),
-    Procedure.RENAME: Service(names.rename, Lane.METADATA, _TWO_WCC, False),
-    Procedure.LINK: Service(names.link, Lane.METADATA, xdr.FALSE + ABSENT_WCC, False),
+    Procedure.RENAME: Service(names.rename, Lane.METADATA, _TWO_WCC, Effect.ONCE),
+    Procedure.LINK: Service(names.link, Lane.METADATA, xdr.FALSE + ABSENT_WCC, Effect.ONCE),
     Procedure.READDIR: Service(listing.readdir, Lane.METADATA),
     Procedure.READDIRPLUS: Service(listing.readdirplus, Lane.METADATA),
     Procedure.FSSTAT: Service(attributes.fsstat, Lane.METADATA),
@@ -68,6 +74,9 @@ SERVICES: dict[int, Service] = {
     Procedure.PATHCONF: Service(attributes.pathconf, Lane.LOOP),
     Procedure.COMMIT: Service(data.commit, Lane.DATA, ABSENT_WCC),
 }
+
+
+READ = SERVICES[Procedure.READ]
 
 
 def serve(service: Service, request: Request) -> list[Buffer] | data.Written:
@@ -82,19 +91,28 @@ def serve(service: Service, request: Request) -> list[Buffer] | data.Written:
         raise
     except Exception as error:
         return failed(service, request, error)
+    finally:
+        request.end()
     return found if isinstance(found, data.Written) else [OK, *found]
 
 
-def try_read(request: Request) -> list[Buffer] | None:
-    """A READ without blocking: its reply's body, or None when a worker is to do it."""
-    service = SERVICES[Procedure.READ]
+def try_read(request: Request) -> list[Buffer] | data.Range:
+    """A READ without blocking: its reply's body, or what `finish_read` is to read."""
     try:
         found = data.try_read(request)
     except XdrError:
         raise
     except Exception as error:
-        return failed(service, request, error)
-    return None if found is None else [OK, *found]
+        return failed(READ, request, error)
+    return found if isinstance(found, data.Range) else [OK, *found]
+
+
+def finish_read(request: Request, wanted: data.Range) -> list[Buffer]:
+    """On a worker: the reply's body."""
+    try:
+        return [OK, *data.read_range(wanted)]
+    except Exception as error:
+        return failed(READ, request, error)
 
 
 def failed(service: Service, request: Request, error: Exception) -> list[Buffer]:
@@ -111,18 +129,23 @@ def failed(service: Service, request: Request, error: Exception) -> list[Buffer]
     return [status_word(status), body or service.failure]
 
 
-def perform(batch: list[tuple[Service, Request]]) -> list[list[Buffer] | XdrError]:
+def perform(
+    batch: Sequence[tuple[Service, Request, data.Range | None]],
+) -> list[list[Buffer] | XdrError]:
     """Serve a batch on a worker thread; each file written to is synced once. Never raises."""
     results: list[list[Buffer] | XdrError | data.Written] = []
-    for service, request in batch:
+    for service, request, wanted in batch:
         try:
-            results.append(serve(service, request))
+            if wanted is None:
+                results.append(serve(service, request))
+            else:
+                results.append(finish_read(request, wanted))
         except XdrError as error:
             results.append(error)
     synced: dict[tuple[int, int], Exception | None] = {}
     return [
         _answer(service, request, result, synced) if isinstance(result, data.Written) else result
-        for (service, request), result in zip(batch, results, strict=True)
+        for (service, request, _), result in zip(batch, results, strict=True)
     ]
 
 

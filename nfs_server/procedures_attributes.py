@@ -27,7 +27,8 @@ _OF_FOLDER = Access.READ | Access.LOOKUP | Access.MODIFY | Access.EXTEND | Acces
 _OF_FILE = Access.READ | Access.MODIFY | Access.EXTEND
 _CHANGING = Access.MODIFY | Access.EXTEND | Access.DELETE
 _LINKS_MAX = 1024
-_guard = threading.Lock()  # between looking at ctime and changing
+# Between looking at ctime and changing; a file that stalls holds up few others.
+_GUARDS = tuple(threading.Lock() for _ in range(61))
 
 
 def getattr_(request: Request) -> list[Buffer]:
@@ -42,7 +43,7 @@ def setattr_(request: Request) -> list[Buffer]:
     changes = request.changes()
     expected_ns = request.time_ns() if request.arguments.boolean() else None
     request.arguments.finish()
-    with _guard:
+    with _GUARDS[target.number % len(_GUARDS)]:
         if expected_ns is not None and target.attributes().changed_ns != expected_ns:
             raise VfsError(Status.NOT_SYNC)
         target.tree.set_attributes(target.number, changes)
@@ -65,6 +66,7 @@ def access(request: Request) -> list[Buffer]:
 def fsstat(request: Request) -> list[Buffer]:
     target = request.tells(request.target())
     request.arguments.finish()
+    target.attributes()
     space = target.tree.space()
     figures = _FSSTAT.pack(
         space.total_bytes,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from struct import Struct
 
 from nfs_server import xdr
-from nfs_server.errors import VfsError
+from nfs_server.errors import VfsError, XdrError
 from nfs_server.protocol import SIZE_MAX, FileType, StableHow, Status
 from nfs_server.request import Request
-from nfs_server.results import Before, Target, present_attributes
+from nfs_server.results import Before, Target, post_op, pre_op, present_attributes
 from nfs_server.vfs import Attributes, Buffer
 
 _READ_TAIL = Struct(">III")  # count, eof, length of the data
@@ -39,7 +39,7 @@ class Range:
         return [head + _READ_TAIL.pack(length, eof, length), data, xdr.padding(length)]
 
 
-def read_range(request: Request) -> Range:
+def _range(request: Request) -> Range:
     """Decode a READ. Raises VfsError."""
     target = request.tells(request.target())
     offset, count = request.arguments.u64(), request.arguments.u32()
@@ -53,20 +53,22 @@ def read_range(request: Request) -> Range:
     return Range(target, attributes, offset, length)
 
 
-def try_read(request: Request) -> list[Buffer] | None:
-    """Answer a READ without blocking, or return None."""
-    wanted = read_range(request)
+def try_read(request: Request) -> list[Buffer] | Range:
+    """Answer a READ without blocking, or return what `read_range` is to read."""
+    wanted = _range(request)
     if not wanted.length:
         return wanted.reply(b"")
     data = wanted.target.tree.try_read(wanted.target.number, wanted.offset, wanted.length)
-    return None if data is None else wanted.reply(data)
+    return wanted if data is None else wanted.reply(data)
+
+
+def read_range(wanted: Range) -> list[Buffer]:
+    return wanted.reply(wanted.target.tree.read(wanted.target.number, wanted.offset, wanted.length))
 
 
 def read(request: Request) -> list[Buffer]:
-    wanted = read_range(request)
-    if not wanted.length:
-        return wanted.reply(b"")
-    return wanted.reply(wanted.target.tree.read(wanted.target.number, wanted.offset, wanted.length))
+    wanted = try_read(request)
+    return read_range(wanted) if isinstance(wanted, Range) else wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,15 @@ class Written:
 def write(request: Request) -> Written:
     target = request.target()
     before = request.changing(target)
-    offset, count, _ = request.arguments.u64(), request.arguments.u32(), request.arguments.u32()
+    offset, count, stable = (
+        request.arguments.u64(),
+        request.arguments.u32(),
+        request.arguments.u32(),
+    )
     data = request.arguments.opaque_view(request.shared.transfer_bytes_max)
     request.arguments.finish()
+    if stable > StableHow.FILE_SYNC:
+        raise XdrError(f"stable_how {stable}")
     if count != len(data):
         raise VfsError(Status.INVAL, f"WRITE of {count} bytes brings {len(data)}")
     if before.attributes.type is not FileType.REGULAR:
@@ -99,15 +107,20 @@ def write(request: Request) -> Written:
         raise VfsError(Status.FBIG)
     if count:
         target.tree.write(target.number, offset, data)
+    before.end()
     return Written(target, before, count, request.shared.verifier)
 
 
 def commit(request: Request) -> list[Buffer]:
     target = request.target()
-    before = Before.of(target)
-    request.on_failure = before.wcc
+    request.on_failure = lambda: xdr.FALSE + post_op(target)
     request.arguments.u64()
     request.arguments.u32()
     request.arguments.finish()
-    target.tree.sync(target.number)
-    return [before.wcc() + request.shared.verifier]
+    attributes = target.attributes()
+    if not target.tree.read_only:
+        target.tree.sync(target.number)
+        attributes = target.attributes()
+    # It changes no attributes, so those of one moment stand for before and after.
+    after = present_attributes(attributes, target.tree_id)
+    return [pre_op(attributes) + after + request.shared.verifier]

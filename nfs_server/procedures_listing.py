@@ -56,11 +56,11 @@ def _listing(
             file = folder.sibling(entry.number)
             words += post_op(file) + xdr.TRUE + xdr.opaque(request.handle(file))
         room -= len(words)
-        if room < 0 or names_room < 0:
+        if room < 0 or (names_room < 0 and len(out) > 1):
             complete = False
             break
         out.append(words)
-    if not complete and len(out) == 1:
+    if room < 0 and len(out) == 1:
         raise VfsError(Status.TOOSMALL)
     out.append(xdr.FALSE + (xdr.TRUE if complete else xdr.FALSE))
     return out

@@ -9,9 +9,16 @@ from dataclasses import replace
 
 from nfs_server import xdr
 from nfs_server.errors import VfsError, XdrError
-from nfs_server.protocol import PATH_BYTES_MAX, VERIFIER_BYTES, CreateHow, FileType, Status
+from nfs_server.protocol import (
+    SIZE_MAX,
+    SYMLINK_BYTES_MAX,
+    VERIFIER_BYTES,
+    CreateHow,
+    FileType,
+    Status,
+)
 from nfs_server.request import Request, check_lookup_name, check_name
-from nfs_server.results import Before, Target, post_op
+from nfs_server.results import ABSENT_WCC, Before, Target, post_op
 from nfs_server.vfs import AttributeChanges, Buffer
 
 
@@ -88,8 +95,12 @@ def symlink(request: Request) -> list[Buffer]:
     folder = request.target()
     before = request.changing(folder)
     name, changes = request.name(), request.changes()
-    target = request.arguments.opaque(PATH_BYTES_MAX)
+    target = request.arguments.opaque(SIZE_MAX)
     request.arguments.finish()
+    if len(target) > SYMLINK_BYTES_MAX:
+        raise VfsError(Status.NAMETOOLONG)
+    if not target or b"\0" in target:
+        raise VfsError(Status.INVAL)
     owned = _owned(request, changes)
     number = folder.tree.make_symlink(folder.number, _new_name(name), target, owned)
     return _made(request, folder.sibling(number), before)
@@ -115,6 +126,8 @@ def rmdir(request: Request) -> list[Buffer]:
     before = request.changing(folder)
     name = request.name()
     request.arguments.finish()
+    if name == b"..":
+        raise VfsError(Status.EXIST)  # RFC 1813 section 3.3.13; "." is INVAL
     folder.tree.remove_folder(folder.number, check_name(name))
     return [before.wcc()]
 
@@ -135,10 +148,8 @@ def rename(request: Request) -> list[Buffer]:
 def link(request: Request) -> list[Buffer]:
     file, folder, name = request.target(), request.target(), request.name()
     request.arguments.finish()
-    before = Before.of(folder)
-    request.on_failure = lambda: post_op(file) + before.wcc()
-    if folder.tree.read_only:
-        raise VfsError(Status.ROFS)
+    request.on_failure = lambda: post_op(file) + ABSENT_WCC
+    before = request.changing(folder, lambda wcc: post_op(file) + wcc)
     if file.tree_id != folder.tree_id:
         raise VfsError(Status.XDEV)
     folder.tree.link(file.number, folder.number, _new_name(name))

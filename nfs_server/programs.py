@@ -7,7 +7,6 @@ reply that tells a client what to try instead: a Linux client that asks for vers
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from nfs_server import mount3, rpc
@@ -42,7 +41,7 @@ class Programs:
     numbers: frozenset[int]
     portmap: Portmap
 
-    def find(self, call: Call, request: Callable[[], Request]) -> Service | list[Buffer]:
+    def find(self, call: Call, request: Request) -> Service | list[Buffer]:
         """The NFS service that the call is for, or the whole reply to it."""
         if call.program not in self.numbers:
             return rpc.failure(call.xid, AcceptStatus.PROG_UNAVAIL)
@@ -55,7 +54,7 @@ class Programs:
             service = SERVICES.get(call.procedure)
             return service or rpc.failure(call.xid, AcceptStatus.PROC_UNAVAIL)
         try:
-            body = self._answer(call, request())
+            body = self._answer(call, request)
         except XdrError:
             return rpc.failure(call.xid, AcceptStatus.GARBAGE_ARGS)
         if body is None:

@@ -18,6 +18,7 @@ NFS_PORT = 2049
 HANDLE_BYTES_MAX = 64  # FHSIZE3
 NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 1024  # MNTPATHLEN
+SYMLINK_BYTES_MAX = 4095  # PATH_MAX of Linux, without its final NUL
 VERIFIER_BYTES = 8  # of WRITE, COMMIT, CREATE and READDIR
 AUTH_BYTES_MAX = 400  # RFC 5531 section 8.2
 GROUPS_MAX = 16
@@ -50,12 +51,14 @@ class RejectStatus(IntEnum):
 
 class AuthStatus(IntEnum):
     BADCRED = 1
+    BADVERF = 3
     TOOWEAK = 5
 
 
 class AuthFlavor(IntEnum):
     NONE = 0
     SYS = 1
+    GSS = 6
 
 
 class Procedure(IntEnum):

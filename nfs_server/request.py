@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nfs_server.errors import VfsError
+from nfs_server.errors import VfsError, XdrError
 from nfs_server.exports import ExportTable
 from nfs_server.handles import HandleCodec
+from nfs_server.overlaps import Overlaps
 from nfs_server.protocol import HANDLE_BYTES_MAX, NAME_BYTES_MAX, SIZE_MAX, Status
-from nfs_server.results import Before, Target, post_op, wcc
+from nfs_server.results import Before, Target, post_op
 from nfs_server.vfs import AttributeChanges, ServerTime
 from nfs_server.xdr import Decoder
 
@@ -31,6 +32,15 @@ class Surroundings:
     handles: HandleCodec
     verifier: bytes  # of WRITE and COMMIT; constant, because what was acknowledged is durable
     transfer_bytes_max: int  # rtmax and wtmax
+    overlaps: Overlaps = field(default_factory=Overlaps)
+
+    def tree_id_of(self, arguments: memoryview) -> int:
+        """Which tree the first handle of a call is of; 0 when it is no handle of ours."""
+        try:
+            named = self.handles.decode(Decoder(arguments).opaque(HANDLE_BYTES_MAX))
+        except XdrError:
+            return 0
+        return 0 if named is None else named.tree_id
 
 
 @dataclass(slots=True)
@@ -41,6 +51,7 @@ class Request:
     gid: int
     arguments: Decoder
     on_failure: Callable[[], bytes] = field(default=bytes)
+    _changes: tuple[Before, ...] = ()
 
     # arguments
 
@@ -84,6 +95,8 @@ class Request:
 
     def time_ns(self) -> int:
         seconds, nanoseconds = self.arguments.u32(), self.arguments.u32()
+        if nanoseconds >= _NS:
+            raise VfsError(Status.INVAL, f"{nanoseconds} nanoseconds")
         return seconds * _NS + nanoseconds
 
     def _time(self) -> int | ServerTime | None:
@@ -103,21 +116,34 @@ class Request:
         self.on_failure = lambda: post_op(target)
         return target
 
-    def changing(self, target: Target) -> Before:
-        """`target` is about to change: a failure shows its wcc. Raises VfsError STALE, ROFS."""
-        before = Before.of(target)
-        self.on_failure = before.wcc
+    def changing(self, target: Target, failure: Callable[[bytes], bytes] = bytes) -> Before:
+        """`target` is about to change. Raises VfsError STALE, ROFS.
+
+        `failure` makes the body of a failure from the wcc of `target`.
+        """
+        before = Before.of(target, self.shared.overlaps)
+        self._changes = (before,)
+        self.on_failure = lambda: failure(before.wcc())
         if target.tree.read_only:
             raise VfsError(Status.ROFS)
         return before
 
     def changing_both(self, first: Target, second: Target) -> tuple[Before, Before]:
         """The same for RENAME, which shows two."""
-        one, two = Before.of(first), Before.of(second)
-        self.on_failure = lambda: wcc(one) + wcc(two)
+        one = Before.of(first, self.shared.overlaps)
+        self._changes = (one,)
+        if first != second:
+            self._changes = (one, Before.of(second, self.shared.overlaps))
+        two = self._changes[-1]
+        self.on_failure = lambda: one.wcc() + two.wcc()
         if first.tree.read_only:
             raise VfsError(Status.ROFS)
         return one, two
+
+    def end(self) -> None:
+        """What the call was to change is changed, or will not be. Idempotent."""
+        for before in self._changes:
+            before.end()
 
     def handle(self, target: Target) -> bytes:
         return self.shared.handles.encode(target.tree_id, target.number)
@@ -133,6 +159,8 @@ def check_name(name: bytes) -> bytes:
 def check_lookup_name(name: bytes) -> bytes:
     if len(name) > NAME_BYTES_MAX:
         raise VfsError(Status.NAMETOOLONG)
-    if not name or b"/" in name or b"\0" in name:
+    if not name:
+        raise VfsError(Status.ACCES)  # RFC 1813 section 3.2
+    if b"/" in name or b"\0" in name:
         raise VfsError(Status.INVAL)
     return name

@@ -5,11 +5,12 @@ Source: RFC 1813 sections 2.5 and 2.6. Thread model: pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 
 from nfs_server import xdr
 from nfs_server.errors import VfsError
+from nfs_server.overlaps import Overlaps, Ticket
 from nfs_server.protocol import Status
 from nfs_server.vfs import Attributes, Tree
 
@@ -82,23 +83,42 @@ def post_op(target: Target | None) -> bytes:
         return xdr.FALSE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Before:
-    """What wcc_data compares with, taken before the change."""
+    """A change that is under way, with what wcc_data compares with."""
 
     target: Target
     attributes: Attributes
+    _ticket: Ticket
+    _wcc: bytes = field(default=b"")
 
     @classmethod
-    def of(cls, target: Target) -> Before:
-        """Raises VfsError STALE."""
-        return cls(target, target.attributes())
+    def of(cls, target: Target, overlaps: Overlaps) -> Before:
+        """Raises VfsError STALE. `end` it, whatever happens."""
+        ticket = overlaps.begin((target.tree_id, target.number))
+        try:
+            return cls(target, target.attributes(), ticket)
+        except BaseException:
+            ticket.end()
+            raise
 
     def wcc(self) -> bytes:
-        old = self.attributes
-        times = (*divmod(old.modified_ns, _NS), *divmod(old.changed_ns, _NS))
-        return _PRE_OP.pack(1, old.size_bytes, *times) + post_op(self.target)
+        """wcc_data of the change, which ends here if it has not ended."""
+        self.end()
+        return self._wcc
+
+    def end(self) -> None:
+        """The change is done, or has failed. Idempotent."""
+        if self._wcc:
+            return
+        after = post_op(self.target)
+        if self._ticket.end():
+            self._wcc = pre_op(self.attributes) + after
+        else:
+            self._wcc = xdr.FALSE + after
 
 
-def wcc(before: Before | None) -> bytes:
-    return ABSENT_WCC if before is None else before.wcc()
+def pre_op(attributes: Attributes) -> bytes:
+    """pre_op_attr with attributes."""
+    times = (*divmod(attributes.modified_ns, _NS), *divmod(attributes.changed_ns, _NS))
+    return _PRE_OP.pack(1, attributes.size_bytes, *times)

@@ -102,23 +102,31 @@ def parse_call(record: memoryview) -> Call | Rejected:
     """Raises RpcError when it is no call: then there is nobody to answer."""
     if len(record) < _CALL.size:
         raise RpcError("message cut short")
-    xid, kind, rpc_version, program, version, procedure, flavor, length = _CALL.unpack_from(record)
+    xid, kind, rpc_version, program, version, procedure, flavor, _ = _CALL.unpack_from(record)
     if kind != MessageType.CALL:
         raise RpcError(f"message of type {kind} where a call is due")
     if rpc_version != RPC_VERSION:
         return Rejected(denied(xid, RejectStatus.RPC_MISMATCH, RPC_VERSION, RPC_VERSION))
-    if length > AUTH_BYTES_MAX or flavor not in (AuthFlavor.NONE, AuthFlavor.SYS):
-        refused = AuthStatus.BADCRED if length > AUTH_BYTES_MAX else AuthStatus.TOOWEAK
-        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, refused))
+    if not _taken(flavor, procedure):
+        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.TOOWEAK))
     decoder = xdr.Decoder(record[_CALL.size - 4 :])
+    wrong = AuthStatus.BADCRED
     try:
         credential = decoder.opaque_view(AUTH_BYTES_MAX)
+        uid, gid = _auth_sys(credential) if flavor == AuthFlavor.SYS else (0, 0)
+        wrong = AuthStatus.BADVERF
         decoder.u32()  # flavor of the verifier, which AUTH_NONE and AUTH_SYS leave empty
         decoder.opaque_view(AUTH_BYTES_MAX)
-        uid, gid = _auth_sys(credential) if flavor == AuthFlavor.SYS else (0, 0)
     except XdrError:
-        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.BADCRED))
+        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, wrong))
     return Call(xid, program, version, procedure, uid, gid, decoder.remaining)
+
+
+def _taken(flavor: int, procedure: int) -> bool:
+    """A NULL may carry anything but the beginning of a GSS context."""
+    return flavor in (AuthFlavor.NONE, AuthFlavor.SYS) or (
+        procedure == 0 and flavor != AuthFlavor.GSS
+    )
 
 
 def _auth_sys(credential: memoryview) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from nfs_server.connection import Connection, Shared
 from nfs_server.errors import ListenError, RpcError
 from nfs_server.exports import Export, ExportTable
 from nfs_server.handles import HandleCodec
-from nfs_server.limits import Counters, Limits
+from nfs_server.in_flight import InFlight
+from nfs_server.limits import STRANGERS, Counters, Limits
 from nfs_server.nfs3 import Lane
 from nfs_server.portmap import TCP, UDP, Mapping, Portmap
 from nfs_server.programs import Programs
@@ -78,13 +79,12 @@ class Server:
             limits=self._limits,
             counters=self.counters,
             replays=ReplayCache(),
-            share_bytes=lambda: self._limits.share_bytes(len(self._connections)),
-            client_busy=lambda client: client in self._busy_clients,
+            in_flight=InFlight(),
+            opened=self._opened,
             changed=self._changed,
         )
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # oldest first
         self._lost_busy: set[Connection] = set()
-        self._busy_clients: frozenset[str] = frozenset()
         self._listeners: list[asyncio.Server] = []
         self._datagrams: list[asyncio.DatagramTransport] = []
         self._all_gone = asyncio.Event()
@@ -101,6 +101,15 @@ class Server:
         Raises ValueError as the constructor does.
         """
         self._table = ExportTable(exports)
+
+    async def withdraw(self, tree_id: int) -> None:
+        """Serve this tree no more; return when no call touches it any longer. Idempotent.
+
+        Its handles are stale from now on. Waits for as long as the tree's own calls take.
+        """
+        rest = [export for export in self._table.exports if export.tree_id != tree_id]
+        self.replace_exports(rest)
+        await self._shared.in_flight.ended(tree_id)
 
     async def listen(self, host: str, port: int = 0) -> int:
         """Serve NFS and MOUNT; return the port, which the system chooses for 0.
@@ -157,45 +166,65 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             listener = await loop.create_server(
-                lambda: self._accept(programs), host, port, backlog=BACKLOG, reuse_address=True
+                lambda: Connection(programs, self._shared),
+                host,
+                port,
+                backlog=BACKLOG,
+                reuse_address=True,
             )
         except OSError as error:
             raise _listen_error(host, port, error) from error
         self._listeners.append(listener)
         return int(listener.sockets[0].getsockname()[1])
 
-    def _accept(self, programs: Programs) -> asyncio.BaseProtocol:
-        if self._closing or len(self._connections) >= self._limits.connections:
+    def _opened(self, connection: Connection) -> bool:
+        """Whether a new connection may stay. A stranger's may cost an older stranger's."""
+        client = connection.client
+        of_client = sum(each.client == client for each in self._connections)
+        full = len(self._connections) >= self._limits.connections
+        if self._closing or full or of_client >= self._limits.connections_per_client:
             self.counters.refused += 1
-            log.warning("connection refused: %d are open", len(self._connections))
-            return _Refused()
-        connection = Connection(programs, self._shared)
-        self._connections.add(connection)
+            log.warning("connection of %s refused: %d are open", client, len(self._connections))
+            return False
+        if not self._admits(client):
+            strangers = [
+                each
+                for each in self._connections
+                if not each.closing and not self._admits(each.client)
+            ]
+            for stranger in strangers[: max(0, len(strangers) - STRANGERS + 1)]:
+                self.counters.refused += 1
+                stranger.abort()
+        self._connections[connection] = None
         self._all_gone.clear()
         self.counters.accepted += 1
+        self._count_connections()
+        return True
+
+    def _admits(self, client: str) -> bool:
+        return any(export.admits(client) for export in self._table.exports)
+
+    def _count_connections(self) -> None:
         self.counters.connections = len(self._connections)
-        return connection
+        self._shared.share_bytes = self._limits.share_bytes(len(self._connections))
 
     def _changed(self, connection: Connection) -> None:
         """A connection was lost, or a lost one has finished a batch."""
-        self._connections.discard(connection)
-        self.counters.connections = len(self._connections)
+        self._connections.pop(connection, None)
+        self._count_connections()
         if connection.busy:
             self._lost_busy.add(connection)
         else:
             self._lost_busy.discard(connection)
         if not self._connections and not self._lost_busy:
             self._all_gone.set()
-        before = self._busy_clients
-        self._busy_clients = frozenset(each.client for each in self._lost_busy)
+        before = self._shared.busy_clients
+        self._shared.busy_clients = frozenset(
+            each.client for each in self._lost_busy if each.changing
+        )
         for other in list(self._connections):
-            if other.client in before - self._busy_clients:
+            if other.client in before - self._shared.busy_clients:
                 other.process()
-
-
-class _Refused(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).abort()
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -218,7 +247,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             else:
                 words = Decoder(call.arguments)
                 request = Request(self._requests, str(address[0]), call.uid, call.gid, words)
-                reply = cast(list[Any], self._programs.find(call, lambda: request))
+                reply = cast(list[Any], self._programs.find(call, request))
             self._transport.sendto(b"".join(reply)[4:], address)  # without the record mark
 
 

@@ -2,8 +2,7 @@
 something, written to the audit log; every error a JSON document with its code.
 
 Order of what happens to a request: rate limit, route, login, permission, CSRF, body, handler on a
-worker thread, audit. A browser's login is a cookie that scripts cannot read, bound to this host,
-and its changing requests must bring the login's CSRF token; programs send a bearer token.
+worker thread, audit.
 """
 
 from __future__ import annotations
@@ -17,28 +16,18 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from appliance.api.errors import (
-    BodyError,
-    CsrfError,
-    ForbiddenError,
-    NotFoundError,
-    NotLoggedInError,
-    TooManyRequestsError,
-    status_of,
-)
+from appliance.api.errors import BodyError, NotFoundError, status_of
+from appliance.api.gate import SESSION_COOKIE, Gate
 from appliance.api.openapi import openapi_document
-from appliance.api.permissions import may
-from appliance.api.rate_limit import RateLimit
-from appliance.api.route import Body, Call, Principal, Route
+from appliance.api.route import Body, Call, Route
 from appliance.api.routes import ROUTES
 from appliance.api.services import Services
+from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
 
 log = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
-SESSION_COOKIE = "__Host-holdfast"
-CSRF_HEADER = "X-CSRF-Token"
 BODY_BYTES_MAX = 1 << 20
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _HEADERS = {
@@ -49,51 +38,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-class Gate:
-    """Finds out who calls and whether they may; shared by API and pages."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._calls = RateLimit(per_s=50, burst=200)
-        self._logins = RateLimit(per_s=0.2, burst=10)
-
-    def count(self, address: str, *, login: bool) -> None:
-        """Raises TooManyRequestsError."""
-        if not self._calls.take(address) or (login and not self._logins.take(address)):
-            raise TooManyRequestsError(f"too many requests from {address}")
-
-    def admit(self, request: web.Request, route: Route) -> Principal | None:
-        """Raises NotLoggedInError, ForbiddenError, CsrfError. Blocks on the catalog."""
-        if route.permission is None:
-            return None
-        principal = self.principal(request, changes=route.changes)
-        if principal is None:
-            raise NotLoggedInError("nobody is logged in")
-        if not may(principal.role, route.permission):
-            raise ForbiddenError(f"{principal.role} may not {route.permission}")
-        return principal
-
-    def principal(self, request: web.Request, *, changes: bool) -> Principal | None:
-        """Who calls, None for nobody. Raises CsrfError."""
-        catalog = self._services.catalog
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            found = catalog.api_tokens.find(token)
-            return Principal(name=f"token {found.name}", role=found.role) if found else None
-        secret = request.cookies.get(SESSION_COOKIE)
-        session = catalog.web_sessions.find(secret) if secret else None
-        if session is None:
-            return None
-        if changes and request.headers.get(CSRF_HEADER) != session.csrf:
-            raise CsrfError("the CSRF token is missing or another")
-        return Principal(
-            name=session.account,
-            role=session.role,
-            account=session.account,
-            session_secret=secret,
-        )
 
 
 def build_application(services: Services) -> web.Application:
@@ -109,6 +53,7 @@ def build_application(services: Services) -> web.Application:
         return web.json_response(document)
 
     application.router.add_get(f"{PREFIX}/openapi.json", openapi)
+    add_pages(application, services, gate)
     return application
 
 
@@ -118,8 +63,12 @@ def _endpoint(route: Route, services: Services, gate: Gate) -> _Handler:
         gate.count(address, login=route.logs_in)
         actor, outcome = "-", "ok"
         try:
-            principal = await asyncio.to_thread(gate.admit, request, route)
-            actor = principal.name if principal else "-"
+            principal = None
+            if route.permission is not None:
+                principal = await asyncio.to_thread(
+                    gate.require, request, route.permission, changes=route.changes
+                )
+                actor = principal.name
             call = Call(
                 services=services,
                 principal=principal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
@@ -15,6 +16,7 @@ from appliance.service.recovery_server import RecoveryServer
 class Services:
     catalog: Catalog
     repository: Repository
+    repository_path: Path
     recovery: RecoveryServer
     inventory: InventoryCache
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))

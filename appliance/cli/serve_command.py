@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from appliance.base.units import parse_size
-from appliance.cli.options import home_path, open_repository
+from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 _WAIT_S = 0.2
@@ -55,6 +55,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
+    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
 
     home = home_path(args)
@@ -81,6 +82,7 @@ def run_serve(args: argparse.Namespace) -> int:
         services = Services(
             catalog=catalog,
             repository=repository,
+            repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
         )
@@ -88,6 +90,9 @@ def run_serve(args: argparse.Namespace) -> int:
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        patrol = OrphanPatrol(catalog)
+        patrol.start()
+        stack.callback(patrol.stop)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),

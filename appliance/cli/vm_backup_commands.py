@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from appliance.jobs.vm_selection import HostFailure
     from appliance.sources.contract import Orphan
 
+_TRANSPORTS = ("hot-add", "vddk", "datastore-https", "nfc-lease")
 _CONSISTENCIES = ("application", "file-system", "crash")
 
 
@@ -64,9 +65,8 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--transport",
         action="append",
         default=[],
-        metavar="T",
-        help="read disks in this way only: hot-add, vddk, datastore-https, nfc-lease; "
-        "may be repeated",
+        choices=_TRANSPORTS,
+        help="read disks in this way only (may be repeated; default: the best that works)",
     )
     vm.add_argument("--parallel", type=int, metavar="N", help="VMs at a time")
     vm.add_argument(
@@ -92,11 +92,11 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     from appliance.jobs.vm_selection import select_vms
     from appliance.service.home import Home
     from appliance.service.protection import point_names
+    from appliance.service.source_tools import source_tools
     from appliance.service.vm_sources import clean_up, open_sources
-    from appliance.sources.vsphere_transports import SourceTools
 
     options = _options(args)
-    tools = SourceTools(vddk_folder=_vddk_folder(args))
+    tools = source_tools(home_path(args), args.vddk)
     context = RunContext(args.cancel, Progress())
     started_s = time.perf_counter()
     with (
@@ -151,11 +151,6 @@ def _options(args: argparse.Namespace) -> VmBackupOptions:
         transports=tuple(dict.fromkeys(args.transport)),
         audit=AuditPolicy(percent=args.cbt_audit),
     )
-
-
-def _vddk_folder(args: argparse.Namespace) -> Path | None:
-    usual = home_path(args) / "vddk"
-    return args.vddk or (usual if usual.is_dir() else None)
 
 
 def _limits(args: argparse.Namespace) -> Any:

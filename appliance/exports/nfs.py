@@ -2,7 +2,7 @@
 
 ESXi asks port 111 and nothing else, so AUTO registers with the rpcbind of this machine where one
 answers and answers there itself otherwise. Trees stay the caller's: they are neither closed here
-nor touched after `stop` has returned; after `withdraw`, by calls that were running.
+nor touched after `stop` or `withdraw` has returned.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NfsServer:
         self._host = host
         self._wanted_port = port
         self._mode = portmap_mode
-        self._portmap_port = portmap_port
+        self.portmap_port = portmap_port  # 0: a free one, when it is our own
         self._server = Server([], key=key, limits=limits)
         self._loop: LoopThread | None = None
         self._registered = False
@@ -110,7 +110,7 @@ class NfsServer:
         if self._registered:
             self._registered = False
             with suppress(NfsServerError):  # rpcbind is gone, and what it knew with it
-                portmap.unregister(service_mappings(self.port), port=self._portmap_port)
+                portmap.unregister(service_mappings(self.port), port=self.portmap_port)
         self._loop.call(self._server.close())
         self._loop.stop()
         self._loop = None
@@ -123,17 +123,27 @@ class NfsServer:
             raise UsageError(f"cannot serve {export.path}: {error}") from error
 
     def withdraw(self, path: str) -> None:
-        """Serve it no more: its handles are stale. Unmount it everywhere first."""
-        rest = [export for export in self._server.exports if export.path != path]
-        self._server.replace_exports(rest)
+        """Serve it no more: its handles are stale. Unmount it everywhere first. Idempotent.
+
+        On return no call touches its tree any longer, so the tree may be closed.
+        """
+        for export in self._server.exports:
+            if export.path != path:
+                continue
+            if self._loop is not None:
+                self._loop.call(self._server.withdraw(export.tree_id))
+            else:
+                rest = [each for each in self._server.exports if each is not export]
+                self._server.replace_exports(rest)
 
     def _start_portmap(self, loop: LoopThread) -> None:
         mode = self._mode
         if mode is PortmapMode.AUTO:
-            found = portmap.answers(port=self._portmap_port)
+            found = portmap.answers(port=self.portmap_port)
             mode = PortmapMode.REGISTER if found else PortmapMode.OWN
         if mode is PortmapMode.REGISTER:
-            portmap.register(service_mappings(self.port), port=self._portmap_port)
+            portmap.register(service_mappings(self.port), port=self.portmap_port)
             self._registered = True
         elif mode is PortmapMode.OWN:
-            loop.call(self._server.listen_portmap(self._host, self._portmap_port))
+            port = self.portmap_port
+            self.portmap_port = loop.call(self._server.listen_portmap(self._host, port))

@@ -66,7 +66,8 @@ class VmBackupOptions:
     consistency: ConsistencyPolicy = field(default_factory=ConsistencyPolicy)
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
     audit: AuditPolicy = field(default_factory=AuditPolicy)
-    backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=10))
+    # long enough for an export lease of a killed run to have run out (300 s)
+    backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=30, most_s=90))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

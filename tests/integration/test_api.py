@@ -14,7 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
-from appliance.api.app import PREFIX, SESSION_COOKIE
+from appliance.api.app import PREFIX
+from appliance.api.gate import SESSION_COOKIE
 from appliance.api.permissions import may
 from appliance.api.routes import ROUTES
 from appliance.api.services import Services

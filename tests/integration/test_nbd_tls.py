@@ -13,8 +13,9 @@ from appliance.exports.nbd import NbdExport, NbdServer, NbdTls
 from nbd_server.limits import Limits
 from nbd_server.protocol import OPTION_HEADER, OPTION_MAGIC, Option, OptionReply
 from tests.support.certificates import make_authority, make_certificate
+from tests.support.complaints import eventually
 from tests.support.nbd_client import NbdClient
-from tests.support.nbd_servers import eventually, serving
+from tests.support.nbd_servers import serving
 from tests.support.needs import needs
 from tests.support.programs import attempt, run
 from tests.support.sparse_device import SparseDevice

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.api.app import SESSION_COOKIE, build_application
+from appliance.api.app import build_application
+from appliance.api.gate import SESSION_COOKIE
 from appliance.api.local_socket import Site
 from appliance.api.services import Services
 from appliance.api.tls import ensure_certificate, own_names, server_context
@@ -93,6 +94,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         services = Services(
             catalog=catalog,
             repository=repository,
+            repository_path=home / "repository",
             recovery=recovery,
             inventory=InventoryCache(catalog),
         )

@@ -1,4 +1,4 @@
-"""An NFS server in a thread, for tests: what it serves, and where."""
+"""An NFS server in a thread, for tests: what it serves, and where; any complaint fails the test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from appliance.exports.nfs import NfsServer, PortmapMode, nfs_export
 from nfs_server.limits import Limits
 from nfs_server.vfs import Tree
+from tests.support.complaints import complaints
 
 KEY = b"key of the tests, of 32 bytes   "
 PATH = "/holdfast/test"
@@ -25,5 +26,5 @@ def nfs_serving(
         key=KEY, host="127.0.0.1", port=port, portmap_mode=PortmapMode.NONE, limits=limits
     )
     server.publish(nfs_export(PATH, 7, tree, clients))
-    with server:
+    with complaints(), server:
         yield server

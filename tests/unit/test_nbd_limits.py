@@ -20,8 +20,9 @@ from nbd_server.handshake import TlsMode
 from nbd_server.limits import Limits
 from nbd_server.protocol import Command, Option, OptionReply
 from nbd_server.tls import TlsPolicy, server_context
+from tests.support.complaints import complaints, eventually
 from tests.support.nbd_client import NbdClient
-from tests.support.nbd_servers import complaints, eventually, serving
+from tests.support.nbd_servers import serving
 from tests.support.sparse_device import SparseDevice
 
 MIB = 1 << 20

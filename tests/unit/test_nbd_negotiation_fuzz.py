@@ -14,8 +14,8 @@ from appliance.exports.nbd import NbdExport, NbdServer, TcpAddress
 from nbd_server import protocol
 from nbd_server.limits import Limits
 from nbd_server.protocol import Option, OptionReply
+from tests.support.complaints import Complaints, complaints
 from tests.support.nbd_client import NbdClient, context_data, info_data
-from tests.support.nbd_servers import Complaints, complaints
 from tests.support.sparse_device import SparseDevice
 
 LIMITS = Limits(options=16, option_bytes=8192, handshake_s=10.0)

@@ -25,6 +25,7 @@ from struct import Struct
 
 import lmdb
 
+from appliance.base.atomic import fsync_directory
 from appliance.base.errors import StorageError
 from nfs_server.errors import VfsError
 from nfs_server.protocol import Status
@@ -37,6 +38,8 @@ _KEY = Struct(">Q")
 _PLACE = Struct(">QQ")
 _NEXT = Struct(">QQ")
 _LINKS_MAX = 1024
+NODES_MAX = 1 << 17
+_MODES = {"folder": 0o755, "symlink": 0o777}
 
 
 class Kind(StrEnum):
@@ -80,6 +83,10 @@ class _Change:
         self.nodes: dict[int, Node | None] = {}
         self.entries: dict[tuple[int, bytes], Place | None] = {}
 
+    def loses_only(self, folder: int) -> bool:
+        """Whether names only go from this folder."""
+        return all(place is None for (each, _), place in self.entries.items() if each == folder)
+
 
 class NameTable:
     def __init__(self, folder: Path, now_ns: Callable[[], int]) -> None:
@@ -94,10 +101,12 @@ class NameTable:
             self._meta = self._env.open_db(b"meta")
             self._node_rows = self._env.open_db(b"nodes")
             self._entry_rows = self._env.open_db(b"entries")
-        except lmdb.Error as error:
+            for changed in (folder, folder.parent):
+                fsync_directory(changed)  # LMDB syncs what is in its files, not that there are any
+        except (lmdb.Error, OSError) as error:
             raise StorageError(f"cannot open {folder}: {error}") from error
         self.nodes: dict[int, Node] = {}
-        self.entries: dict[int, dict[bytes, Place]] = {}
+        self.entries: dict[int, dict[bytes, Place]] = {}  # each in the order of its cookies
         self._next_number, self._next_cookie = ROOT, 1
         self._load(folder)
         if ROOT not in self.nodes:
@@ -127,9 +136,10 @@ class NameTable:
     def find(self, folder: int, name: bytes) -> Node:
         """Raises VfsError NOENT, NOTDIR, STALE."""
         place = self.folder(folder).get(name)
-        if place is None:
+        node = None if place is None else self.nodes.get(place.number)
+        if node is None:
             raise VfsError(Status.NOENT)
-        return self.node(place.number)
+        return node
 
     # changing; every method is durable on return
 
@@ -148,11 +158,13 @@ class NameTable:
         with self._lock, self._changing() as change:
             if name in self.folder(folder):
                 raise VfsError(Status.EXIST)
+            if len(self.nodes) >= NODES_MAX:
+                raise VfsError(Status.NOSPC, "too many files")
             now_ns = self._now_ns()
             node = Node(
                 number=self._number(),
                 kind=kind,
-                mode=0o755 if kind is Kind.FOLDER else 0o644,
+                mode=_MODES.get(kind, 0o644),
                 uid=0,
                 gid=0,
                 links=2 if kind is Kind.FOLDER else 1,
@@ -169,10 +181,16 @@ class NameTable:
             self._touch(change, folder, links=kind is Kind.FOLDER)
             return node
 
-    def set_attributes(self, number: int, changes: AttributeChanges) -> None:
-        """Everything but the size, which belongs to the content."""
+    def set_attributes(
+        self, number: int, changes: AttributeChanges, *, later_than_ns: int = 0
+    ) -> None:
+        """Everything but the size, which belongs to the content.
+
+        The file changes later than `later_than_ns`, as it did at all its changes before.
+        """
         with self._lock, self._changing() as change:
-            change.nodes[number] = _changed(self.node(number), changes, self._now_ns())
+            now_ns = self._later(later_than_ns)
+            change.nodes[number] = _changed(self.node(number), changes, now_ns)
 
     def link(self, number: int, folder: int, name: bytes) -> None:
         with self._lock, self._changing() as change:
@@ -305,17 +323,13 @@ class NameTable:
         rows.put(b"next", _NEXT.pack(self._next_number, self._next_cookie), db=self._meta)
 
     def _show(self, change: _Change) -> None:
+        """In an order that suits readers: no name leads nowhere, none is missing on its way."""
         for number, node in change.nodes.items():
-            if node is None:
-                self.nodes.pop(number, None)
-                self.entries.pop(number, None)
-            else:
+            if node is not None:
                 self.nodes[number] = node
                 if node.kind is Kind.FOLDER:
                     self.entries.setdefault(number, {})
-        for folder in {folder for folder, _ in change.entries}:
-            if folder not in self.entries:
-                continue
+        for folder in sorted({folder for folder, _ in change.entries}, key=change.loses_only):
             shown = dict(self.entries[folder])
             for (changed, name), place in change.entries.items():
                 if changed == folder:
@@ -323,6 +337,10 @@ class NameTable:
                     if place is not None:
                         shown[name] = place
             self.entries[folder] = shown
+        for number, node in change.nodes.items():
+            if node is None:
+                self.nodes.pop(number, None)
+                self.entries.pop(number, None)
 
     def _make_root(self) -> None:
         now_ns = self._now_ns()
@@ -361,6 +379,9 @@ class NameTable:
                 for key, row in rows.cursor(db=self._entry_rows):
                     number, name = _KEY.unpack_from(key)[0], bytes(key[_KEY.size :])
                     self.entries[number][name] = Place(*_PLACE.unpack(row))
+            for number, entries in self.entries.items():
+                by_cookie = sorted(entries.items(), key=lambda entry: entry[1].cookie)
+                self.entries[number] = dict(by_cookie)
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{folder} is damaged: {error}") from error
 

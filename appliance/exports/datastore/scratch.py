@@ -3,17 +3,26 @@
 Names inside a session never become names here. A file that was never written to has no file of
 ours and is empty.
 
-Thread model: any thread. Descriptors are kept open, bounded, and closed when nobody uses them.
+Thread model: any thread. Descriptors are kept open, bounded; there is one per file at a time, so
+that its lock and its failure are known to everybody who uses it. `_lock` covers which are open and
+is never held while the storage works.
+
 Durability: `write` after the next `sync` of that number; concurrent syncs of one file share an
-fdatasync. `resize` and `remove` are durable on return.
+fdatasync. `resize` and `set_modified` are durable on return. When a sync fails, what reached the
+disk is unknown and asking again would lie (the kernel forgets the error): every later write and
+sync of that file fails too. Removed content may come back after a crash, without a name; whoever
+opens the folder removes it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from appliance.base.atomic import fsync_directory
 from appliance.blocks.overlay_commit import GroupCommit
@@ -25,25 +34,57 @@ _TRY_BYTES_MAX = 256 << 10
 class _Content:
     """One open file."""
 
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self.group = GroupCommit(lambda: os.fdatasync(self.fd))
-        self.size_bytes = os.fstat(self.fd).st_size
+    def __init__(self, files: ScratchFiles, number: int, path: Path) -> None:
         self.lock = threading.Lock()  # around what changes the size
+        self._files = files
+        self._number = number
+        self._group = GroupCommit(lambda: self._commit(os.fdatasync))
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
+
+    def check(self) -> None:
+        if self._number in self._files.failed:
+            raise OSError(errno.EIO, "the storage lost an earlier write to this file")
+
+    def sync(self) -> None:
+        self._group.run()
+
+    def set_modified(self, modified_ns: int) -> None:
+        os.utime(self.fd, ns=(modified_ns, modified_ns))
+        self._commit(os.fsync)
+
+    def _commit(self, sync: Callable[[int], None]) -> None:
+        self.check()
+        try:
+            sync(self.fd)
+            self._files.sync_names(self._number)
+        except BaseException:
+            self._files.failed.add(self._number)
+            raise
 
 
 class ScratchFiles:
     def __init__(self, folder: Path) -> None:
         """`folder` is made if need be. Raises OSError."""
         folder.mkdir(mode=0o700, exist_ok=True)
+        for changed in (folder, folder.parent):
+            fsync_directory(changed)
         self._folder = folder
         self._lock = threading.Lock()
-        self._open: OrderedDict[int, _Content] = OrderedDict()
-        self._sizes = {int(path.name): path.stat().st_size for path in folder.iterdir()}
+        self._recent: OrderedDict[int, _Content] = OrderedDict()
+        self._alive: WeakValueDictionary[int, _Content] = WeakValueDictionary()
+        self._unnamed: set[int] = set()  # their names in the folder are not durable yet
+        self.failed: set[int] = set()
+        self._sizes: dict[int, int] = {}
+        self.modified_ns: dict[int, int] = {}  # of what was there at the start
+        for path in folder.iterdir():
+            if path.name.isdecimal():
+                found = path.stat()
+                self._sizes[int(path.name)] = found.st_size
+                self.modified_ns[int(path.name)] = found.st_mtime_ns
 
     def numbers(self) -> set[int]:
         return set(self._sizes)
@@ -56,9 +97,9 @@ class ScratchFiles:
         """From memory: sparse files seem as large as they are long."""
         return self._sizes.get(number, 0)
 
-    def try_read(self, number: int, offset: int, length: int) -> bytes | None:
+    def try_read(self, number: int, offset: int, length: int) -> bytearray | None:
         """What `read` would from the page cache; None: not all there, or much. Never blocks."""
-        content = self._open.get(number)
+        content = self._recent.get(number)
         if content is None or length > _TRY_BYTES_MAX:
             return None
         buffer = bytearray(length)
@@ -66,7 +107,7 @@ class ScratchFiles:
             done = os.preadv(content.fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError:
             return None
-        return bytes(buffer) if done == length else None
+        return buffer if done == length else None
 
     def read(self, number: int, offset: int, length: int) -> bytes:
         """At most `length` bytes, fewer at the end. Raises OSError."""
@@ -79,47 +120,69 @@ class ScratchFiles:
         content = self._content(number)
         view = memoryview(data)
         with content.lock:
+            content.check()
             while view:
                 done = os.pwrite(content.fd, view, offset)
                 offset, view = offset + done, view[done:]
-                self._sizes[number] = max(self._sizes.get(number, 0), offset)
+                self._grown(number, offset)
 
     def resize(self, number: int, size_bytes: int) -> None:
         """Raises OSError."""
         content = self._content(number)
         with content.lock:
+            content.check()
             os.ftruncate(content.fd, size_bytes)
-            self._sizes[number] = size_bytes
-        content.group.run()
+            with self._lock:
+                if number in self._sizes:
+                    self._sizes[number] = size_bytes
+        content.sync()
 
     def sync(self, number: int) -> None:
         """Raises OSError."""
         if number in self._sizes:
-            self._content(number).group.run()
+            self._content(number).sync()
+
+    def set_modified(self, number: int, modified_ns: int) -> None:
+        """Keep it with the content, as far as there is any. Raises OSError."""
+        if number in self._sizes:
+            self._content(number).set_modified(modified_ns)
 
     def remove(self, number: int) -> None:
         """Idempotent. Raises OSError."""
         with self._lock:
-            self._open.pop(number, None)
-            if self._sizes.pop(number, None) is not None:
-                (self._folder / str(number)).unlink(missing_ok=True)
+            self._recent.pop(number, None)
+            known = self._sizes.pop(number, None)
+        if known is not None:
+            (self._folder / str(number)).unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:
-            self._open.clear()
+            self._recent.clear()
+
+    def sync_names(self, number: int) -> None:
+        """Make the file's name durable, if it is not, and those of others with it."""
+        if number in self._unnamed:
+            covered = list(self._unnamed)
+            fsync_directory(self._folder)
+            self._unnamed.difference_update(covered)
+
+    def _grown(self, number: int, end: int) -> None:
+        with self._lock:
+            known = self._sizes.get(number)
+            if known is not None and end > known:  # None: removed meanwhile
+                self._sizes[number] = end
 
     def _content(self, number: int) -> _Content:
         with self._lock:
-            content = self._open.get(number)
+            content = self._alive.get(number)
             if content is None:
-                path = self._folder / str(number)
-                new = number not in self._sizes
-                content = self._open[number] = _Content(path)
-                if new:
-                    fsync_directory(self._folder)
-                self._sizes[number] = content.size_bytes
-                while len(self._open) > _OPEN_MAX:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(number)
+                if number not in self._sizes:
+                    self._sizes[number] = 0
+                    self._unnamed.add(number)
+                content = _Content(self, number, self._folder / str(number))
+                self._alive[number] = content
+            self._recent[number] = content
+            self._recent.move_to_end(number)
+            while len(self._recent) > _OPEN_MAX:
+                self._recent.popitem(last=False)
             return content

@@ -5,7 +5,8 @@ made by the host: descriptors, the .vmx, NVRAM, logs, locks, swap. Disks have a 
 never copied; removing one's name here takes nothing from the recovery point.
 
 Times of a file that is written to are kept in memory: after a restart they come from the file
-system (scratch) or are now (disks), so they always differ from what a client has cached.
+system (scratch) or are now (disks that can be written), so no client takes what it has cached for
+the present content.
 
 Thread model and durability: as the contract says; `attributes`, `lookup` and `parent` read dicts.
 """
@@ -16,22 +17,26 @@ import errno
 import os
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from appliance.base.errors import ApplianceError, OutOfRangeError, StorageFullError
+from appliance.base.log import EventLog
 from appliance.blocks.device import BlockDevice, BlockReader
-from appliance.exports.datastore.names import ROOT, Kind, NameTable, Node
+from appliance.exports.datastore.names import NODES_MAX, ROOT, Kind, NameTable, Node
 from appliance.exports.datastore.scratch import ScratchFiles
 from nfs_server.errors import VfsError
 from nfs_server.protocol import FileType, Status
-from nfs_server.vfs import AttributeChanges, Attributes, Buffer, Entry, ServerTime, Space
+from nfs_server.vfs import AttributeChanges, Attributes, Buffer, Entry, Space
 
 _TYPES = {Kind.FOLDER: FileType.DIRECTORY, Kind.SYMLINK: FileType.SYMLINK}
 _FOLDER_BYTES = 4096
-_FILES_MAX = 1 << 20
 _SPACE_KEPT_S = 1.0
+_LOGGED_MAX = 100  # different errors of one folder
+
+log = EventLog(__name__)
 
 
 class SessionTree:
@@ -66,10 +71,12 @@ class SessionTree:
         self._scratch = ScratchFiles(folder / "files")
         for orphan in self._scratch.numbers() - set(self._names.nodes):
             self._scratch.remove(orphan)  # its name went, and then we
-        self._started_ns = now_ns()
-        self._modified: dict[int, int] = {}  # of what was written to since
         self._lock = threading.Lock()
+        # When content last changed, of files where that was after what their nodes say.
+        self._written_ns = {} if read_only else self._last_writes()
         self._space: tuple[float, Space] | None = None
+        self._listing: tuple[object, list[int], list[Entry]] = (None, [], [])
+        self._logged: set[str] = set()
 
     def close(self) -> None:
         self._scratch.close()
@@ -92,7 +99,7 @@ class SessionTree:
 
     def attributes(self, number: int) -> Attributes:
         node = self._names.node(number)
-        modified_ns = max(node.modified_ns, self._modified.get(number, 0))
+        written_ns = self._written_ns.get(number, 0)
         size_bytes, used_bytes = self._sizes(node)
         return Attributes(
             type=_TYPES.get(node.kind, FileType.REGULAR),
@@ -104,8 +111,8 @@ class SessionTree:
             used_bytes=used_bytes,
             number=number,
             accessed_ns=node.accessed_ns,
-            modified_ns=modified_ns,
-            changed_ns=max(node.changed_ns, modified_ns),
+            modified_ns=written_ns or node.modified_ns,
+            changed_ns=max(node.changed_ns, written_ns),
         )
 
     def lookup(self, folder: int, name: bytes) -> int:
@@ -116,14 +123,16 @@ class SessionTree:
 
     def list(self, folder: int, after: int, limit: int) -> Sequence[Entry]:
         entries = self._names.folder(folder)
-        rest = sorted(
-            (place.cookie, name, place.number)
-            for name, place in entries.items()
-            if place.cookie > after
-        )
-        return [
-            Entry(name=name, number=number, cookie=cookie) for cookie, name, number in rest[:limit]
-        ]
+        listed, cookies, listing = self._listing  # a table is replaced when it changes
+        if listed is not entries:
+            listing = [
+                Entry(name=name, number=place.number, cookie=place.cookie)
+                for name, place in entries.items()
+            ]
+            cookies = [entry.cookie for entry in listing]
+            self._listing = (entries, cookies, listing)
+        first = bisect_right(cookies, after)
+        return listing[first : first + limit]
 
     def read_symlink(self, number: int) -> bytes:
         return bytes.fromhex(self._names.node(number).link_hex)
@@ -138,8 +147,8 @@ class SessionTree:
         space = Space(
             total_bytes=found.f_blocks * found.f_frsize,
             free_bytes=free_bytes,
-            total_files=_FILES_MAX,
-            free_files=max(0, _FILES_MAX - len(self._names.nodes)),
+            total_files=NODES_MAX,
+            free_files=max(0, NODES_MAX - len(self._names.nodes)),
         )
         self._space = (now_s, space)
         return space
@@ -148,9 +157,12 @@ class SessionTree:
 
     def try_read(self, number: int, offset: int, length: int) -> Buffer | None:
         node = self._names.node(number)
-        if node.kind is Kind.DISK:
+        if node.kind is not Kind.DISK:
+            return self._scratch.try_read(number, offset, length)
+        try:
             return self._disk(node).try_read_at(offset, length)
-        return self._scratch.try_read(number, offset, length)
+        except ApplianceError:
+            return None  # `read` reports it
 
     def read(self, number: int, offset: int, length: int) -> Buffer:
         node = self._names.node(number)
@@ -159,7 +171,7 @@ class SessionTree:
                 return self._disk(node).read_at(offset, length)
             return self._scratch.read(number, offset, length)
         except (ApplianceError, OSError) as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
         node = self._names.node(number)
@@ -173,8 +185,9 @@ class SessionTree:
             else:
                 raise VfsError(Status.INVAL)
         except (ApplianceError, OSError) as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
         self._written(number)
+        self._check_not_removed(node)
 
     def sync(self, number: int) -> None:
         node = self._names.node(number)
@@ -184,7 +197,7 @@ class SessionTree:
             else:
                 self._scratch.sync(number)
         except (ApplianceError, OSError) as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
 
     # vfs: changing
 
@@ -192,13 +205,15 @@ class SessionTree:
         node = self._names.node(number)
         if changes.size_bytes is not None:
             self._resize(node, changes.size_bytes)
-        self._names.set_attributes(number, changes)
+        with self._lock:  # a change of the times may come between two writes
+            written_ns = self._written_ns.get(number, 0)
+        self._names.set_attributes(number, changes, later_than_ns=written_ns)
         if changes.modified is not None:
-            wanted = changes.modified
             with self._lock:
-                self._modified.pop(number, None)
-                if wanted is ServerTime.NOW:
-                    self._modified[number] = self._now_ns()
+                if self._written_ns.get(number) == written_ns:
+                    del self._written_ns[number]
+            if node.kind is Kind.SCRATCH:
+                self._keep_modified(number)
 
     def create(
         self, folder: int, name: bytes, changes: AttributeChanges, *, exclusive: bytes | None = None
@@ -244,7 +259,7 @@ class SessionTree:
         if node.kind is Kind.SCRATCH and node.number not in self._names.nodes:
             self._scratch.remove(node.number)
             with self._lock:
-                self._modified.pop(node.number, None)
+                self._written_ns.pop(node.number, None)
 
     def _device(self, node: Node) -> BlockDevice:
         return cast(BlockDevice, self._disk(node))  # the server refuses writes when read-only
@@ -276,22 +291,50 @@ class SessionTree:
         try:
             self._scratch.resize(node.number, size_bytes)
         except OSError as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
         self._written(node.number)
+        self._check_not_removed(node)
+
+    def _check_not_removed(self, node: Node) -> None:
+        """A removal that came between must not leave content behind."""
+        if node.number not in self._names.nodes:
+            self._drop(node)
+            raise VfsError(Status.STALE)
+
+    def _last_writes(self) -> dict[int, int]:
+        """As far as they are known from before: of disks all that is sure is that they are over."""
+        now_ns = self._now_ns()
+        found = {}
+        for number, node in self._names.nodes.items():
+            written_ns = self._scratch.modified_ns.get(number, node.modified_ns)
+            if node.kind is Kind.DISK:
+                found[number] = max(now_ns, node.modified_ns + 1)
+            elif written_ns != node.modified_ns:
+                found[number] = written_ns
+        return found
+
+    def _keep_modified(self, number: int) -> None:
+        try:
+            self._scratch.set_modified(number, self._names.node(number).modified_ns)
+        except OSError as error:
+            raise self._translated(error) from error
 
     def _written(self, number: int) -> None:
         with self._lock:
-            old_ns = self._modified.get(number, 0)
-            self._modified[number] = max(self._now_ns(), old_ns + 1)
+            node = self._names.nodes.get(number)
+            if node is not None:
+                last_ns = max(self._written_ns.get(number, 0), node.changed_ns)
+                self._written_ns[number] = max(self._now_ns(), last_ns + 1)
 
-
-def _translated(error: ApplianceError | OSError) -> VfsError:
-    if isinstance(error, StorageFullError):
-        return VfsError(Status.NOSPC, str(error))
-    if isinstance(error, OutOfRangeError):
-        return VfsError(Status.FBIG, str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return VfsError(Status.NOSPC, str(error))
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return VfsError(Status.FBIG, str(error))
-    return VfsError(Status.IO, str(error))
+    def _translated(self, error: ApplianceError | OSError) -> VfsError:
+        """What a client gets. What ails our storage is for the operator too, once."""
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, StorageFullError) or number in (errno.ENOSPC, errno.EDQUOT):
+            return VfsError(Status.NOSPC, str(error))
+        if isinstance(error, OutOfRangeError) or number == errno.EFBIG:
+            return VfsError(Status.FBIG, str(error))
+        text = str(error)
+        if text not in self._logged and len(self._logged) < _LOGGED_MAX:
+            self._logged.add(text)
+            log.error("storage of a served folder failed", folder=self._folder, error=text)
+        return VfsError(Status.IO, text)

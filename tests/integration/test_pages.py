@@ -1,0 +1,88 @@
+"""The web interface: what each page shows to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.api.permissions import may
+from appliance.api.services import Services
+from appliance.api.ui.pages import PAGES
+from appliance.base.secret import Secret
+from appliance.catalog.accounts import Role
+from tests.support.api_server import Client, api_serving
+from tests.support.small_backups import back_up_bytes
+
+PASSWORD = "correct horse battery"
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Services, int]]:
+    with api_serving(tmp_path) as (services, port):
+        yield services, port
+
+
+def logged_in(services: Services, port: int, role: Role) -> Client:
+    services.catalog.accounts.create(str(role), Secret.of_text(PASSWORD), role)
+    client = Client(port)
+    assert client.log_in(str(role), PASSWORD).status == 204
+    return client
+
+
+def test_whoever_is_not_logged_in_sees_the_login_and_nothing_else(
+    served: tuple[Services, int],
+) -> None:
+    """Every page is the set-up form at first, and the login form afterwards."""
+    services, port = served
+    for page in PAGES:
+        text = Client(port).call("GET", re.sub(r"{\w+}", "x", page.address)).body.decode()
+        assert "Set-up token" in text
+        assert "<nav" not in text
+    logged_in(services, port, Role.READ_ONLY)
+    assert "One-time code" in Client(port).call("GET", "/").body.decode()
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_every_page_opens_for_those_it_is_for(served: tuple[Services, int], role: Role) -> None:
+    """A page of real data renders whole, with one heading and its language; others are refused."""
+    services, port = served
+    point = back_up_bytes(services.repository, b"x" * 100_000, "web").point_id
+    client = logged_in(services, port, role)
+    for page in PAGES:
+        path = page.address.replace("{point}", point).replace("{name}", "web")
+        answer = client.call("GET", path.replace("{run}", "none"))
+        text = answer.body.decode()
+        if not may(role, page.permission):
+            assert answer.status == 403
+            continue
+        if "{run}" in path:
+            assert answer.status == 404
+            continue
+        assert answer.status == 200, text
+        assert text.count("<h1>") == 1
+        assert '<html lang="en">' in text
+        assert "style=" not in text
+
+
+def test_text_from_elsewhere_is_never_markup(served: tuple[Services, int]) -> None:
+    """A VM may be called anything."""
+    services, port = served
+    back_up_bytes(services.repository, b"x" * 10_000, HOSTILE)
+    client = logged_in(services, port, Role.ADMINISTRATOR)
+    for path in ("/vms/%3Cscript%3Ealert%281%29%3C%2Fscript%3E", "/", "/runs"):
+        answer = client.call("GET", path)
+        assert answer.status == 200
+        assert HOSTILE not in answer.body.decode()
+
+
+def test_static_files_come_from_one_folder_only(served: tuple[Services, int]) -> None:
+    """What the pages need is there, what lies beside it is not."""
+    _, port = served
+    client = Client(port)
+    assert client.call("GET", "/static/app.js").status == 200
+    for path in ("/static/../pages.py", "/static/%2e%2e/pages.py", "/static/"):
+        assert client.call("GET", path).status in (400, 403, 404)
