@@ -20,7 +20,13 @@ from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.exports.datastore.session import Phase, SessionRecord
 from appliance.jobs.recovery_room import RecoveryRoom, SessionSteps
-from appliance.targets.recovery import MoveRequest, RecoveryTarget, StillThereError, TargetState
+from appliance.targets.recovery import (
+    DowntimeNeededError,
+    MoveRequest,
+    RecoveryTarget,
+    StillThereError,
+    TargetState,
+)
 
 _LEAVING = (Phase.REGISTERED, Phase.RUNNING, Phase.FINALISING, Phase.MOVED)
 
@@ -68,7 +74,7 @@ def finalise(
                     "move",
                     lambda: target.move(state, key, request, context.cancel, on_progress),
                 )
-            except UsageError:
+            except (UsageError, DowntimeNeededError):
                 steps.save(phase=began)
                 raise
             steps.run(

@@ -52,8 +52,15 @@ from vmware.register import (
     refuse_strangers,
     register_vm,
     settle_moved,
+    settle_registration,
 )
-from vmware.relocate import LiveMoveRefusedError, files_on, relocate_vm
+from vmware.relocate import (
+    RELOCATE_DEADLINE_S,
+    LiveMoveRefusedError,
+    files_on,
+    relocate_vm,
+)
+from vmware.running_tasks import TaskKind, settle
 
 log = EventLog(__name__)
 
@@ -142,6 +149,13 @@ class VsphereRecovery:
     ) -> tuple[Reason, ...]:
         known = VsphereState.parse(state)
         with vsphere_calls(self.name, cancel):
+            settle(
+                self._session,
+                key,
+                TaskKind.RELOCATE,  # that a killed or cancelled finalise had asked for
+                _patience(cancel),
+                deadline_s=RELOCATE_DEADLINE_S,
+            )
             if not files_on(self._session, key, known.nas.name):
                 return ()
             refuse_strangers(self._session, key, known.mark)
@@ -166,6 +180,7 @@ class VsphereRecovery:
     def take_away(self, state: TargetState, key: str | None) -> tuple[Reason, ...]:
         known = VsphereState.parse(state)
         with vsphere_calls(self.name):
+            settle_registration(self._session, known.folder, Patience())
             found = find_registered(self._session, known.vmx_path, known.datacenter)
             if found is None:
                 return self._left(known, key)

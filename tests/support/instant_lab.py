@@ -8,9 +8,25 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.catalog.catalog import Catalog
+from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
+from appliance.jobs.instant_recovery import (
+    StartOptions,
+    StartResult,
+    resume,
+    start,
+    wanted_disks,
+)
+from appliance.jobs.recovery_end import EndResult, discard_session, finalise
+from appliance.jobs.recovery_room import RecoveryRoom
+from appliance.service.recoveries import open_recovery_target, recovery_room
+from appliance.service.recovery_server import RecoveryServer
+from appliance.targets.contract import Keep, WantedVmPlace
+from appliance.targets.recovery import Breadth, MoveRequest, RecoveryRequest, RecoveryTarget
 from lab.esx.vm_state import PowerState
 from lab.guests import GuestKind, build, read_journal
 from lab.vcenter.datastores import Datastore
@@ -156,3 +172,93 @@ def instant_lab(**options: Any) -> Iterator[InstantLab]:
             point = repository.points.latest("web")
             assert point is not None
         yield InstantLab(lab=lab, address=own_address(), point=point.point_id)
+
+
+@dataclass
+class InProcess:
+    """The jobs in this process, with a server of their own in place of the daemon."""
+
+    here: InstantLab
+    catalog: Catalog
+    room: RecoveryRoom
+    target: RecoveryTarget
+
+    def request(self, **changes: Any) -> RecoveryRequest:
+        manifest = self.room.repository.points.find(self.here.point)
+        plain = RecoveryRequest(
+            session_id=self.room.store.new_id(),
+            name="",
+            hardware=manifest.hardware,
+            disks=wanted_disks(manifest),
+            place=WantedVmPlace(),
+            networks=(),
+            isolated=frozenset(),
+            isolate_all=True,
+            unconnected=frozenset(),
+            mac=Keep.AUTO,
+            identity=Keep.AUTO,
+            address=self.here.address,
+            breadth=Breadth.HOST,
+        )
+        return replace(plain, **changes)
+
+    def start(
+        self,
+        *,
+        target: RecoveryTarget | None = None,
+        cancel: CancelToken | None = None,
+        power_on: bool = False,
+        **changes: Any,
+    ) -> StartResult:
+        manifest = self.room.repository.points.find(self.here.point)
+        return start(
+            self.room,
+            target or self.target,
+            manifest,
+            self.request(**changes),
+            StartOptions(power_on=power_on),
+            RunContext(cancel or CancelToken(), Progress()),
+        )
+
+    def resume(self, session_id: str, **options: Any) -> StartResult:
+        options.setdefault("power_on", False)
+        return resume(
+            self.room, self.target, session_id, StartOptions(**options), RunContext.quiet()
+        )
+
+    def discard(self, session_id: str, target: RecoveryTarget | None = None) -> EndResult:
+        return discard_session(self.room, target or self.target, session_id, RunContext.quiet())
+
+    def finalise(
+        self, session_id: str, *, target: RecoveryTarget | None = None, **changes: Any
+    ) -> EndResult:
+        request = MoveRequest(datastore="ds2", preferred="", need_bytes=0, allow_downtime=False)
+        return finalise(
+            self.room,
+            target or self.target,
+            session_id,
+            replace(request, **changes),
+            RunContext.quiet(),
+        )
+
+
+@contextlib.contextmanager
+def in_process(here: InstantLab) -> Iterator[InProcess]:
+    home = here.lab.home
+    with (
+        here.lab.catalog() as catalog,
+        here.lab.repository() as repository,
+        open_recovery_target(catalog, None) as target,
+    ):
+        room = recovery_room(home, catalog, repository)
+        nfs = NfsServer(
+            key=handle_key(home / "nfs-handles.key"),
+            host=here.address,
+            portmap_mode=PortmapMode.OWN,
+        )
+        server = RecoveryServer(room.store, repository, nfs)
+        server.start()
+        try:
+            yield InProcess(here, catalog, replace(room, server=server), target)
+        finally:
+            server.stop()
