@@ -29,14 +29,16 @@ _OF_HOST: tuple[tuple[tuple[int, ...], int], ...] = (
 _OLDEST = 10
 
 
-def newest_hardware(session: Session, compute_moref: str, host_moref: str) -> int:
+def newest_hardware(session: Session, host_moref: str) -> int:
     """21 for `vmx-21`. Raises VsphereError."""
     what = "ask which virtual hardware can be had"
-    compute = session.object(vim.ComputeResource, compute_moref)
-    path = "environmentBrowser"
-    browser = fetch_one(session, what, compute, (path,)).values.get(path)
+    host = session.object(vim.HostSystem, host_moref)
+    version = "config.product.version"
+    read = fetch_one(session, what, host, ("parent", version)).values
+    path = "environmentBrowser"  # of its cluster, or of what stands for one
+    above = read.get("parent")
+    browser = fetch_one(session, what, above, (path,)).values.get(path) if above else None
     if browser is not None:
-        host = session.object(vim.HostSystem, host_moref)
         try:
             offered = session.read(what, browser.QueryConfigOptionDescriptor) or []
         except UnsupportedError:
@@ -44,9 +46,7 @@ def newest_hardware(session: Session, compute_moref: str, host_moref: str) -> in
         versions = [_number(item) for item in offered if _runs_on(item, host)]
         if any(versions):
             return max(versions)
-    host = session.object(vim.HostSystem, host_moref)
-    path = "config.product.version"
-    return hardware_of_host(str(fetch_one(session, what, host, (path,)).values.get(path, "")))
+    return hardware_of_host(str(read.get(version, "")))
 
 
 def hardware_of_host(version: str) -> int:

@@ -23,6 +23,21 @@ NAME_CHARACTERS_MAX = 32
 _PORTS = 128
 
 
+def isolated_network(name: str) -> NetworkInfo:
+    """What an adapter is connected to; it may not have been made yet."""
+    return NetworkInfo(
+        moref="",
+        kind="standard",
+        name=name,
+        portgroup_key="",
+        switch_name=name,
+        switch_uuid="",
+        vlan="",
+        opaque_id="",
+        opaque_type="",
+    )
+
+
 def add_isolated_network(session: Session, host_moref: str, name: str) -> NetworkInfo:
     """Make it, or find it made.
 
@@ -44,17 +59,7 @@ def add_isolated_network(session: Session, host_moref: str, name: str) -> Networ
         session.call(what, system.AddPortGroup, group)
     if not _ours(session, host_moref, name):
         raise RefusedError(f"{what}: it did not come to be as asked")
-    return NetworkInfo(
-        moref="",
-        kind="standard",
-        name=name,
-        portgroup_key="",
-        switch_name=name,
-        switch_uuid="",
-        vlan="",
-        opaque_id="",
-        opaque_type="",
-    )
+    return isolated_network(name)
 
 
 def remove_isolated_network(session: Session, host_moref: str, name: str) -> None:

@@ -35,6 +35,7 @@ from vmware.tasks import wait_for_task
 CREATE_DEADLINE_S = 1800.0
 DESTROY_DEADLINE_S = 1800.0
 RECONFIGURE_DEADLINE_S = 600.0
+PLAIN_ANNOTATION = "restored by Holdfast"
 
 _REPLY_LOST = (UnreachableError, SessionLostError, ObjectGoneError)
 _MAY_BE_THERE = (*_REPLY_LOST, DeadlineError, CancelledError)
@@ -81,6 +82,23 @@ def reconfigure_vm(session: Session, vm_moref: str, spec: Any, *, what: str) -> 
     wait_for_task(session, task, what=what, deadline_s=RECONFIGURE_DEADLINE_S)
 
 
+def finish_vm(session: Session, vm_moref: str, spec: Any, mark: str) -> None:
+    """Make it a VM like any other: with this spec, and without our mark.
+
+    A VM that keeps its mark would be taken for debris, so that is made sure of: some servers ignore
+    an annotation that is empty.
+
+    Raises: VsphereError: it may be finished or not; the mark says which.
+    """
+    reconfigure_vm(session, vm_moref, spec, what=f"finish the VM {vm_moref}")
+    if not _carries(session, vm_moref, mark):
+        return
+    plain = vim.vm.ConfigSpec(annotation=PLAIN_ANNOTATION)
+    reconfigure_vm(session, vm_moref, plain, what=f"take our mark off {vm_moref}")
+    if _carries(session, vm_moref, mark):
+        raise RefusedError(f"the mark cannot be taken off {vm_moref}")
+
+
 def destroy_unfinished_vm(session: Session, vm_moref: str, mark: str) -> None:
     """Delete a VM of ours with its files; one that is gone counts as deleted.
 
@@ -115,6 +133,12 @@ def unregister_vm(session: Session, vm_moref: str) -> None:
         session.call(f"unregister {vm_moref}", vm.UnregisterVM)
     except ObjectGoneError:
         return
+
+
+def _carries(session: Session, vm_moref: str, mark: str) -> bool:
+    vm = session.object(vim.VirtualMachine, vm_moref)
+    path = "config.annotation"
+    return fetch_one(session, f"look at {vm_moref}", vm, (path,)).values.get(path) == mark
 
 
 def find_by_instance_uuid(session: Session, instance_uuid: str) -> str | None:

@@ -22,7 +22,7 @@ from vmware.errors import NoSpaceError, VsphereError
 from vmware.findings import Finding, Weight
 from vmware.networks import NetworkInfo, read_networks
 from vmware.places import PLACES, Place, Places, place_of, plain_name
-from vmware.properties import Fetched, Wanted, fetch_all, fetch_one, read_all
+from vmware.properties import Fetched, Wanted, fetch, fetch_all, fetch_one, read_all
 from vmware.session import Session
 
 _HOST_PATHS = (
@@ -57,7 +57,6 @@ class Placement:
     folder_path: str
     datacenter_moref: str
     datacenter_path: str
-    compute_moref: str
     host_moref: str
     host_name: str
     pool_moref: str
@@ -95,6 +94,24 @@ def reachable_networks(session: Session, host_moref: str) -> list[NetworkInfo]:
     return read_networks(session, list(found or ()))
 
 
+def hosts_beside(session: Session, host_moref: str) -> list[str]:
+    """Morefs of the hosts of its cluster that are connected and not in maintenance, by name."""
+    host = session.object(vim.HostSystem, host_moref)
+    what = f"read the hosts beside {host_moref}"
+    compute = fetch_one(session, what, host, ("parent",)).values.get("parent")
+    if compute is None:
+        return [host_moref]
+    hosts = fetch_one(session, what, compute, ("host",)).values.get("host") or ()
+    wanted = [Wanted(kind=vim.HostSystem, paths=_HOST_PATHS)]
+    found = fetch(session, what, list(hosts), wanted) if hosts else []
+    return [
+        item.moref
+        for item in sorted(found, key=lambda item: str(item.values.get("name", "")))
+        if str(item.values.get("runtime.connectionState")) == "connected"
+        and not item.values.get("runtime.inMaintenanceMode")
+    ]
+
+
 class _Choice:
     def __init__(self, session: Session, wanted: WantedPlace, captured: CapturedPlacement) -> None:
         self._session = session
@@ -116,7 +133,6 @@ class _Choice:
             folder_path=self._places.path(folder.moref),
             datacenter_moref=datacenter.moref,
             datacenter_path=self._places.path(datacenter.moref),
-            compute_moref=host.compute_moref,
             host_moref=host.moref,
             host_name=host.name,
             pool_moref=self._pool(host),

@@ -11,7 +11,6 @@ Source: design notes section 5; vSphere API reference, Folder.RegisterVM_Task.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +18,20 @@ from pyVmomi import vim
 
 from vmware.captured_vm import CapturedVm
 from vmware.datastore_path import DatastorePath
-from vmware.errors import ObjectGoneError, ProtocolError, RefusedError, VsphereError
+from vmware.errors import (
+    ObjectGoneError,
+    ProtocolError,
+    RefusedError,
+    SessionLostError,
+    UnreachableError,
+    VsphereError,
+)
 from vmware.findings import Finding, Weight
 from vmware.network_choice import ChosenNetwork
 from vmware.new_vm import reconfigure_vm
 from vmware.patience import Patience
 from vmware.properties import fetch_one
+from vmware.running_tasks import GRACE_S, TaskKind, settle_on
 from vmware.session import Session
 from vmware.tasks import wait_for_task
 from vmware.vm_spec import add_optional
@@ -32,8 +39,6 @@ from vmware.vm_spec_devices import backing_of, connection_of, nics_that_can_be_m
 
 REGISTER_DEADLINE_S = 300.0
 MARK_KEY = "holdfast.session"
-_LOOK_AGAIN_S = 5.0  # a task whose reply was lost may still be at work
-_POLL_S = 0.2
 
 
 def register_vm(
@@ -69,7 +74,11 @@ def register_vm(
             cancelled=patience.cancelled,
         )
     except VsphereError as error:
-        found = _registered_all_the_same(session, vmx, datacenter_moref, error, patience)
+        calm = patience.unstoppable()
+        if isinstance(error, UnreachableError | SessionLostError):
+            calm.pause(GRACE_S)
+        settle_registration(session, folder_moref, calm)
+        found = find_registered(session, vmx, datacenter_moref)
         if found is None:
             raise
         return found
@@ -140,20 +149,13 @@ def settle_moved(session: Session, vm_moref: str, captured: CapturedVm) -> None:
     reconfigure_vm(session, vm_moref, spec, what=f"finish {vm_moref}")
 
 
-def _registered_all_the_same(
-    session: Session,
-    vmx: DatastorePath,
-    datacenter_moref: str,
-    error: VsphereError,
-    patience: Patience,
-) -> str | None:
-    calm = patience.unstoppable()
-    ends_s = time.monotonic() + (_LOOK_AGAIN_S if error.retryable else 0.0)
-    while True:
-        found = find_registered(session, vmx, datacenter_moref)
-        if found is not None or time.monotonic() >= ends_s:
-            return found
-        calm.pause(_POLL_S)
+def settle_registration(session: Session, folder_moref: str, patience: Patience) -> None:
+    """Wait for registrations in this folder that killed or cancelled processes had asked for.
+
+    Raises: DeadlineError, VsphereError.
+    """
+    folder = session.object(vim.Folder, folder_moref)
+    settle_on(session, folder, TaskKind.REGISTER_VM, patience, deadline_s=REGISTER_DEADLINE_S)
 
 
 def _network_changes(

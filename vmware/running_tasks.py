@@ -28,6 +28,8 @@ class TaskKind(Enum):
     SNAPSHOT = "snapshot"
     RECONFIGURE = "reconfigure"
     CREATE_VM = "createvm"
+    REGISTER_VM = "registervm"
+    RELOCATE = "relocate"
 
 
 def settle(

@@ -16,6 +16,8 @@ from appliance.catalog.audit import AuditLog
 from appliance.catalog.db import Database
 from appliance.catalog.hosts import Hosts
 from appliance.catalog.intents import IntentJournal
+from appliance.catalog.job_runs import JobRuns
+from appliance.catalog.jobs import Jobs
 from appliance.catalog.logins import ApiTokens, Sessions
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
@@ -23,13 +25,27 @@ from appliance.catalog.sealing import SecretSealer
 from appliance.catalog.verifications import Verifications
 
 
+def recovery_run(session_id: str) -> RunId:
+    """The run of a recovery session: it is alive until the session's folder is gone."""
+    return RunId(f"instant-{session_id}")
+
+
+def recovery_runs(sessions: Path) -> frozenset[RunId]:
+    """Raises OSError."""
+    if not sessions.is_dir():
+        return frozenset()
+    return frozenset(
+        recovery_run(path.name) for path in sessions.iterdir() if (path / "session.json").exists()
+    )
+
+
 class Catalog:
-    """Hosts, intents, runs, proofs, accounts, logins and audit log, over one database."""
+    """Hosts, intents, runs, jobs, proofs, accounts, logins and audit log, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
         self.clock = clock
-        self.run_locks = RunLocks(folder / "runs")
+        self.run_locks = RunLocks(folder / "runs", lambda: recovery_runs(folder / "sessions"))
         sealer = SecretSealer(folder / "secrets.key")
         self.hosts = Hosts(database, sealer)
         self.accounts = Accounts(database, sealer, clock)
@@ -39,6 +55,8 @@ class Catalog:
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
         self.verifications = Verifications(database)
+        self.jobs = Jobs(database, clock)
+        self.job_runs = JobRuns(database, self.run_locks, clock)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -52,7 +53,7 @@ class Database:
             CatalogBusyError, StorageFullError, StorageError.
         """
         with _translated(path):
-            os.close(_open(path))  # SQLite gives its other files the mode of this one
+            _make(path)
             connection = sqlite3.connect(
                 path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
@@ -134,6 +135,22 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _make(path: Path) -> None:
+    """Make the file for its owner only; SQLite gives its other files the same mode.
+
+    One that is there is not opened: closing it would let go of the locks that other connections of
+    this process hold on it (fcntl locks go by process), and SQLite would pull their log away.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except FileExistsError as error:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise StorageError(f"{path} is not a file") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {os.strerror(error.errno or 0)}") from error
 
 
 def _open(path: Path) -> int:

@@ -1,8 +1,10 @@
 """Which runs are alive: each holds a locked file that goes with its process, whatever killed it.
 
-`HOME/runs/<run id>.run`, see `base/locked_file.py`. A run takes its lock before it records an
-intent and lets it go after its last intent is closed, so an open intent of a run that is not alive
-is debris (`intents.py`). Who removes debris holds `HOME/runs/cleaning`: one process at a time.
+`HOME/runs/<run id>.run`, see `base/locked_file.py`. Some runs outlive every process (a recovery
+session is one as long as its folder exists); who makes the locks says where those are found. A run
+takes its lock before it records an intent and lets it go after its last intent is closed, so an
+open intent of a run that is not alive is debris (`intents.py`). Who removes debris holds
+`HOME/runs/cleaning`: one process at a time.
 
 Thread model: any thread, any process of one machine.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,8 +35,12 @@ class CleaningBusyError(ApplianceError):
 
 
 class RunLocks:
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, lasting: Callable[[], frozenset[RunId]] = frozenset[RunId]
+    ) -> None:
+        """`lasting`: the runs that need no process; may raise OSError."""
         self._folder = folder
+        self._lasting = lasting
 
     @contextmanager
     def hold(self, run_id: RunId) -> Iterator[None]:
@@ -56,10 +62,11 @@ class RunLocks:
 
         Raises StorageError: it cannot be told. Never a partial answer: clean-up depends on it.
         """
-        found = set()
+        found: set[RunId] = set()
         with _as_storage_error(self._folder):
+            found |= self._lasting()
             if not self._folder.exists():
-                return frozenset()
+                return frozenset(found)
             for path in list(self._folder.iterdir()):
                 match = _RUN_FILE.fullmatch(path.name)
                 if match is None and not _TEMPORARY.fullmatch(path.name):

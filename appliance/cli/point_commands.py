@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from appliance.base.units import format_size
-from appliance.cli.options import open_repository
+from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, show, table
 
 if TYPE_CHECKING:
@@ -146,8 +146,11 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def run_forget(args: argparse.Namespace) -> int:
+    from appliance.service.points_in_use import refuse_if_in_use
+
     with open_repository(args) as repository:
         chosen = [repository.points.find(text) for text in args.points]
+        refuse_if_in_use(home_path(args), [manifest.id for manifest in chosen])
         for manifest in chosen:
             repository.points.forget(manifest.id)
     forgotten = [manifest.point_id for manifest in chosen]
@@ -163,6 +166,7 @@ def run_prune(args: argparse.Namespace) -> int:
         RetentionPolicy,
         plan_retention,
     )
+    from appliance.service.points_in_use import points_in_use
 
     policy = RetentionPolicy(**{f"keep_{rule}": getattr(args, f"keep_{rule}") for rule in _RULES})
     with open_repository(args) as repository:
@@ -170,7 +174,17 @@ def run_prune(args: argparse.Namespace) -> int:
             PointSummary(point_id=manifest.id, vm=manifest.vm, created_at=manifest.created_at)
             for manifest in repository.points.list(args.vm)
         ]
-        plan = plan_retention(points, policy)
+        used = points_in_use(home_path(args))
+        plan = [
+            replace(
+                decision,
+                action=Action.KEEP,
+                reason=f"recovery session {used[decision.point_id]} runs from it",
+            )
+            if decision.point_id in used
+            else decision
+            for decision in plan_retention(points, policy)
+        ]
         if not args.dry_run:
             for decision in plan:
                 if decision.action is Action.REMOVE:

@@ -93,6 +93,7 @@ def run_restore_vm(args: argparse.Namespace) -> int:
     from appliance.jobs.vm_restore import RestoreRoom, restore_vm
     from appliance.jobs.vm_rollback import roll_back_vm
     from appliance.service.home import Home
+    from appliance.service.source_tools import source_tools
     from appliance.service.vm_sources import clean_up, open_target
 
     _check_together(args)
@@ -100,7 +101,7 @@ def run_restore_vm(args: argparse.Namespace) -> int:
     with (
         Home(home_path(args)).open_catalog() as catalog,
         open_repository(args) as repository,
-        open_target(catalog, args.host) as opened,
+        open_target(catalog, args.host, source_tools(home_path(args))) as opened,
     ):
         manifest = repository.points.find(args.point)
         catalog.runs.close_interrupted()

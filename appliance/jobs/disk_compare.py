@@ -14,6 +14,7 @@ from contextlib import closing
 
 from appliance.base.bounded_map import bounded_map
 from appliance.base.run_context import RunContext
+from appliance.base.units import KIB
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, normalise
 from appliance.repository.digest import Digester
@@ -21,6 +22,8 @@ from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, TreeReader, segment_count
 
 _READERS = 3
+_UNIT_BYTES = 64 * KIB
+_ZEROS = memoryview(bytes(SEGMENT_BYTES))
 
 
 def differing_extents(
@@ -77,8 +80,10 @@ def _differing(raw: bytearray, leaf: Leaf, digester: Digester) -> Iterator[tuple
 
 
 def _not_zero(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The range, without the zeros at its edges, unless it is all zeros."""
-    held = bytes(view[start:end])
-    if held.strip(b"\0"):
-        low = (len(held) - len(held.lstrip(b"\0"))) // BLOCK_BYTES * BLOCK_BYTES
-        yield start + low, end
+    """The parts of a range that should be zeros and are not."""
+    if view[start:end] == _ZEROS[: end - start]:
+        return
+    for at in range(start, end, _UNIT_BYTES):
+        stop = min(at + _UNIT_BYTES, end)
+        if view[at:stop] != _ZEROS[: stop - at]:
+            yield at, stop

@@ -30,3 +30,12 @@ def daemon_lock(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def daemon_starts(home: Path) -> bool:
+    """Whether some daemon holds the lock, answering or about to."""
+    try:
+        with daemon_lock(home):
+            return False
+    except DaemonRunningError:
+        return True

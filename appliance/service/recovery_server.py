@@ -1,4 +1,4 @@
-"""The sessions that this appliance serves: opened, shown over NFS, found again after a restart.
+"""The sessions that this appliance serves: opened, shown over NFS or NBD, found after a restart.
 
     restart -> every session folder -> overlays opened -> the same handles served again
 
@@ -21,18 +21,18 @@ from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockReader
 from appliance.blocks.read_ahead import ReadAheadReader
+from appliance.blocks.write_through import WriteThroughDevice
 from appliance.exports.datastore.session import (
     OpenSession,
-    Phase,
+    Presentation,
     SessionRecord,
     SessionStore,
 )
+from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.exports.nfs import NfsServer, nfs_export
 from appliance.repository.repository import Repository
 
 log = EventLog(__name__)
-
-_ENDED = (Phase.MOVED,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,7 @@ class RecoveryServer:
         self._nfs = nfs
         self._reserve_bytes = reserve_bytes
         self._open: dict[str, OpenSession] = {}
+        self._nbd: dict[str, NbdServer] = {}
         self._failures: dict[str, str] = {}
         self._lock = threading.RLock()
 
@@ -77,7 +78,7 @@ class RecoveryServer:
         self._nfs.stop()
         with self._lock:
             for session in self._open.values():
-                session.close()
+                self._hide(session)
             self._open.clear()
 
     @property
@@ -105,13 +106,9 @@ class RecoveryServer:
             if session_id in self._open:
                 return
             record = self._store.get(session_id)
-            if record.phase in _ENDED:
-                return
             session = self._store.open(record, self._open_image, reserve_bytes=self._reserve_bytes)
             try:
-                self._nfs.publish(
-                    nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
-                )
+                self._show(record, session)
             except BaseException:
                 session.close()
                 raise
@@ -125,9 +122,32 @@ class RecoveryServer:
             session = self._open.pop(session_id, None)
             if session is None:
                 return
-            self._nfs.withdraw(session.record.export_path)
-            session.close()
+            self._hide(session)
             log.info("session withdrawn", session=session_id)
+
+    def _show(self, record: SessionRecord, session: OpenSession) -> None:
+        if record.presentation is Presentation.NFS:
+            self._nfs.publish(
+                nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
+            )
+            return
+        exports = [
+            NbdExport(name=f"disk-{number}", disk=WriteThroughDevice(device), read_only=False)
+            for number, device in session.devices.items()
+        ]
+        path = self._store.nbd_socket(record.session_id)
+        path.unlink(missing_ok=True)  # of a daemon that was killed; the overlays' locks are ours
+        server = NbdServer(exports, address=path)
+        server.start()
+        self._nbd[record.session_id] = server
+
+    def _hide(self, session: OpenSession) -> None:
+        server = self._nbd.pop(session.record.session_id, None)
+        if server is not None:
+            server.stop()
+        else:
+            self._nfs.withdraw(session.record.export_path)
+        session.close()
 
     def _open_image(self, point_id: str, disk_number: int) -> BlockReader:
         return ReadAheadReader(self._repository.open_image(point_id, disk_number))

@@ -122,7 +122,9 @@ class ReopeningReader:
                 return read(opened.reader)
             except ApplianceError as error:
                 failures += 1
-                if not error.retryable or failures >= self._backoff.attempts:
+                # another thread may have closed it under this read, which then fails anyhow
+                worth_it = error.retryable or opened is not self._open
+                if not worth_it or failures >= self._backoff.attempts:
                     raise
                 self._note(opened, error)
                 self._cancel.wait(self._backoff.wait_s(failures))

@@ -12,12 +12,18 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from appliance.blocks.device import check_range
 from appliance.blocks.extents import ExtentKind
 from appliance.sources.errors import NbdError
 from appliance.sources.nbd_client import NbdDevice
 from vmware.errors import TransportError
-from vmware.transports.contract import Access, DiskReader, DiskRequest, MappedExtent, Refusal
+from vmware.transports.contract import (
+    Access,
+    DiskReader,
+    DiskRequest,
+    MappedExtent,
+    Refusal,
+    check_range,
+)
 from vmware.transports.contract import ExtentKind as TransportExtentKind
 from vmware.transports.vddk import NbdEndpoint, Vddk
 
@@ -103,9 +109,11 @@ class _VddkReader:
             self._device.read_into(offset, buffer)
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
+        check_range(offset, length, self.size_bytes)
         return self._device.try_read_at(offset, length)
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
+        check_range(offset, length, self.size_bytes)
         with _as_transport_errors(self._endpoint):
             mapped = self._device.map_extents(offset, length)
         return [

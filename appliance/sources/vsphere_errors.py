@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from appliance.base.errors import SourceError
 from vmware import errors as leaf
+from vmware.nas_datastore import NasMountError
 
 
 class VsphereFailedError(SourceError):
@@ -97,6 +98,13 @@ class VsphereFileError(VsphereFailedError):
     code = "vsphere.file"
 
 
+class VsphereMountError(VsphereFailedError):
+    """An ESXi host did not mount the appliance's NFS export; the message names the host, and what
+    to look at there."""
+
+    code = "vsphere.nas-mount"
+
+
 class VsphereNoSpaceError(VsphereFailedError):
     """A vSphere datastore is full; free space there, then try again."""
 
@@ -179,6 +187,7 @@ _KINDS: dict[type[leaf.VsphereError], type[VsphereFailedError]] = {
     leaf.InvalidRequestError: VsphereInvalidRequestError,
     leaf.FileFaultError: VsphereFileError,
     leaf.NoSpaceError: VsphereNoSpaceError,
+    NasMountError: VsphereMountError,
     leaf.SnapshotError: VsphereSnapshotError,
     leaf.QuiesceError: VsphereQuiesceError,
     leaf.InvalidPowerStateError: VspherePowerStateError,

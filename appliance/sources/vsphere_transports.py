@@ -37,6 +37,11 @@ class SourceTools:
     wait: Callable[[float], None] = time.sleep  # between tries of calls
 
 
+def appliance_disks(device_root: Path) -> ApplianceDisks:
+    """The disks of the VM that we run in, as /sys and /dev below `device_root` show them."""
+    return ApplianceDisks(device_root=device_root)
+
+
 class VsphereTransports:
     """Of one registered host."""
 

@@ -39,7 +39,7 @@ from vmware.errors import CancelledError as VsphereCancelled
 from vmware.errors import UnsupportedError, VsphereError
 from vmware.inventory import VmInfo, read_vm
 from vmware.labels import give_labels
-from vmware.new_vm import create_vm, destroy_unfinished_vm, reconfigure_vm
+from vmware.new_vm import create_vm, destroy_unfinished_vm, finish_vm
 from vmware.patience import PASSING, Patience
 from vmware.properties import fetch_one
 from vmware.session import Session
@@ -275,9 +275,9 @@ class _Build:
         path = "config.hardware.device"
         read = fetch_one(self._session, "look at the new VM", target, (path,)).values
         spec = last_spec(self._plan.captured, self._plan.choices, read.get(path) or (), nvram_name)
-        what = f"finish the VM {self._request.name}"
+        mark = self._plan.marker.text
         self._patience.unstoppable().retry(
-            lambda: reconfigure_vm(self._session, self._moref, spec, what=what), on=PASSING
+            lambda: finish_vm(self._session, self._moref, spec, mark), on=PASSING
         )
         self._finished = True
 

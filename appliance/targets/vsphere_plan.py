@@ -62,7 +62,7 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
     if not 0 < len(request.name) <= _NAME_LIMIT:
         raise UsageError(f"a VM's name has 1 to {_NAME_LIMIT} characters: {request.name[:100]!r}")
     captured = CapturedVm.parse(request.hardware)
-    matched = _matched(captured, request.disks)
+    matched = matched_disks(captured, request.disks)
     wanted = WantedPlace(
         folder_path=request.place.folder,
         pool_path=request.place.pool,
@@ -96,7 +96,7 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
         home=f"[{placement.datastore.name}]",
         mark=marker.text,
         instance_uuid=instance_uuid,
-        hardware_most=newest_hardware(session, placement.compute_moref, placement.host_moref),
+        hardware_most=newest_hardware(session, placement.host_moref),
         disk_keys=frozenset(disk.key for disk in matched.values()),
         networks=networks,
         mac=MacPolicy.KEEP if _keeps(request.mac, original_there) else MacPolicy.NEW,
@@ -119,7 +119,7 @@ def _keeps(wanted: Keep, original_there: bool) -> bool:
     return wanted is Keep.KEEP or (wanted is Keep.AUTO and not original_there)
 
 
-def _matched(captured: CapturedVm, disks: tuple[WantedDisk, ...]) -> dict[int, CapturedDisk]:
+def matched_disks(captured: CapturedVm, disks: tuple[WantedDisk, ...]) -> dict[int, CapturedDisk]:
     """The captured disk of each wanted one, by number. Raises UsageError."""
     places = {disk_address(captured, disk): disk for disk in captured.disks}
     found: dict[int, CapturedDisk] = {}

@@ -3,7 +3,8 @@
 Place: below `vm_power`, above `qemu_process`. Emulated (TCG), because a practice host is mostly a
 virtual machine itself; adapters are those VMware offers, so a guest meets the same hardware here
 and there. The guest's network is QEMU's own: it reaches nothing, and the ports in the setting
-`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1.
+`lab.forward` ("8080,7777") lead to it from a port of 127.0.0.1; without the setting, as in a
+machine that was restored, those of the lab's own guests.
 
 Invariants: QEMU stays after the guest has shut down, so that what it tracked can be read; it dies
 with its keeper. Thread model: any thread; callbacks come on QEMU's own threads and must not block.
@@ -28,6 +29,7 @@ from lab.esx.qemu_process import QemuProcess
 from lab.esx.qmp import QmpError
 
 FORWARD_SETTING = "lab.forward"
+_GUEST_PORTS = "80,7777,8080"
 _PORTS_MAX = 8
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)")
 _ADAPTERS = {
@@ -248,7 +250,7 @@ def _nic(nic: Nic, place: int) -> dict[str, Any]:
 
 
 def _forwarded(config: VmConfig) -> list[int]:
-    text = config.extra.get(FORWARD_SETTING, "")
+    text = config.extra.get(FORWARD_SETTING, _GUEST_PORTS)
     numbers = [part.strip() for part in text.split(",") if part.strip()]
     ports = [int(number) for number in numbers if number.isdecimal()]
     valid = all(0 < port < 65536 for port in ports) and len(set(ports)) == len(ports)

@@ -1,15 +1,14 @@
 """An NFS datastore: one export, mounted by hosts that each have a connection and a heartbeat.
 
-A mount asks for the root's attributes every `heartbeat_s`; after `failures_max` in a row it is
-inaccessible (AllPathsDown_Start, later AllPathsDown_Timeout) until one succeeds. Files are reached
-through the first mount that is accessible, and not at all without one.
+A mount asks for the root's attributes and the free space every `heartbeat_s`. After `failures_max`
+failures in a row it is inaccessible (AllPathsDown_Start, later AllPathsDown_Timeout) until one
+succeeds. Files are reached through the first mount that is accessible, and not at all without one.
 Thread model: any thread; each mount has a heartbeat of its own, which `close` joins.
 Source: design notes on vSphere, section 5, "Heartbeat".
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,9 @@ from lab.esx.datastore import DatastoreKind, LabDatastore
 from lab.esx.errors import FileFaultError, HostError
 from lab.esx.files import Space
 from lab.esx.nfs_files import NfsFiles
-from lab.esx.nfs_mount import Remote, mount, unmount
+from lab.esx.nfs_mount import MountFailedError, Remote, mount, unmount
+
+_HURRIED_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,11 @@ class NasMount:
         self.files = NfsFiles(
             self._mounted.client, self._mounted.address, remote.path, read_only=read_only
         )
+        try:
+            self.space = self.files.space()  # as last seen
+        except HostError as error:
+            unmount(self._mounted, remote, source=source)
+            raise MountFailedError(f"{remote.host}:{remote.path}: {error}") from error
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lab-heartbeat", daemon=True)
         self._heart.start()
@@ -69,6 +75,10 @@ class NasMount:
     @property
     def accessible(self) -> bool:
         return not self.reason
+
+    def hurry(self) -> None:
+        """From now on, wait for a server that does not answer no longer than to be sure."""
+        self._mounted.client.timeout_s = _HURRIED_TIMEOUT_S
 
     def close(self) -> None:
         """Unmount. Idempotent."""
@@ -86,6 +96,7 @@ class NasMount:
             try:
                 client = self._mounted.client
                 client.get_attributes(client.root, timeout_s=timings.heartbeat_timeout_s)
+                self.space = self.files.space(timeout_s=timings.heartbeat_timeout_s)
             except HostError:
                 down_since_s = down_since_s if failures else started_s
                 failures += 1
@@ -114,7 +125,6 @@ class NasDatastore(LabDatastore):
         self.changed: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._mounts: dict[str, NasMount] = {}
-        self._last_space = Space(capacity_bytes=0, free_bytes=0)
 
     def mount_on(
         self, host: str, *, source: str, timings: NasTimings, read_only: bool = False
@@ -157,10 +167,17 @@ class NasDatastore(LabDatastore):
             return any(one.accessible for one in self._mounts.values())
 
     def space(self) -> Space:
-        """As it was last seen when it cannot be asked."""
-        with contextlib.suppress(HostError):
-            self._last_space = self.files.space()
-        return self._last_space
+        """As a heartbeat saw it last; does not block."""
+        with self._lock:
+            mounts = list(self._mounts.values())
+        best = next((one for one in mounts if one.accessible), mounts[0] if mounts else None)
+        return best.space if best is not None else Space(capacity_bytes=0, free_bytes=0)
+
+    def hurry(self) -> None:
+        with self._lock:
+            mounts = list(self._mounts.values())
+        for one in mounts:
+            one.hurry()
 
     def close(self) -> None:
         with self._lock:

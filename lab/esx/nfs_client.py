@@ -80,7 +80,7 @@ class NfsClient:
         """Raises HostError where the root cannot be used."""
         self.root = checked_handle(root)
         self._connection = connection
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._fsid: int | None = None
         self.read_bytes, self.write_bytes = self._limits()
         self._fsid = self.get_attributes(self.root).fsid
@@ -102,9 +102,9 @@ class NfsClient:
         if found.size_bytes != size_bytes:
             raise NfsProtocolError(f"SETATTR made a size of {found.size_bytes} bytes")
 
-    def space(self) -> tuple[int, int]:
+    def space(self, *, timeout_s: float | None = None) -> tuple[int, int]:
         """Capacity and free bytes."""
-        reader = self._call(18, opaque(self.root), "FSSTAT", failed=_post_op)
+        reader = self._call(18, opaque(self.root), "FSSTAT", failed=_post_op, timeout_s=timeout_s)
         self._present(reader, "FSSTAT")
         total, _free, available = reader.u64(), reader.u64(), reader.u64()
         for _ in range(3):
@@ -233,7 +233,7 @@ class NfsClient:
     ) -> Reader:
         """The body after an OK status; the body of a failure is read, too: it has to be whole."""
         reader = self._connection.call(
-            *(_NFS, _VERSION, procedure, arguments), timeout_s=timeout_s or self._timeout_s
+            *(_NFS, _VERSION, procedure, arguments), timeout_s=timeout_s or self.timeout_s
         )
         status = reader.u32()
         if status == Status.OK:
@@ -285,10 +285,9 @@ class NfsClient:
         return found
 
     def _changed(self, reader: Reader) -> Attributes:
-        """wcc_data of what was changed: both halves have to be there."""
-        if not reader.flag():
-            raise NfsProtocolError("a change returned no attributes of before")
-        reader.fixed(24)
+        """wcc_data of what was changed. What was before may be missing: ganesha leaves it out."""
+        if reader.flag():
+            reader.fixed(24)
         return self._present(reader, "a change")
 
 

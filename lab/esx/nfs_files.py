@@ -116,8 +116,8 @@ class NfsFiles:
         if attributes.size_bytes and attributes.used_bytes:
             yield 0, attributes.size_bytes
 
-    def space(self) -> Space:
-        capacity, free = self._client.space()
+    def space(self, *, timeout_s: float | None = None) -> Space:
+        capacity, free = self._client.space(timeout_s=timeout_s)
         return Space(capacity_bytes=capacity, free_bytes=free)
 
     def block_node(self, path: str) -> dict[str, Any]:
@@ -127,6 +127,9 @@ class NfsFiles:
             "path": posixpath.join(self._remote_path, path),
             "user": 0,
             "group": 0,
+            # Said here, it does not follow its parent's: QEMU 7.2 cannot make a node writable again
+            # that was not, which it wants for a merge.
+            "read-only": False,
         }
 
     def find(self, path: str) -> Found | None:

@@ -17,7 +17,7 @@ import logging
 import shutil
 import threading
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -37,6 +37,7 @@ from lab.esx.errors import HostError
 from lab.esx.guest import Guest
 from lab.esx.hardware import Controller, Disk, DiskMode, VmConfig
 from lab.esx.machine import Machine
+from lab.esx.nas_presence import NasPresence
 from lab.esx.site import Site
 from lab.esx.snapshot_list import format_snapshots, vmsn_name
 from lab.esx.vm_state import (
@@ -54,6 +55,7 @@ from lab.esx.vmx import format_vmx, settings_of
 
 log = logging.getLogger(__name__)
 
+_NVRAM_BYTES = 8684  # what a host writes for a BIOS
 _REFUSED_UNDER_A_LEASE = frozenset(
     {"PowerOn", "PowerOff", "Reset", "Destroy", "Unregister", "Relocate", "RevertToSnapshot"}
 )
@@ -74,6 +76,8 @@ class VirtualMachine:
         self.question: Question | None = None
         self.modified_at = site.now()
         self.change_version = 1
+        self.host_name = "localhost"  # of the host that the machine is on
+        self.presence: NasPresence | None = None
         self.machine: Machine | None = None
         self.guest: Guest | None = None
         self.tracking: dict[int, ChangeTracking] = {}
@@ -84,6 +88,7 @@ class VirtualMachine:
         self.leases: frozenset[str] = frozenset()  # who exports or imports
         self._operation = threading.Lock()
         self._running_operation = ""
+        self.may_ask = threading.Lock()  # whoever asks without having the VM's operation
         self._answer_state = threading.Condition()
         self._answer: str | None = None
         self._next_snapshot_id = 1
@@ -164,6 +169,7 @@ class VirtualMachine:
             guest.close()
         if machine is not None:
             machine.close()
+        self.leave_datastores()
         self.site.locks.release(self.vm_id)
         with self._answer_state:
             self._answer = ""
@@ -211,6 +217,25 @@ class VirtualMachine:
 
     # ------------------------------------------------------------------ files
 
+    @property
+    def reachable(self) -> bool:
+        """Whether every datastore that has files of the machine can be reached."""
+        names = {self.config.vmx_path.datastore} | {d.path.datastore for d in self.config.disks}
+        return all(self.site.datastores.accessible(name) for name in names)
+
+    def enter_datastores(self, chains: Mapping[int, DiskChain]) -> NasPresence:
+        """Be seen on NFS datastores as running. Raises FileLockedError."""
+        presence = NasPresence(self.site.datastores, self.host_name, self.site.nas)
+        presence.enter(self.config, chains)
+        self.presence = presence
+        return presence
+
+    def leave_datastores(self) -> None:
+        """Idempotent."""
+        presence, self.presence = self.presence, None
+        if presence is not None:
+            presence.leave()
+
     def save(self, config: VmConfig) -> None:
         """Make this the configuration, in memory and in the .vmx."""
         self.site.datastores.write_text(config.vmx_path, format_vmx(settings_of(config)))
@@ -248,6 +273,13 @@ class VirtualMachine:
             if entry is None:
                 files.create(path.path)
             files.write_at(path.path, entry.size_bytes if entry else 0, line)
+
+    def make_nvram(self) -> None:
+        """Write an empty one where there is none."""
+        path = self.config.nvram_path
+        if not self.site.datastores.exists(path):
+            data = b"MRVN".ljust(_NVRAM_BYTES, b"\0")
+            self.site.datastores.files_of(path).replace(path.path, data)
 
     def chain(self, disk: Disk) -> DiskChain:
         return self.chain_at(disk.path)

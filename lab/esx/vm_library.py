@@ -22,7 +22,6 @@ from lab.esx.vmdk import read_disk_file
 from lab.esx.vmx import VMX_BYTES_MAX, InvalidVmxError, config_of, parse_vmx
 
 NAME_CHARS_MAX = 80
-_NVRAM_BYTES = 8684  # what a host writes for a BIOS
 
 
 class AlreadyExistsError(HostError):
@@ -73,10 +72,8 @@ class VmLibrary:
         return self._begin(vm)
 
     def _begin(self, vm: VirtualMachine) -> VirtualMachine:
-        datastores, nvram = self.site.datastores, vm.config.nvram_path
-        if not datastores.exists(nvram):
-            datastores.files_of(nvram).replace(nvram.path, b"MRVN".ljust(_NVRAM_BYTES, b"\0"))
-        vm.save(replace(vm.config, extra={"nvram": nvram.name, **vm.config.extra}))
+        vm.make_nvram()
+        vm.save(replace(vm.config, extra={"nvram": vm.config.nvram_path.name, **vm.config.extra}))
         vm.save_snapshots()
         vm.write_log("Log for VMware ESX version=8.0.3 build=build-24022510")
         return self._add(vm)
@@ -155,6 +152,7 @@ class VmLibrary:
 
     def close(self) -> None:
         """End every VM, then unmount what is mounted. Idempotent."""
+        self.site.datastores.hurry()
         for vm in self.list():
             vm.close()
         with self._lock:

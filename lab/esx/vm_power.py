@@ -19,11 +19,12 @@ from typing import Any
 from lab.esx.datastore_path import DatastorePath
 from lab.esx.delta_files import make_delta
 from lab.esx.disk_chain import DiskChain, open_chain
-from lab.esx.errors import HostError
+from lab.esx.errors import HostError, NoSpaceError
 from lab.esx.file_locks import LockMode
 from lab.esx.guest import Guest
 from lab.esx.hardware import DiskMode, VmConfig
 from lab.esx.machine import Machine, MachineConfigError
+from lab.esx.nas_presence import NasPresence
 from lab.esx.site import Work
 from lab.esx.virtual_machine import VirtualMachine
 from lab.esx.vm_state import Choice, NotSupportedError, PowerState, Question, VmStateError
@@ -31,6 +32,7 @@ from lab.esx.vmx import new_mac, spaced
 from lab.faults import FaultName
 
 _COPIED, _MOVED, _CANCEL = "button.uuid.copiedTheVM", "button.uuid.movedTheVM", "button.cancel"
+_RETRY, _ABORT = "button.retry", "button.abort"
 _questions = itertools.count(1)
 log = logging.getLogger(__name__)
 
@@ -51,16 +53,18 @@ def power_on(vm: VirtualMachine, work: Work) -> None:
         if vm.site.faults.take(FaultName.POWER_ON_FAILURE, vm=vm.vm_id, vm_name=vm.config.name):
             raise MachineConfigError("the virtual machine could not be powered on")
         chains = {disk.key: vm.chain(disk) for disk in vm.config.disks}
-        wanted = [(vm.config.vmx_path, LockMode.SHARED)]
-        for chain in chains.values():
-            wanted += chain.locks(LockMode.EXCLUSIVE)
-        vm.site.locks.acquire(vm.vm_id, wanted)
+        presence = _lock(vm, chains)
         try:
+            for disk in vm.config.disks:
+                if disk.mode is not DiskMode.INDEPENDENT_NONPERSISTENT:
+                    chains[disk.key] = presence.mark_written(chains[disk.key])
+            vm.make_nvram()
             make_swap(vm)
             _start(vm, chains)
         except BaseException:
             drop_swap(vm)
             _drop_redo_logs(vm)
+            vm.leave_datastores()
             vm.site.locks.release(vm.vm_id)
             raise
         vm.write_log("PowerOn")
@@ -98,12 +102,28 @@ def stop_machine(vm: VirtualMachine) -> None:
     vm.machine = None  # so that its end is not taken for a crash
     if guest is not None:
         guest.close()
-    with contextlib.suppress(HostError):  # a dead QEMU: tracking stays marked open
-        machine.stop()
-        vm.keep_written(machine)
-    machine.end()
+    if vm.reachable:
+        with contextlib.suppress(HostError):  # a dead QEMU: tracking stays marked open
+            machine.stop()
+            vm.keep_written(machine)
+        machine.end()
+    else:
+        machine.close()  # it would wait for its disks for ever
     _ended(vm)
     vm.write_log("PowerOff")
+
+
+def _lock(vm: VirtualMachine, chains: dict[int, DiskChain]) -> NasPresence:
+    """Hold the machine's files against the rest of the lab, and against other hosts."""
+    wanted = [(vm.config.vmx_path, LockMode.SHARED)]
+    for chain in chains.values():
+        wanted += chain.locks(LockMode.EXCLUSIVE)
+    vm.site.locks.acquire(vm.vm_id, wanted)
+    try:
+        return vm.enter_datastores(chains)
+    except BaseException:
+        vm.site.locks.release(vm.vm_id)
+        raise
 
 
 def _start(vm: VirtualMachine, chains: dict[int, DiskChain]) -> None:
@@ -147,10 +167,35 @@ def _event(vm: VirtualMachine, guest: Guest, name: str, data: dict[str, Any]) ->
         _spawn(_guest_ended, vm, guest)
     elif name == "RESET":
         guest.restarted()
+    elif name == "BLOCK_IO_ERROR" and data.get("nospace") and data.get("action") == "stop":
+        _spawn(_out_of_space, vm, guest)
 
 
 def _spawn(action: Any, vm: VirtualMachine, guest: Guest) -> None:
     threading.Thread(target=action, args=(vm, guest), name="lab-power", daemon=True).start()
+
+
+def _out_of_space(vm: VirtualMachine, guest: Guest) -> None:
+    """A datastore is full: the guest stands still until somebody answers."""
+    if not vm.may_ask.acquire(blocking=False):
+        return  # asked already; each write that failed says so
+    try:
+        answer = vm.ask(_space_question(vm.config), lambda _: vm.guest is not guest)
+    except VmStateError:
+        return  # it was powered off
+    finally:
+        vm.may_ask.release()
+    if answer == _RETRY:
+        _go_on(vm)
+    else:
+        _guest_ended(vm, guest)
+
+
+def _go_on(vm: VirtualMachine) -> None:
+    machine = vm.machine
+    if machine is not None:
+        with contextlib.suppress(HostError):  # it ended meanwhile
+            machine.run()
 
 
 def _guest_ended(vm: VirtualMachine, guest: Guest) -> None:
@@ -173,11 +218,32 @@ def _crashed(vm: VirtualMachine, guest: Guest) -> None:
 
 
 def make_swap(vm: VirtualMachine) -> None:
-    """The swap file of a running machine, as long as its memory, unless the host keeps it."""
-    if vm.config.swap_placement != "hostLocal":
-        path = vm.file(".vswp")
-        vm.site.datastores.delete_if_there(path)
-        vm.site.datastores.files_of(path).create(path.path, vm.config.memory_mib << 20)
+    """The swap file of a running machine, as long as its unreserved memory; it takes no space.
+
+    None is made where the host keeps it, or it is elsewhere (nowhere, in the lab).
+
+    Raises:
+        NoSpaceError: the datastore could not hold it.
+    """
+    config = vm.config
+    if config.swap_placement == "hostLocal" or config.extra.get("sched.swap.dir"):
+        return
+    path = vm.file(".vswp")
+    vm.site.datastores.delete_if_there(path)
+    size_bytes = max(0, config.memory_mib - _reserved_mib(config)) << 20
+    free_bytes = vm.site.datastores.get(path.datastore).space().free_bytes
+    if free_bytes < size_bytes:
+        raise NoSpaceError(
+            f"{path} needs {size_bytes} bytes, there are {free_bytes}", datastore=path.datastore
+        )
+    vm.site.datastores.files_of(path).create(path.path, size_bytes)
+
+
+def _reserved_mib(config: VmConfig) -> int:
+    if config.extra.get("sched.mem.pin", "").upper() == "TRUE":
+        return config.memory_mib
+    reserved = config.extra.get("sched.mem.min", "")
+    return int(reserved) if reserved.isdecimal() else 0
 
 
 def drop_swap(vm: VirtualMachine) -> None:
@@ -188,6 +254,7 @@ def drop_swap(vm: VirtualMachine) -> None:
 def _ended(vm: VirtualMachine) -> None:
     drop_swap(vm)
     _drop_redo_logs(vm)
+    vm.leave_datastores()
     vm.site.locks.release(vm.vm_id)
     vm.guest = None
     vm.power, vm.boot_time = PowerState.OFF, None
@@ -255,4 +322,21 @@ def _uuid_question(config: VmConfig) -> Question:
             Choice(key=_COPIED, label="I Copied It", summary="I Copied It"),
         ),
         default_index=2,
+    )
+
+
+def _space_question(config: VmConfig) -> Question:
+    return Question(
+        id=str(next(_questions)),
+        message_id="msg.hbacommon.outofspace",
+        text=(
+            f"There is no more space for virtual disk of {config.name}. You might be able to"
+            f" continue this session by freeing disk space on the relevant volume, and clicking"
+            f" Retry. Click Cancel to terminate this session."
+        ),
+        choices=(
+            Choice(key=_RETRY, label="Retry", summary="Retry"),
+            Choice(key=_ABORT, label="Cancel", summary="Cancel"),
+        ),
+        default_index=0,
     )

@@ -173,8 +173,11 @@ class _Move:
         for snapshot in vm.snapshots.values():
             vm.save_frozen(snapshot)
         vm.site.locks.release(vm.vm_id)
+        vm.leave_datastores()
         if vm.on:
-            make_swap(vm)
+            with contextlib.suppress(HostError):  # it runs there, seen or not
+                vm.enter_datastores({disk.key: vm.chain(disk) for disk in vm.config.disks})
+                make_swap(vm)
             wanted = [(vm.config.vmx_path, LockMode.SHARED)]
             for disk in vm.config.disks:
                 wanted += vm.chain(disk).locks(LockMode.EXCLUSIVE)

@@ -78,6 +78,7 @@ class EngineMachine(VirtualMachine):
         )
         self.set(capability=capability())
         engine.changed = self._engine_changed
+        engine.host_name = host.name
         self._engine_changed()
 
     # ------------------------------------------------------------------ looking up
@@ -424,6 +425,7 @@ class EngineMachine(VirtualMachine):
             if destination.host is not None and destination.host is not self.host:
                 self.host.release(self)
                 self.host = destination.host
+                self.engine.host_name = self.host.name
                 self.host.take(self)
             if destination.pool is not None and destination.pool is not self.pool:
                 self.pool.release(self)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.base.consistency import Consistency
+from appliance.base.run_context import RunContext
 from appliance.catalog.runs import RunOutcome
+from appliance.jobs import disk_transfer
+from appliance.jobs.broken_run import BrokenRunJournal
 from appliance.jobs.cbt_audit import AuditPolicy
 from appliance.jobs.disk_transfer import DiskOutcome, ReadMode
 from appliance.jobs.vm_backup import VmResult
 from appliance.sources.contract import ConsistencyPolicy
+from lab.data_plane.tags import TaggedObject
+from lab.faults import FaultName
 from lab.guests.journal import read_journal
 from lab.vcenter.virtual_machine_setup import add_appliance
 from tests.support.check_repository import check_repository
@@ -26,6 +32,7 @@ from vmware.transports.appliance_disks import ApplianceDisks
 pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
+HTTPS = ("datastore-https",)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +95,16 @@ def test_what_is_written_while_a_backup_runs_is_in_the_next_one(
 ) -> None:
     """Changes that go into the snapshot's delta are not lost to the change list."""
     here.back_up("web")
-    see = here._see
+    see = here.see
 
     def write_meanwhile(*args: object) -> None:
         see(*args)  # type: ignore[arg-type]
         guest.write(1)
 
-    here._see = write_meanwhile  # type: ignore[method-assign]
+    here.see = write_meanwhile  # type: ignore[method-assign]
     here.back_up("web")
     before = here.stored("web")
-    here._see = see  # type: ignore[method-assign]
+    here.see = see  # type: ignore[method-assign]
     _, disk = only(here.back_up("web"))
     assert disk.image.changed_bytes >= MIB
     assert here.stored("web") == here.frozen["web", 0] != before
@@ -175,6 +182,108 @@ def test_a_vm_that_is_off_is_backed_up_too(lab: VmLab, tmp_path: Path) -> None:
             assert here.stored("cold") == here.frozen["cold", 0]
         assert result.backup.disks[0].image.read_bytes == 0
     assert lab.snapshots_of(machine) == []
+
+
+def test_an_audit_that_fails_ends_in_tracking_that_is_sound_again(
+    here: InProcess, guest: Guest
+) -> None:
+    """Alarm and a healed point; then a reset and a full read; then changes only, as before."""
+    everything = AuditPolicy(percent=100)
+    here.back_up("web", transports=HTTPS)
+    guest.write(1)
+    here.lab.faults.arm(FaultName.CBT_EMPTY_LIST)
+    alarmed, disk = only(here.back_up("web", transports=HTTPS, audit=everything))
+    assert alarmed.status is RunOutcome.WARNING
+    assert "cbt.audit-mismatch" in {reason.code for reason in disk.reasons}
+    assert here.stored("web") == here.frozen["web", 0]
+    _, disk = only(here.back_up("web", transports=HTTPS, audit=everything))
+    assert disk.mode is ReadMode.COMPARED
+    assert {reason.code for reason in disk.reasons} == {"cbt.mistrusted"}
+    guest.write(1)
+    sound, disk = only(here.back_up("web", transports=HTTPS, audit=everything))
+    assert sound.status is RunOutcome.SUCCESS
+    assert disk.mode is ReadMode.CHANGED
+    assert here.stored("web") == here.frozen["web", 0]
+
+
+def test_tracking_that_does_not_start_costs_reading_only(lab: VmLab, tmp_path: Path) -> None:
+    """The reason is given, and each run reads all of the disk."""
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(range(256)) * 4096)
+    lab.add_machine("untracked", image)
+    lab.faults.arm(FaultName.CBT_ENABLE_IGNORED, times=None, vm_name="untracked")
+    with backing_up(lab) as here:
+        for _ in range(2):
+            (result,) = here.back_up("untracked")
+            assert result.backup is not None
+            assert result.backup.disks[0].mode is not ReadMode.CHANGED
+            assert here.stored("untracked") == here.frozen["untracked", 0]
+    lab.faults.disarm()
+    assert any(reason.code.startswith("cbt.") for reason in result.reasons)
+
+
+def test_a_cancelled_backup_leaves_nothing_and_the_next_one_goes_on(
+    here: InProcess, guest: Guest
+) -> None:
+    """Cancelled while it reads: the snapshot goes, no point is made."""
+    context = RunContext.quiet()
+    see = here.see
+
+    def cancel(*args: Any) -> None:
+        see(*args)
+        context.cancel.cancel()
+
+    here.see = cancel  # type: ignore[method-assign]
+    points = len(here.repository.points.list("web"))
+    (result,) = here.back_up("web", context=context, transports=HTTPS)
+    here.see = see  # type: ignore[method-assign]
+    assert result.status is RunOutcome.CANCELLED
+    assert len(here.repository.points.list("web")) == points
+    assert_nothing_left(here, guest)
+
+
+def test_a_broken_transfer_goes_on_where_it_broke(
+    here: InProcess, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends half way: the next one reads the rest, and what changed meanwhile."""
+    monkeypatch.setattr(disk_transfer, "_SEGMENTS_PER_KEEP", 1)
+    here.back_up("web", transports=HTTPS)
+    context = RunContext.quiet()
+    keep = BrokenRunJournal.keep
+
+    def cancel_once_kept(journal: BrokenRunJournal, noted: Iterable[bytes]) -> None:
+        keep(journal, noted)
+        context.cancel.cancel()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BrokenRunJournal, "keep", cancel_once_kept)
+        guest.write(12)
+        (result,) = here.back_up("web", transports=HTTPS, context=context)
+        assert result.status is RunOutcome.CANCELLED
+    guest.write(1)
+    result, disk = only(here.back_up("web", transports=HTTPS))
+    assert disk.resumed_bytes >= 8 * MIB
+    assert "resume.continued" in {reason.code for reason in disk.reasons}
+    assert here.stored("web") == here.frozen["web", 0]
+    check_repository(here.repository)
+
+
+def test_several_vms_are_selected_by_tag_and_backed_up_together(lab: VmLab, tmp_path: Path) -> None:
+    """Each becomes a point; a VM without the tag is left alone."""
+    image = tmp_path / "disk.raw"
+    tag = lab.plane.tags.create_tag(lab.plane.tags.create_category("tier").id, "gold")
+    for name in ("a1", "a2", "a3", "b1"):
+        image.write_bytes(name.encode() * (1 << 20))
+        machine = lab.add_machine(name, image)
+        if name != "b1":
+            lab.plane.tags.attach(tag.id, TaggedObject("VirtualMachine", machine.moid))
+    with backing_up(lab) as here:
+        results = here.back_up(tags=("tier/gold",))
+        assert {result.vm: result.status for result in results} == dict.fromkeys(
+            ("a1", "a2", "a3"), RunOutcome.SUCCESS
+        )
+        for name in ("a1", "a2", "a3"):
+            assert here.stored(name) == here.frozen[name, 0]
 
 
 def test_the_command_prints_what_a_script_needs(lab: VmLab, guest: Guest) -> None:

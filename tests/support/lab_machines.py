@@ -15,6 +15,7 @@ from pyVmomi import vim
 
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
+from lab.esx.nas_datastore import NasTimings
 from lab.esx.virtual_machine import VirtualMachine as Engine
 from lab.esx.vm_library import VmLibrary
 from lab.esx.vm_state import PowerState
@@ -50,14 +51,14 @@ class Practice:
             view.Destroy()
 
     def wait(self, condition: Callable[[], bool], failure: str) -> None:
-        _until(condition, failure)
+        wait_until(condition, failure)
 
     def wait_power(self, engine: Engine, state: PowerState) -> None:
-        _until(lambda: engine.power is state and not engine.busy, f"the machine is not {state}")
+        wait_until(lambda: engine.power is state and not engine.busy, f"the machine is not {state}")
 
     def wait_question(self, vm: Any) -> Any:
         """The question that a machine waits with."""
-        _until(lambda: vm.runtime.question is not None, "nothing is asked")
+        wait_until(lambda: vm.runtime.question is not None, "nothing is asked")
         return vm.runtime.question
 
     def create(self, name: str, *changes: Any, **spec: Any) -> Any:
@@ -81,6 +82,7 @@ def practice(
     *datastores: str,
     changed_areas_max: int = 2000,
     vcenter_options: dict[str, Any] | None = None,
+    nas: NasTimings | None = None,
     **plane_options: Any,
 ) -> Iterator[Practice]:
     """Options are those of LabVcenter and of DataPlane."""
@@ -95,7 +97,9 @@ def practice(
             stores.append(LabDatastore(name, place))
         vcenter = stack.enter_context(LabVcenter(**(vcenter_options or {})))
         inventory = build_inventory(vcenter, hosts=_HOSTS, stores=stores)
-        library = give_library(inventory, folder / "run", changed_areas_max=changed_areas_max)
+        library = give_library(
+            inventory, folder / "run", changed_areas_max=changed_areas_max, nas=nas
+        )
         plane = DataPlane(vcenter, library.site, **plane_options)
         for host in inventory.hosts:
             plane.serve_host(host)
@@ -111,7 +115,7 @@ def practice(
         )
 
 
-def _until(fits: Callable[[], bool], otherwise: str) -> None:
+def wait_until(fits: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + TASK_TIMEOUT_S
     while not fits():
         if time.monotonic() > deadline:

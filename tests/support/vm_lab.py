@@ -154,8 +154,8 @@ def digest_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def vm_lab(**options: Any) -> Iterator[VmLab]:
-    """`options` are those of `give_library`."""
+def vm_lab(*, lease_timeout_s: float = 300.0) -> Iterator[VmLab]:
+    """With one host, "lab", registered in a state folder that has a repository."""
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))  # sockets below it: a short path
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -170,11 +170,10 @@ def vm_lab(**options: Any) -> Iterator[VmLab]:
             folder / "run",
             faults=vcenter.switches,
             locks=vcenter.file_locks,
-            **options,
         )
         stack.callback(library.close)
         stack.enter_context(vcenter)
-        plane = DataPlane(vcenter, library.site)
+        plane = DataPlane(vcenter, library.site, lease_timeout_s=lease_timeout_s)
         for host in inventory.hosts:
             plane.serve_host(host)
         instance = stack.enter_context(client(vcenter))
@@ -231,7 +230,12 @@ class InProcess:
     """Digest of the frozen base files by (VM, disk number), taken by the test while they stood."""
 
     def back_up(
-        self, *patterns: str, limits: LimitPolicy | None = None, **options: Any
+        self,
+        *patterns: str,
+        tags: Sequence[str] = (),
+        limits: LimitPolicy | None = None,
+        context: RunContext | None = None,
+        **options: Any,
     ) -> list[VmResult]:
         self.frozen.clear()
         consistency = options.pop("consistency", CRASH)
@@ -244,16 +248,16 @@ class InProcess:
             state_folder=self.lab.home,
         )
         names = point_names(self.repository.points.list())
-        selection = select_vms(self.sources, patterns, (), names)
+        selection = select_vms(self.sources, patterns, tags, names)
         return back_up_vms(
             room,
             selection.vms,
             VmBackupOptions(consistency=consistency, **options),
-            RunContext.quiet(),
-            Followers(disk_begins=self._see),
+            context or RunContext.quiet(),
+            Followers(disk_begins=self.see),
         )
 
-    def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
+    def see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
         stem = vm.vm.name + ("" if disk.number == 0 else f"_{disk.number}")
         flat = self.lab.folder / "ds1" / vm.vm.name / f"{stem}-flat.vmdk"
         self.frozen[vm.point_name, disk.number] = digest_of(flat)

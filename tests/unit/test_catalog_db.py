@@ -17,6 +17,7 @@ from appliance.catalog.errors import CatalogBusyError, CatalogDamagedError, Cata
 
 ROOT = Path(__file__).parents[2]
 FIRST = (("CREATE TABLE things (id INTEGER PRIMARY KEY, name TEXT)",),)
+KEYLESS = (("CREATE TABLE things (id INTEGER, name TEXT)",),)
 SECOND = (
     *FIRST,
     ("ALTER TABLE things ADD COLUMN size INTEGER", "INSERT INTO things VALUES (7,'m',1)"),
@@ -186,4 +187,24 @@ def test_what_a_killed_process_had_committed_is_there(tmp_path: Path) -> None:
     with Database.open(path, migrations=FIRST) as database:
         kept = {row[0] for row in rows(database)}
         assert kept >= set(said)
+        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_second_opening_in_one_process_takes_no_locks_from_the_first(tmp_path: Path) -> None:
+    """Other processes come and go; they never pull the log away below a connection that is open."""
+    path = tmp_path / "c"
+    with Database.open(path, migrations=KEYLESS) as first:
+        with first.writing() as connection:
+            connection.execute("INSERT INTO things VALUES (1000, 'first')")
+        with Database.open(path, migrations=KEYLESS) as second:
+            assert len(rows(second)) == 1
+            for number in range(3):
+                with process(path, f"other {number}", 1) as child:
+                    child.communicate()
+                assert child.returncode == 0
+                with first.writing() as connection:
+                    connection.execute("INSERT INTO things VALUES (?, 'first')", (2000 + number,))
+                assert len(rows(first)) == len(rows(second)) == 3 + 2 * number
+    with Database.open(path, migrations=FIRST) as database:
+        assert len(rows(database)) == 7
         assert rows(database, "PRAGMA integrity_check") == [("ok",)]

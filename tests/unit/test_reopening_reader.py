@@ -102,6 +102,40 @@ def test_an_error_that_will_not_pass_is_not_repeated() -> None:
     assert len(opens.given) == 1
 
 
+def test_a_read_whose_connection_another_thread_closed_is_repeated() -> None:
+    """One thread meets the break and opens anew; the other's read fails because of that, for a
+    reason that is none of its own."""
+    opens = _Opens([9, 9])
+    reader = _reader(opens)
+    reader.begin(None)
+    old = opens.given[0]
+    inside, closed = threading.Event(), threading.Event()
+    broken = iter([True])
+
+    def read_at(offset: int, length: int) -> bytes:
+        if offset == 0 and next(broken, False):
+            assert inside.wait(30)
+            raise SourceReadError("broken pipe")
+        inside.set()
+        assert closed.wait(30)
+        raise NotADiskError("the disk is closed")
+
+    def close() -> None:
+        closed.set()
+
+    old.read_at, old.close = read_at, close  # type: ignore[method-assign]
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda at=at: results.append(reader.read_at(at, 512)))  # type: ignore[misc]
+        for at in (0, 1024)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(results) == sorted([DATA[:512], DATA[1024:1536]])
+
+
 def test_a_disk_of_another_size_is_refused() -> None:
     """The transport must show the disk that the snapshot describes."""
     reader = ReopeningReader("disk", 512, _Opens([9] * 9), CancelToken(), backoff=AT_ONCE)

@@ -10,6 +10,7 @@ from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.repository.manifest import Manifest
 from appliance.repository.stats import repository_stats
+from appliance.service.points_in_use import PointInUseError
 
 table = RouteTable("points")
 
@@ -82,7 +83,11 @@ def show_point(call: Call) -> PointDetail:
 def forget_point(call: Call) -> None:
     """Forget a recovery point; its space comes back with the next garbage collection."""
     points = call.services.repository.points
-    points.forget(points.get(call.path["point"]).id)
+    point = points.get(call.path["point"]).id
+    used = {session.record.point_id for session in call.services.recovery.sessions()}
+    if point in used:
+        raise PointInUseError(f"a recovery session runs from {point}")
+    points.forget(point)
 
 
 @table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)

@@ -2,6 +2,7 @@
 
     HOME/sessions/<session id>/
         session.json    what it is and how far it came; replaced as a whole
+        working         locked by the command that changes the session
         disk-<n>/       overlay of each disk: what the guest has written
         tree/           names and scratch files that the host made beside the disks
 
@@ -15,10 +16,11 @@ which the overlays' locks see to.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +30,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from appliance.base.atomic import fsync_directory, make_folders, replace_file
 from appliance.base.errors import ApplianceError, StorageError, UsageError
+from appliance.base.locked_file import LockMode, try_lock
 from appliance.blocks.device import BlockReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.datastore.tree import SessionTree
@@ -52,6 +55,13 @@ class SessionNotFoundError(ApplianceError):
     code = "session.not-found"
 
 
+class SessionBusyError(ApplianceError):
+    """Another command works on this recovery session; wait for its end."""
+
+    code = "session.busy"
+    retryable = True
+
+
 class Phase(StrEnum):
     """How far a session came; it never goes back."""
 
@@ -62,6 +72,23 @@ class Phase(StrEnum):
     FINALISING = "finalising"  # its disks are moving to production storage
     MOVED = "moved"  # they have left: the folder may go once it is unmounted
     DISCARDING = "discarding"
+
+
+class Presentation(StrEnum):
+    """How a session is shown."""
+
+    NFS = "nfs"  # a datastore of vSphere hosts
+    NBD = "nbd"  # its disks on a local socket, for QEMU
+
+
+class SessionStep(BaseModel):
+    """One step of a start, a finalise or a discard, done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(max_length=64)
+    seconds: float = Field(ge=0)
+    ended_at: AwareDatetime
 
 
 class SessionDisk(BaseModel):
@@ -88,7 +115,12 @@ class SessionRecord(BaseModel):
     clients: tuple[str, ...]
     phase: Phase = Phase.PUBLISHED
     host: str | None = None  # registered hypervisor
-    details: dict[str, Any] = Field(default_factory=dict)  # the target's: morefs, names, options
+    presentation: Presentation = Presentation.NFS
+    target_state: str = Field(default="", max_length=65536)  # the target's own document
+    vm_key: str | None = None  # the VM that was made from it, as the hypervisor calls it
+    power_on: bool = False  # wanted
+    steps: tuple[SessionStep, ...] = ()
+    stuck: str | None = Field(default=None, max_length=4096)  # why the last step failed
 
     @property
     def export_path(self) -> str:
@@ -114,16 +146,16 @@ class OpenSession:
         self.record = record
         self._stack = ExitStack()
         try:
-            devices: dict[int, BlockReader] = {}
+            self.devices: dict[int, Overlay] = {}
             for disk in record.disks:
                 image = open_image(record.point_id, disk.number)
                 self._stack.callback(image.close)
                 identity = _identity(record, disk)
-                devices[disk.number] = overlay = Overlay.open(
+                self.devices[disk.number] = overlay = Overlay.open(
                     _overlay_folder(folder, disk), image, identity
                 )
                 self._stack.callback(overlay.close)
-            self.tree = SessionTree(folder / "tree", devices, reserve_bytes=reserve_bytes)
+            self.tree = SessionTree(folder / "tree", self.devices, reserve_bytes=reserve_bytes)
             self._stack.callback(self.tree.close)
         except BaseException:
             self._stack.close()
@@ -219,6 +251,30 @@ class SessionStore:
         """Raises as `OpenSession`."""
         folder = self._folder / record.session_id
         return OpenSession(folder, record, open_image, reserve_bytes=reserve_bytes)
+
+    @contextmanager
+    def working_on(self, session_id: str) -> Iterator[None]:
+        """Be the only one to change the session for the block.
+
+        Raises: SessionBusyError, SessionNotFoundError, StorageError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(self._folder / session_id / "working", flags, 0o600)
+        except FileNotFoundError as error:
+            raise SessionNotFoundError(f"no recovery session {session_id}") from error
+        except OSError as error:
+            raise StorageError(f"{self._folder / session_id}: {error.strerror}") from error
+        try:
+            if not try_lock(fd, LockMode.EXCLUSIVE):
+                raise SessionBusyError(f"another process works on session {session_id}")
+            yield
+        finally:
+            os.close(fd)
+
+    def nbd_socket(self, session_id: str) -> Path:
+        """Where a session that is shown over NBD is served."""
+        return self._folder / session_id / "nbd"
 
     def remove(self, session_id: str) -> None:
         """Drop everything the guest wrote. Nobody may have it open. Idempotent."""

@@ -1,0 +1,54 @@
+"""Every hour the daemon looks for what killed runs have left on the hypervisors, and removes it.
+
+The first look is at the start. It asks each host anew, so nothing stays logged in. Thread model:
+one thread of its own; `stop` ends it after the host it is at.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from appliance.base.errors import ApplianceError
+from appliance.base.log import EventLog
+from appliance.catalog.catalog import Catalog
+from appliance.service.vm_sources import clean_up, open_sources
+
+log = EventLog(__name__)
+
+EVERY_S = 3600.0
+
+
+class OrphanPatrol:
+    def __init__(self, catalog: Catalog, *, every_s: float = EVERY_S) -> None:
+        self._catalog = catalog
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._walk, name="orphan-patrol")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Idempotent."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _walk(self) -> None:
+        while True:
+            try:
+                self._look()
+            except ApplianceError as error:
+                log.warning("clean-up failed", error=error)
+            if self._stopping.wait(self._every_s):
+                return
+
+    def _look(self) -> None:
+        if not self._catalog.hosts.list():
+            return
+        with open_sources(self._catalog) as opened:
+            for failure in opened.failures:
+                log.warning("host not reached", host=failure.host, error=failure.error)
+            for orphan in clean_up(self._catalog, opened.sources):
+                left = f"still there: {orphan.failure}" if orphan.failure else "removed"
+                log.info("orphan", vm=orphan.vm, what=orphan.what, run=orphan.run_id, now=left)
