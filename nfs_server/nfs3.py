@@ -72,7 +72,7 @@ SERVICES: dict[int, Service] = {
     Procedure.FSSTAT: Service(attributes.fsstat, Lane.METADATA),
     Procedure.FSINFO: Service(attributes.fsinfo, Lane.LOOP),
     Procedure.PATHCONF: Service(attributes.pathconf, Lane.LOOP),
-    Procedure.COMMIT: Service(data.commit, Lane.DATA, ABSENT_WCC),
+    Procedure.COMMIT: Service(data.commit, Lane.LOOP, ABSENT_WCC),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
+from typing import NamedTuple
 
 from nfs_server import xdr
 from nfs_server.errors import RpcError, XdrError
@@ -35,8 +36,7 @@ _MACHINE_BYTES_MAX = 255
 _NO_VERIFIER = bytes(8)  # what AUTH_NONE and AUTH_SYS send: flavor none, no bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):  # made for every request, and four times as quick as a dataclass
     xid: int
     program: int
     version: int
