@@ -1,9 +1,9 @@
 """READ, WRITE, COMMIT.
 
 Every write is answered as FILE_SYNC, whatever was asked for, so a client that forgets its unstable
-writes or never compares verifiers (libnfs, and so QEMU) loses nothing when the server dies, and a COMMIT has
-nothing to wait for. That costs a sync per write, so a write is in two steps: a worker performs a
-batch of writes, syncs each file once, and answers them all.
+writes or never compares verifiers (libnfs, and so QEMU) loses nothing when the server dies, and a
+COMMIT has nothing to wait for. That costs a sync per write, so a write is in two steps: a worker
+performs a batch of writes, syncs each file once, and answers them all.
 Source: RFC 1813 sections 3.3.6, 3.3.7, 3.3.21.
 """
 
