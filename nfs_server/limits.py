@@ -44,4 +44,3 @@ class Counters:
     calls: int = 0
     replayed: int = 0
     read_bytes: int = 0
-    written_bytes: int = 0
