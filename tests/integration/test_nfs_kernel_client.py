@@ -121,7 +121,7 @@ mount_export {port} /{point} /mnt hard,timeo=50 || fail mount
 round=0
 while [ $round -lt {KILLS + 2} ]; do
     for place in 0 1 2 3 4 5 6 7; do
-        offset=$((place * 131072 + round * 4096))
+        offset=$((place * 131072 + round % 32 * 4096))
         dd if=/dev/vdb iflag=skip_bytes,count_bytes skip=$((place * 1000 + round * 100)) \\
             count=4096 of=/mnt/disk-0.raw bs=4096 oflag=seek_bytes seek=$offset \\
             conv=notrunc,fsync status=none || fail write
@@ -152,7 +152,7 @@ ls /mnt | wc -l
     for turn in range(KILLS + 2):
         for place_number in range(8):
             start = place_number * 1000 + turn * 100
-            offset = place_number * 131072 + turn * 4096
+            offset = place_number * 131072 + turn % 32 * 4096
             expected[offset : offset + 4096] = PATTERN[start : start + 4096]
     assert f"{hashlib.md5(expected).hexdigest()}  -" in lines
     assert str(8 * (KILLS + 2) + 1) in lines
