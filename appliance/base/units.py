@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from appliance.base.errors import UsageError
 
@@ -14,6 +15,16 @@ SECTOR_BYTES = 512
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|min|h|d)?", re.ASCII)
+_SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Understand `90`, `90s`, `5min`, `4h`, `1d`; not zero. Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"not a duration: {text!r} (write 90s, 5min, 4h, 1d)")
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def parse_size(text: str) -> int:

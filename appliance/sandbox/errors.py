@@ -15,3 +15,9 @@ class QmpError(SandboxError):
     """QEMU refused or did not answer a control command; the machine is being stopped."""
 
     code = "sandbox.qmp"
+
+
+class PictureError(SandboxError):
+    """A screenshot cannot be read as a picture; it proves nothing. Take another one."""
+
+    code = "sandbox.picture"

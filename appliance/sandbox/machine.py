@@ -27,8 +27,10 @@ from appliance.base.errors import ExternalProgramError
 from appliance.sandbox.accelerator import REQUESTED, AcceleratorChoice, choose_accelerator
 from appliance.sandbox.console import Console
 from appliance.sandbox.errors import QmpError, SandboxError
+from appliance.sandbox.network import Plug
 from appliance.sandbox.qmp import QmpClient
-from appliance.sandbox.spec import MachineSpec, command_line
+from appliance.sandbox.spec import MachineSpec, NetworkLink, command_line
+from appliance.sandbox.text_screen import TEXT_ADDRESS, TEXT_CELLS, read_text_screen
 
 _STDERR_BYTES_MAX = 8 * 1024
 _KILL_WAIT_S = 10.0
@@ -64,9 +66,18 @@ class Machine:
     """Use as a context manager: entering starts QEMU, leaving kills what still runs."""
 
     def __init__(
-        self, spec: MachineSpec, artifact_folder: Path, *, clock: Clock | None = None
+        self,
+        spec: MachineSpec,
+        artifact_folder: Path,
+        *,
+        clock: Clock | None = None,
+        plug: Plug | None = None,
     ) -> None:
-        """Put `serial.log` into `artifact_folder`, which must exist."""
+        """Put `serial.log` into `artifact_folder`, which must exist.
+
+        `plug`: its place in an isolated network; the machine takes it over and closes it.
+        """
+        self._plug = plug
         self._spec = spec
         self._clock = clock or SystemClock()
         self.acceleration = _acceleration(spec)
@@ -129,6 +140,17 @@ class Machine:
         """Write what the screen shows as PNG (QEMU 7.1 and later)."""
         self._control.execute("screendump", filename=str(path.absolute()), format="png")
 
+    def runs(self) -> bool:
+        """Whether the processors are switched on, as QEMU says."""
+        return bool(self._control.execute("query-status")["running"])
+
+    def screen_lines(self) -> list[str]:
+        """What the screen says in text mode, top down; empty in a graphics mode."""
+        command = f"xp /{TEXT_CELLS}hx {TEXT_ADDRESS:#x}"
+        return read_text_screen(
+            str(self._control.execute("human-monitor-command", command_line=command))
+        )
+
     def forwarded_port(self, guest_port: int) -> int:
         """Return the port on 127.0.0.1 that leads to a declared port of the guest."""
         return self._host_port(guest_port, self._connections())
@@ -170,6 +192,8 @@ class Machine:
             self._keeper.join()
         for end in (self._serial, self._serial_peer, self._qmp_socket, self._qmp_peer):
             end.close()
+        if self._plug is not None:
+            self._plug.close()
         self.console.close()
 
     @property
@@ -205,6 +229,8 @@ class Machine:
         finally:
             self._serial_peer.close()  # so that QEMU's end closing is seen as the end
             self._qmp_peer.close()
+            if self._plug is not None:
+                self._plug.close()
             self._spawned.set()
         process = self._process
         assert process.stderr is not None
@@ -220,12 +246,18 @@ class Machine:
             self._ended.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        inherited = (self._serial_peer.fileno(), self._qmp_peer.fileno())
+        inherited = [self._serial_peer.fileno(), self._qmp_peer.fileno()]
+        link = None
+        if self._plug is not None:
+            guest_fd, gateway_fd = self._plug.guest.fileno(), self._plug.gateway.fileno()
+            link = NetworkLink(guest_fd=guest_fd, gateway_fd=gateway_fd)
+            inherited += [guest_fd, gateway_fd]
         qemu = command_line(
             self._spec,
             self.acceleration.accelerator,
             serial_fd=inherited[0],
             qmp_fd=inherited[1],
+            link=link,
         )
         guard = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", _ORPHAN_CHECK, str(os.getpid())]
         return subprocess.Popen(

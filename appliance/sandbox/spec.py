@@ -20,6 +20,8 @@ from appliance.sandbox.accelerator import QEMU, Accelerator, cpu_model
 
 _MEMORY_MIB_RANGE = range(32, 1 << 20)
 _CPUS_RANGE = range(1, 65)
+PLACES_MAX = 64
+_FIRST_HOST = 15  # where QEMU's user network begins to give out addresses
 
 
 class DiskInterface(StrEnum):
@@ -86,6 +88,7 @@ class MachineSpec:
     nic: NicModel = NicModel.VIRTIO
     forwarded_ports: tuple[int, ...] = field(default=())  # of the guest
     accelerator: Accelerator | None = None  # None: the best that works
+    place: int = 0  # in an application of several machines: its address is 10.0.2.(15 + place)
 
     def __post_init__(self) -> None:
         limit = _DISKS_MAX[self.disk_interface]
@@ -95,14 +98,39 @@ class MachineSpec:
             raise UsageError(f"memory of {self.memory_mib} MiB is out of range")
         if self.cpus not in _CPUS_RANGE:
             raise UsageError(f"{self.cpus} processors are out of range")
+        if self.place not in range(PLACES_MAX):
+            raise UsageError(f"an application has at most {PLACES_MAX} machines")
         if any(port not in range(1, 65536) for port in self.forwarded_ports):
             raise UsageError(f"not a port among {self.forwarded_ports}")
 
 
+def address_of(place: int) -> str:
+    """The address that the user network gives to the guest at `place`."""
+    return f"10.0.2.{_FIRST_HOST + place}"
+
+
+def mac_of(place: int) -> bytes:
+    """The hardware address of the guest at `place`: QEMU's own for the first."""
+    return bytes((0x52, 0x54, 0x00, 0x12, 0x34, 0x56 + place))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkLink:
+    """Descriptors of the two cables into an isolated network (see `network`)."""
+
+    guest_fd: int
+    gateway_fd: int
+
+
 def command_line(
-    spec: MachineSpec, accelerator: Accelerator, *, serial_fd: int, qmp_fd: int
+    spec: MachineSpec,
+    accelerator: Accelerator,
+    *,
+    serial_fd: int,
+    qmp_fd: int,
+    link: NetworkLink | None = None,
 ) -> list[str]:
-    """Return argv; the two descriptors are connected stream sockets inherited by QEMU."""
+    """Return argv; the descriptors are connected stream sockets inherited by QEMU."""
     return [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-name", "holdfast-sandbox"),
         *("-machine", "pc", "-accel", accelerator.value, "-cpu", cpu_model(accelerator)),
@@ -111,19 +139,28 @@ def command_line(
         *("-device", "VGA"),
         *("-chardev", f"socket,id=serial0,fd={serial_fd}", "-serial", "chardev:serial0"),
         *("-chardev", f"socket,id=qmp0,fd={qmp_fd}", "-mon", "chardev=qmp0,mode=control"),
-        *_network(spec),
+        *_network(spec, link),
         *_disks(spec),
     ]
 
 
-def _network(spec: MachineSpec) -> list[str]:
-    """Host port 0: the kernel picks a free one; `Machine.forwarded_port` asks QEMU which."""
+def _network(spec: MachineSpec, link: NetworkLink | None) -> list[str]:
+    """Host port 0: the kernel picks a free one; `Machine.forwarded_port` asks QEMU which.
+
+    With a link, NIC and user network are not joined here but by the isolated network.
+    """
     forwards = "".join(
         f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in dict.fromkeys(spec.forwarded_ports)
     )
+    user = f"restrict=on,ipv6=off,dhcpstart={address_of(spec.place)}{forwards}"
+    nic = f"{spec.nic.value},netdev=net0,mac={mac_of(spec.place).hex(':')},romfile="
+    if link is None:
+        return ["-netdev", f"user,id=net0,{user}", "-device", nic]  # romfile: no network boot
     return [
-        *("-netdev", f"user,id=net0,restrict=on,ipv6=off{forwards}"),
-        *("-device", f"{spec.nic.value},netdev=net0,romfile="),  # no network boot
+        *("-netdev", f"user,id=gate0,{user}", "-netdev", "hubport,id=hub0,hubid=0,netdev=gate0"),
+        *("-netdev", f"socket,id=gate1,fd={link.gateway_fd}"),
+        *("-netdev", "hubport,id=hub1,hubid=0,netdev=gate1"),
+        *("-netdev", f"socket,id=net0,fd={link.guest_fd}", "-device", nic),
     ]
 
 

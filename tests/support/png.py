@@ -1,4 +1,4 @@
-"""Just enough of PNG to tell a picture from a blank one (RFC 2083, sections 3 and 9)."""
+"""Just enough of PNG to make pictures and tell blank ones (RFC 2083, sections 3 and 9)."""
 
 from __future__ import annotations
 
@@ -58,3 +58,34 @@ def _unfilter(kind: int, row: bytes, above: bytes) -> bytes:
 def _paeth(left: int, above: int, corner: int) -> int:
     estimate = left + above - corner
     return min((left, above, corner), key=lambda value: abs(estimate - value))
+
+
+def make_png(
+    rows: list[bytes], *, colour: int = 2, palette: bytes = b"", filter_kind: int = 0
+) -> bytes:
+    """A picture of 8-bit samples; every row is filtered in the same way."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    above = bytes(len(rows[0]))
+    lines = b""
+    for row in rows:
+        lines += bytes((filter_kind,)) + _filter(filter_kind, row, above, channels)
+        above = row
+    header = struct.pack(">IIBBBBB", len(rows[0]) // channels, len(rows), 8, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    if palette:
+        chunks.insert(1, (b"PLTE", palette))
+    return _SIGNATURE + b"".join(chunk(kind, body) for kind, body in chunks)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _filter(kind: int, row: bytes, above: bytes, channels: int) -> bytes:
+    result = bytearray()
+    for i, value in enumerate(row):
+        left = row[i - channels] if i >= channels else 0
+        corner = above[i - channels] if i >= channels else 0
+        predicted = (0, left, above[i], (left + above[i]) // 2, _paeth(left, above[i], corner))
+        result.append((value - predicted[kind]) & 0xFF)
+    return bytes(result)

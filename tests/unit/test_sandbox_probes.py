@@ -31,7 +31,7 @@ def test_the_three_forms_are_understood() -> None:
     "text",
     [
         *("", "tcp", "tcp:", "tcp:0", "tcp:65536", "tcp:-1", "tcp:+1", "tcp:1 ", "tcp:٣"),
-        *("http:80/a b", "http:80/\r\nHost: x", "http:x/", "https:443/", "udp:53"),
+        *("http:80/a b", "http:80/\r\nHost: x", "http:x/", "https:443/ x=1", "udp:53"),
         *("serial:", "serial:(", "serial:" + "a" * 257),
     ],
     ids=repr,
@@ -73,7 +73,7 @@ def test_the_network_is_restricted_and_forwards_only_to_loopback() -> None:
     spec = MachineSpec(disks=(RawFile(path=Path("a")),), forwarded_ports=(80, 22, 80))
     (network,) = arguments_of(spec, "-netdev")
     assert network.split(",") == [
-        *("user", "id=net0", "restrict=on", "ipv6=off"),
+        *("user", "id=net0", "restrict=on", "ipv6=off", "dhcpstart=10.0.2.15"),
         *("hostfwd=tcp:127.0.0.1:0-:80", "hostfwd=tcp:127.0.0.1:0-:22"),
     ]
 

@@ -8,62 +8,12 @@ import pytest
 
 from appliance.sources.vm_identity import VmIdentity
 from appliance.sources.vsphere_listing import vm_identity, vm_obstacles
-from vmware.inventory import Connection, DiskInfo, Power, Unreadable, VmInfo
+from tests.support.inventories import a_disk, a_vm
+from vmware.inventory import Connection, Power, Unreadable, VmInfo
 
-DISK = DiskInfo(
-    key=2000,
-    label="Hard disk 1",
-    controller_key=1000,
-    controller_type="ParaVirtualSCSIController",
-    controller_family="scsi",
-    bus_number=0,
-    unit_number=0,
-    capacity_bytes=1 << 30,
-    file_name="[ds] web/web.vmdk",
-    backing_uuid="6000C29",
-    disk_mode="persistent",
-    sharing="sharingNone",
-    backing_type="VirtualDiskFlatVer2BackingInfo",
-    change_id="",
-    rdm_compatibility="",
-    shared_bus="noSharing",
-    thin=True,
-    key_id="",
-    vdisk_id="",
-    chain=("[ds] web/web.vmdk",),
-)
+DISK = a_disk()
 INDEPENDENT = replace(DISK, key=2001, disk_mode="independent_persistent")
-VM = VmInfo(
-    moref="vm-1",
-    name="web",
-    instance_uuid="5000",
-    bios_uuid="4200",
-    power=Power.ON,
-    connection=Connection.CONNECTED,
-    folder_path="DC/vm",
-    resource_pool_moref="",
-    host_moref="host-1",
-    host_name="esx1",
-    cluster_name="",
-    datacenter_moref="dc-1",
-    datacenter_path="DC",
-    cbt_enabled=True,
-    cbt_supported=True,
-    hardware_version=19,
-    guest_id="debian11_64Guest",
-    guest_full_name="Debian",
-    tools_running=True,
-    has_snapshots=False,
-    question="",
-    template=False,
-    encrypted=False,
-    fault_tolerant=False,
-    consolidation_needed=False,
-    vmx_file_name="[ds] web/web.vmx",
-    disks=(DISK,),
-    change_version="1",
-    unreadable=(),
-)
+VM = a_vm(instance_uuid="5000", disks=(DISK,))
 
 
 @pytest.mark.parametrize(
