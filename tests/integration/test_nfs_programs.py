@@ -9,7 +9,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.complaints import eventually
-from tests.support.debian_programs import RPCBIND, environment, unpacked
 from tests.support.holdfast_program import ROOT, command, run, run_json
 from tests.support.holdfast_program import environment as product_environment
 from tests.support.needs import needs
 from tests.support.network_namespace import NetworkNamespace, network_namespace
+from tests.support.rpcbind import registered, rpcbind
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 MIB = 1 << 20
@@ -169,48 +167,6 @@ def test_qemu_goes_on_when_the_server_is_killed(
             client.wait(timeout=60)
             found = network.output("nfs-cat", uri)
     assert found == model
-
-
-@contextmanager
-def rpcbind(network: NetworkNamespace, folder: Path) -> Iterator[None]:
-    root = unpacked(*RPCBIND)
-    users = folder / "passwd"  # with the one that the package would have made
-    users.write_text(Path("/etc/passwd").read_text() + "_rpc:x:65534:65534::/:/bin/false\n")
-    start = f"mount --bind {users} /etc/passwd && exec {root}/sbin/rpcbind -f -w"
-    process = subprocess.Popen(network.command("sh", "-c", start), env=environment(root))
-    try:
-        eventually(lambda: registered(network) is not None)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-_ASK = """
-import sys
-from tests.support.nfs_client import PORTMAP, NfsClient
-try:
-    words = NfsClient(111).call(4, program=PORTMAP)
-except OSError:
-    sys.exit(1)
-while words.u32():
-    print(*[words.u32() for _ in range(4)])
-"""
-
-
-def registered(network: NetworkNamespace) -> set[tuple[int, ...]] | None:
-    """What port 111 says is there; None: nobody answers."""
-    done = subprocess.run(
-        network.command(sys.executable, "-c", _ASK),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        return None
-    return {tuple(map(int, line.split())) for line in done.stdout.splitlines()}
 
 
 def test_where_rpcbind_has_port_111_the_server_registers_and_leaves_again(

@@ -31,6 +31,7 @@ SECTIONS = {
     "incremental": "tests.perf.sections.incremental",
     "restore": "tests.perf.sections.restore",
     "nbd": "tests.perf.sections.nbd",
+    "nfs": "tests.perf.sections.nfs",
     "boot": "tests.perf.sections.boot",
     "memory": "tests.perf.sections.memory",
     "index": "tests.perf.bench_index",

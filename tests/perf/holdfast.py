@@ -13,6 +13,7 @@ from typing import IO
 from tests.perf import programs
 from tests.perf.images import ROOT
 from tests.perf.programs import NotMeasuredError, Run
+from tests.support.network_namespace import NetworkNamespace
 
 # The code of this checkout, also where the installed program belongs to another one.
 _CHECKOUT = {"PYTHONPATH": str(ROOT)}
@@ -93,6 +94,35 @@ def nbd_export(
     if cache_bytes and "--cache" in call("export", "nbd", "--help").stdout:
         options += ["--cache", str(cache_bytes)]
     words = [*command(), "export", "nbd", point_id, *options, "--repo", str(repository)]
+    with programs.server(words, ready=ready, environment=_CHECKOUT):
+        yield uris[0]
+
+
+@contextmanager
+def nfs_export(
+    network: NetworkNamespace,
+    repository: Path,
+    point_id: str,
+    home: Path,
+    *,
+    cache_bytes: int,
+    writable: bool = False,
+) -> Iterator[str]:
+    """Serve a point over NFS in `network`, on the usual ports; yields its nfs:// URL."""
+    uris: list[str] = []
+
+    def ready(stdout: IO[bytes]) -> bool:
+        stdout.seek(0)
+        try:
+            document = json.load(stdout)
+        except ValueError:
+            return False
+        uris.append(str(document["exports"][0]["uri"]))
+        return True
+
+    options = ["--cache", str(cache_bytes), *(["--writable"] if writable else [])]
+    place = ["--repo", repository, "--home", home, "--json"]
+    words = network.command(*command(), "export", "nfs", point_id, *options, *place)
     with programs.server(words, ready=ready, environment=_CHECKOUT):
         yield uris[0]
 
