@@ -88,6 +88,13 @@ def register(mappings: Sequence[Mapping], *, port: int = PORTMAP_PORT) -> None:
             raise ListenError(f"rpcbind refuses program {mapping.program} on port {mapping.port}")
 
 
+def is_registered(mappings: Sequence[Mapping], *, port: int = PORTMAP_PORT) -> bool:
+    """Whether the portmapper says of all of them what we do. Raises ListenError. Blocks."""
+    return all(
+        _ask(PortmapProcedure.GETPORT, mapping, port) == mapping.port for mapping in mappings
+    )
+
+
 def unregister(mappings: Sequence[Mapping], *, port: int = PORTMAP_PORT) -> None:
     """Take them out again. Raises ListenError when rpcbind does not answer."""
     for mapping in mappings:
@@ -103,8 +110,8 @@ def answers(*, port: int = PORTMAP_PORT) -> bool:
     return True
 
 
-def _ask(procedure: PortmapProcedure, mapping: Mapping | None, port: int) -> bool:
-    """One call over loopback TCP; what a SET or UNSET returned."""
+def _ask(procedure: PortmapProcedure, mapping: Mapping | None, port: int) -> int:
+    """One call over loopback TCP; the number that a SET, UNSET or GETPORT returned, else 0."""
     xid = int.from_bytes(os.urandom(4), "big")
     head = (xid, MessageType.CALL, RPC_VERSION, PORTMAP_PROGRAM, PORTMAP_VERSION, procedure)
     message = _CALL.pack(*head, 0, 0, 0, 0)
@@ -123,4 +130,5 @@ def _ask(procedure: PortmapProcedure, mapping: Mapping | None, port: int) -> boo
         raise ListenError(f"no portmapper on port {port}: {error}") from error
     if len(record) < 24 or xdr.U32.unpack_from(record, 20)[0] != AcceptStatus.SUCCESS:
         raise ListenError("the portmapper does not take this call")
-    return record[24:] == xdr.TRUE
+    result: int = xdr.U32.unpack_from(record, 24)[0] if len(record) == 28 else 0
+    return result

@@ -4,6 +4,7 @@
     GET  /v1/sessions                    recovery sessions
     POST /v1/sessions/<id>/serve         show it to its hosts
     POST /v1/sessions/<id>/withdraw      show it no more
+    …    /v1/jobs…, /v1/runs…            `local_jobs.py`
 
 Who may connect is a matter of the folder's and the socket's mode (0700, 0600). Answers are JSON;
 an error has `code` and `error`, as on the command line.
@@ -20,8 +21,10 @@ from typing import Any
 
 from aiohttp import web
 
+from appliance.api.local_jobs import job_routes
 from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.version import __version__
+from appliance.service.job_service import JobService
 from appliance.service.recovery_server import RecoveryServer, ServedSession
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,7 +36,7 @@ def session_document(session: ServedSession) -> dict[str, Any]:
     return document | {"served": session.served, "failure": session.failure}
 
 
-def local_application(server: RecoveryServer) -> web.Application:
+def local_application(server: RecoveryServer, jobs: JobService) -> web.Application:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -65,6 +68,7 @@ def local_application(server: RecoveryServer) -> web.Application:
             web.get("/v1/sessions", sessions),
             web.post("/v1/sessions/{id:[0-9a-f]{8}}/serve", serve),
             web.post("/v1/sessions/{id:[0-9a-f]{8}}/withdraw", withdraw),
+            *job_routes(jobs),
         ]
     )
     return application

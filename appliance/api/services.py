@@ -9,6 +9,7 @@ from pathlib import Path
 from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
+from appliance.service.job_service import JobService
 from appliance.service.recovery_server import RecoveryServer
 
 
@@ -19,5 +20,6 @@ class Services:
     repository_path: Path
     recovery: RecoveryServer
     inventory: InventoryCache
+    jobs: JobService
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""

@@ -16,6 +16,8 @@ from appliance.catalog.audit import AuditLog
 from appliance.catalog.db import Database
 from appliance.catalog.hosts import Hosts
 from appliance.catalog.intents import IntentJournal
+from appliance.catalog.job_runs import JobRuns
+from appliance.catalog.jobs import Jobs
 from appliance.catalog.logins import ApiTokens, Sessions
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
@@ -38,7 +40,7 @@ def recovery_runs(sessions: Path) -> frozenset[RunId]:
 
 
 class Catalog:
-    """Hosts, intents, runs, proofs, accounts, logins and audit log, over one database."""
+    """Hosts, intents, runs, jobs, proofs, accounts, logins and audit log, over one database."""
 
     def __init__(self, folder: Path, database: Database, clock: Clock) -> None:
         self._database = database
@@ -53,6 +55,8 @@ class Catalog:
         self.intents = IntentJournal(database, self.run_locks, clock)
         self.runs = Runs(database, self.run_locks, clock)
         self.verifications = Verifications(database)
+        self.jobs = Jobs(database, clock)
+        self.job_runs = JobRuns(database, self.run_locks, clock)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

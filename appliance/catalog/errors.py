@@ -134,3 +134,33 @@ class TokenNotFoundError(CatalogError):
     """There is no API token of this name."""
 
     code = "token.not-found"
+
+
+class JobNotFoundError(CatalogError):
+    """There is no job of this name; `holdfast job list` shows those that there are."""
+
+    code = "job.not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no job {name!r}")
+
+
+class PolicyNotFoundError(CatalogError):
+    """There is no policy of this name; add it to the file, or name one that exists."""
+
+    code = "policy.not-found"
+
+    def __init__(self, name: str, asked_by: str = "") -> None:
+        super().__init__(f"no policy {name!r}{f', which job {asked_by!r} names' * bool(asked_by)}")
+
+
+class PolicyInUseError(CatalogError):
+    """Jobs go by this policy; give them another one first."""
+
+    code = "policy.in-use"
+
+
+class JobRunningError(CatalogError):
+    """A run of this job waits or goes on; two never overlap. Let it end, or cancel it."""
+
+    code = "job.running"

@@ -121,6 +121,36 @@ class Hosts:
                 ),
             )
 
+    def replace(self, host: HostRecord, password: Secret) -> None:
+        """Change how a registered server is reached; what we made there stays known.
+
+        Raises: HostNotFoundError; HostExistsError: it is another server than before.
+        """
+        sealed = self._sealer.seal(password, host.sealed_with)
+        with self._database.writing() as connection:
+            row = connection.execute(
+                "SELECT server_id FROM hosts WHERE name = ?", (host.name,)
+            ).fetchone()
+            if row is None:
+                raise HostNotFoundError(host.name)
+            if row[0] != host.server_id:
+                raise HostExistsError(
+                    f"{host.address} is not the server that is registered as {host.name!r}"
+                )
+            connection.execute(
+                "UPDATE hosts SET address = ?, port = ?, user = ?, fingerprint = ?, settings = ?,"
+                " sealed_password = ? WHERE name = ?",
+                (
+                    host.address,
+                    host.port,
+                    host.user,
+                    host.fingerprint,
+                    json.dumps(host.settings),
+                    sealed,
+                    host.name,
+                ),
+            )
+
     def list(self) -> list[HostRecord]:
         """Return all, the one added first first."""
         with self._database.reading() as connection:

@@ -9,6 +9,7 @@ Thread model: as `db.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -20,8 +21,8 @@ from appliance.catalog.db import Database
 from appliance.catalog.errors import RunInterruptedError, RunNotFoundError
 from appliance.catalog.run_locks import RunLocks
 
-_COLUMNS = "run_id, kind, vm, host, started_at, ended_at, outcome, error_code, result"
-_Row = tuple[str, str, str, str | None, str, str | None, str | None, str | None, str]
+_COLUMNS = "run_id, kind, vm, host, started_at, ended_at, outcome, error_code, result, job_run"
+_Row = tuple[str, str, str, str | None, str, str | None, str | None, str | None, str, str | None]
 
 
 class RunOutcome(StrEnum):
@@ -42,21 +43,35 @@ class RunRecord:
     outcome: RunOutcome | None
     error_code: str | None
     result: dict[str, Any]  # what the command prints for --json; opaque here
+    job_run: RunId | None = None  # the run of a job that it is part of
 
 
 class Runs:
-    def __init__(self, database: Database, run_locks: RunLocks, clock: Clock) -> None:
+    """The runs for single VMs. Those that `within` a job's run begin are part of it."""
+
+    def __init__(
+        self,
+        database: Database,
+        run_locks: RunLocks,
+        clock: Clock,
+        *,
+        job_run: RunId | None = None,
+    ) -> None:
         self._database = database
         self._run_locks = run_locks
         self._clock = clock
+        self._job_run = job_run
+
+    def within(self, job_run: RunId) -> Runs:
+        return Runs(self._database, self._run_locks, self._clock, job_run=job_run)
 
     def begin(self, run_id: RunId, *, kind: str, vm: str, host: str | None = None) -> None:
         """Write down that it started. The run must hold its lock (`RunLocks.hold`)."""
         with self._database.writing() as connection:
             connection.execute(
-                "INSERT INTO runs (run_id, kind, vm, host, started_at, result)"
-                " VALUES (?, ?, ?, ?, ?, '{}')",
-                (run_id, kind, vm, host, self._clock.now().isoformat()),
+                "INSERT INTO runs (run_id, kind, vm, host, started_at, result, job_run)"
+                " VALUES (?, ?, ?, ?, ?, '{}', ?)",
+                (run_id, kind, vm, host, self._clock.now().isoformat(), self._job_run),
             )
 
     def end(
@@ -101,19 +116,52 @@ class Runs:
             self.end(run_id, RunOutcome.FAILED, error_code=RunInterruptedError.code)
         return dead
 
-    def list(self, *, vm: str | None = None, limit: int = 1000) -> list[RunRecord]:
-        """Return the newest `limit` runs, of one VM or all, oldest first."""
+    def remember(self, points: Iterable[tuple[RunId, str, datetime, datetime]]) -> int:
+        """Write down backups that the repository tells of: run, VM, begin and end of each.
+
+        All or none; return how many were not known.
+        """
+        with self._database.writing() as connection:
+            return connection.executemany(
+                "INSERT OR IGNORE INTO runs (run_id, kind, vm, started_at, ended_at, outcome,"
+                " result) VALUES (?, 'backup', ?, ?, ?, 'success', '{}')",
+                (
+                    (run_id, vm, started_at.isoformat(), ended_at.isoformat())
+                    for run_id, vm, started_at, ended_at in points
+                ),
+            ).rowcount
+
+    def backed_up_in(self, first_run: RunId) -> frozenset[str]:
+        """The VMs that got a point in a job's run or in a repetition of it."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM runs WHERE ?1 IS NULL OR vm = ?1"
-                " ORDER BY run_id DESC LIMIT ?2",
-                (vm, limit),
+                "SELECT DISTINCT vm FROM runs JOIN job_runs ON runs.job_run = job_runs.run_id"
+                " WHERE job_runs.first_run = ? AND runs.outcome IN ('success', 'warning')",
+                (first_run,),
+            ).fetchall()
+        return frozenset(row[0] for row in rows)
+
+    def empty(self) -> bool:
+        """Nothing was ever tried, or the catalog that knew is lost."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
+
+    def list(
+        self, *, vm: str | None = None, job_run: RunId | None = None, limit: int = 1000
+    ) -> list[RunRecord]:
+        """Return the newest `limit` runs, of one VM, one job's run or all, oldest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM runs"
+                " WHERE (?1 IS NULL OR vm = ?1) AND (?2 IS NULL OR job_run = ?2)"
+                " ORDER BY run_id DESC LIMIT ?3",
+                (vm, job_run, limit),
             ).fetchall()
         return [_run(row) for row in reversed(rows)]
 
 
 def _run(row: _Row) -> RunRecord:
-    run_id, kind, vm, host, started_at, ended_at, outcome, error_code, result = row
+    run_id, kind, vm, host, started_at, ended_at, outcome, error_code, result, job_run = row
     return RunRecord(
         run_id=RunId(run_id),
         kind=kind,
@@ -124,4 +172,5 @@ def _run(row: _Row) -> RunRecord:
         outcome=RunOutcome(outcome) if outcome else None,
         error_code=error_code,
         result=json.loads(result),
+        job_run=RunId(job_run) if job_run else None,
     )

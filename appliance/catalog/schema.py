@@ -125,6 +125,46 @@ CREATE TABLE verifications (
 ) STRICT, WITHOUT ROWID
 """
 
+_POLICIES = """
+CREATE TABLE policies (
+  name     TEXT PRIMARY KEY,
+  document TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_JOBS = """
+CREATE TABLE jobs (
+  name     TEXT PRIMARY KEY,
+  kind     TEXT NOT NULL,
+  policy   TEXT REFERENCES policies (name) ON DELETE RESTRICT,
+  enabled  INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+  document TEXT NOT NULL,
+  since    TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_JOB_RUNS = """
+CREATE TABLE job_runs (
+  seq        INTEGER PRIMARY KEY,
+  run_id     TEXT NOT NULL UNIQUE,
+  job        TEXT NOT NULL,
+  kind       TEXT NOT NULL,
+  cause      TEXT NOT NULL,
+  first_run  TEXT NOT NULL,
+  attempt    INTEGER NOT NULL CHECK (attempt >= 1),
+  due_at     TEXT,
+  queued_at  TEXT NOT NULL,
+  started_at TEXT,
+  ended_at   TEXT,
+  outcome    TEXT CHECK (outcome IN ('success', 'warning', 'failed', 'cancelled')),
+  error_code TEXT,
+  error      TEXT,
+  reasons    TEXT NOT NULL,
+  result     TEXT NOT NULL,
+  CHECK ((ended_at IS NULL) = (outcome IS NULL))
+) STRICT
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -138,5 +178,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _VERIFICATIONS,
         "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
+    ),
+    (
+        _POLICIES,
+        _JOBS,
+        _JOB_RUNS,
+        # no two runs of a job and kind wait or go on at once, whatever starts them
+        "CREATE UNIQUE INDEX one_open_job_run ON job_runs (job, kind) WHERE ended_at IS NULL",
+        "CREATE INDEX job_runs_by_job ON job_runs (job, kind, seq)",
+        "CREATE INDEX job_runs_by_due ON job_runs (job, kind, due_at)",
+        "CREATE INDEX job_runs_by_chain ON job_runs (first_run)",
+        "ALTER TABLE runs ADD COLUMN job_run TEXT",
+        "CREATE INDEX runs_by_job_run ON runs (job_run, vm)",
     ),
 )

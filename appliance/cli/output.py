@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
+from appliance.base.error_document import error_document, next_step
 from appliance.base.errors import ApplianceError
 from appliance.base.reasons import Reason
 from appliance.base.run_context import Progress, ProgressSnapshot
@@ -57,21 +58,9 @@ def note_reasons(reasons: Sequence[Reason]) -> None:
         note(f"{mark} [{reason.code}] {reason.text}; next step: {reason.next_step}")
 
 
-def next_step(error: ApplianceError) -> str:
-    """The operator's text of an error: the docstring of its class."""
-    return " ".join((type(error).__doc__ or "").split())
-
-
 def show_error(args: argparse.Namespace | None, error: ApplianceError) -> None:
     if args is not None and getattr(args, "json", False):
-        document = {
-            "code": error.code,
-            "message": str(error),
-            "retryable": error.retryable,
-            "next_step": next_step(error),
-            "notes": list(getattr(error, "__notes__", ())),
-        }
-        print(json.dumps({"error": document}, indent=1), flush=True)
+        print(json.dumps({"error": error_document(error)}, indent=1), flush=True)
     note(f"holdfast: [{error.code}] {error}\n  {next_step(error)}")
     for more in getattr(error, "__notes__", ()):
         note(f"  also: {more}")

@@ -1,4 +1,4 @@
-"""`holdfast serve`: the daemon: API, web interface and recovery sessions, until it is stopped."""
+"""`holdfast serve`: the daemon: jobs, API, web interface and recovery sessions, until stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WAIT_S = 0.2
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     serve = commands.add_parser(
-        "serve", parents=[common], help="run the daemon: API, and recovery sessions over NFS"
+        "serve", parents=[common], help="run the daemon: jobs, API, and recovery sessions over NFS"
     )
     serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="what to listen on")
     serve.add_argument(
@@ -55,8 +55,11 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
+    from appliance.service.job_service import JobService
     from appliance.service.orphan_patrol import OrphanPatrol
+    from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.service.source_tools import source_tools
 
     home = home_path(args)
     with ExitStack() as stack:
@@ -76,7 +79,14 @@ def run_serve(args: argparse.Namespace) -> int:
         server.start()
         loop = LoopThread("daemon-api")
         stack.callback(loop.stop)
-        local = Site(local_application(server))
+        jobs = JobService(
+            catalog,
+            repository,
+            home,
+            lambda: frozenset(points_in_use(home)),
+            tools=source_tools(home),
+        )
+        local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
         services = Services(
@@ -85,11 +95,14 @@ def run_serve(args: argparse.Namespace) -> int:
             repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
+            jobs=jobs,
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        stack.callback(jobs.stop)
+        jobs.start()
         patrol = OrphanPatrol(catalog)
         patrol.start()
         stack.callback(patrol.stop)
@@ -99,6 +112,7 @@ def run_serve(args: argparse.Namespace) -> int:
             "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
             "sessions": len(store.list()),
+            "jobs": len(catalog.jobs.list()),
         }
         show(
             args,

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.error_document import error_document, next_step
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_rate, format_size
 from appliance.cli.options import home_path, open_repository
-from appliance.cli.output import ExitCode, next_step, note, note_reasons, show
+from appliance.cli.output import ExitCode, note, note_reasons, show
 from appliance.cli.vm_progress import VmProgress
 
 if TYPE_CHECKING:
-    from appliance.jobs.disk_transfer import DiskOutcome
     from appliance.jobs.vm_backup import VmBackupOptions, VmResult
     from appliance.jobs.vm_selection import HostFailure
     from appliance.sources.contract import Orphan
@@ -102,7 +102,7 @@ def run_backup_vm(args: argparse.Namespace) -> int:
     with (
         Home(home_path(args)).open_catalog() as catalog,
         open_repository(args) as repository,
-        open_sources(catalog, args.host, tools) as opened,
+        open_sources(catalog, [args.host] if args.host else (), tools) as opened,
     ):
         catalog.runs.close_interrupted()
         orphans = clean_up(catalog, opened.sources)
@@ -200,26 +200,19 @@ def _note_error(about: str, error: ApplianceError) -> None:
     note(f"{about}: [{error.code}] {error}\n  {next_step(error)}")
 
 
-def _error_as_json(error: ApplianceError) -> dict[str, Any]:
-    return {
-        "code": error.code,
-        "message": str(error),
-        "retryable": error.retryable,
-        "next_step": next_step(error),
-    }
-
-
 def _as_json(
     orphans: Sequence[Orphan],
     failures: Sequence[HostFailure],
     results: Sequence[VmResult],
     seconds: float,
 ) -> dict[str, Any]:
+    from appliance.jobs.vm_report import result_document
+
     return {
         "seconds": round(seconds, 3),
-        "vms": [_result_as_json(result) for result in results],
+        "vms": [result_document(result) for result in results],
         "hosts_failed": [
-            {"host": failure.host, "error": _error_as_json(failure.error)} for failure in failures
+            {"host": failure.host, "error": error_document(failure.error)} for failure in failures
         ],
         "orphans": [
             {
@@ -230,60 +223,6 @@ def _as_json(
             }
             for orphan in orphans
         ],
-    }
-
-
-def _result_as_json(result: VmResult) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "vm": result.vm,
-        "host": result.host,
-        "status": result.status,
-        "attempts": result.attempts,
-        "seconds": round(result.seconds, 3),
-        "error": _error_as_json(result.error) if result.error else None,
-        "reasons": [reason.as_json() for reason in dict.fromkeys(result.vm_reasons)],
-    }
-    backup = result.backup
-    if backup is None:
-        return document | {"point_id": None, "disks": [], "skipped": []}
-    manifest = backup.manifest
-    return document | {
-        "point_id": manifest.point_id,
-        "created_at": manifest.created_at.isoformat(),
-        "consistency": manifest.consistency,
-        "parent": manifest.parent,
-        "disks": [_disk_as_json(disk) for disk in backup.disks],
-        "skipped": [
-            {"label": disk.label, "reason": disk.reason.as_json()} for disk in backup.skipped
-        ],
-    }
-
-
-def _disk_as_json(disk: DiskOutcome) -> dict[str, Any]:
-    image, transfer = disk.image, disk.transfer
-    return {
-        "number": disk.number,
-        "label": disk.label,
-        "mode": disk.mode,
-        "transport": transfer.transport,
-        "refusals": [reason.as_json() for reason in transfer.refusals],
-        "reopened": transfer.reopened,
-        "size_bytes": image.size_bytes,
-        "read_bytes": image.read_bytes,
-        "changed_bytes": image.changed_bytes,
-        "new_bytes": image.new_bytes,
-        "stored_bytes": image.stored_bytes,
-        "resumed_bytes": disk.resumed_bytes,
-        "seconds": round(disk.seconds, 3),
-        "read_bytes_per_s": round(image.read_bytes / max(disk.seconds, 1e-9)),
-        "audit": None
-        if disk.audit is None
-        else {
-            "seed": disk.audit.seed,
-            "read_bytes": disk.audit.read_bytes,
-            "mismatch_at": disk.audit.mismatch.offset if disk.audit.mismatch else None,
-        },
-        "reasons": [reason.as_json() for reason in disk.reasons],
     }
 
 

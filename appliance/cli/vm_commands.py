@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.error_document import next_step
 from appliance.base.errors import ApplianceError
 from appliance.base.units import format_size
 from appliance.cli.options import home_path, open_repository, repository_path
-from appliance.cli.output import ExitCode, next_step, note, show, table
+from appliance.cli.output import ExitCode, note, show, table
 
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog

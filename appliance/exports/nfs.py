@@ -1,8 +1,9 @@
 """Trees served over NFSv3: an `nfs_server` on a thread of its own, with portmap where it is due.
 
 ESXi asks port 111 and nothing else, so AUTO registers with the rpcbind of this machine where one
-answers and answers there itself otherwise. Trees stay the caller's: they are neither closed here
-nor touched after `stop` or `withdraw` has returned.
+answers and answers there itself otherwise. An rpcbind that is started again has forgotten us, so a
+thread looks now and then whether it knows us still. Trees stay the caller's: they are neither
+closed here nor touched after `stop` or `withdraw` has returned.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from threading import Event, Thread
 
 from appliance.base.atomic import create_once
 from appliance.base.errors import StorageError, UsageError
@@ -24,6 +26,8 @@ from nfs_server.limits import Counters, Limits
 from nfs_server.protocol import NFS_PORT, PORTMAP_PORT
 from nfs_server.server import Server, service_mappings
 from nfs_server.vfs import Tree
+
+CHECK_REGISTRATION_S = 15.0
 
 
 class PortmapMode(StrEnum):
@@ -65,6 +69,7 @@ class NfsServer:
         portmap_mode: PortmapMode = PortmapMode.AUTO,
         portmap_port: int = PORTMAP_PORT,
         limits: Limits | None = None,
+        check_registration_s: float = CHECK_REGISTRATION_S,
     ) -> None:
         """`port` 0: a free one."""
         self._host = host
@@ -73,7 +78,9 @@ class NfsServer:
         self.portmap_port = portmap_port  # 0: a free one, when it is our own
         self._server = Server([], key=key, limits=limits)
         self._loop: LoopThread | None = None
-        self._registered = False
+        self._check_registration_s = check_registration_s
+        self._registrar: Thread | None = None
+        self._stopping = Event()
         self.port = 0
 
     def __enter__(self) -> NfsServer:
@@ -107,8 +114,10 @@ class NfsServer:
         """Finish outstanding calls, close all connections, join every thread. Idempotent."""
         if self._loop is None:
             return
-        if self._registered:
-            self._registered = False
+        if self._registrar is not None:
+            self._stopping.set()
+            self._registrar.join()
+            self._registrar = None
             with suppress(NfsServerError):  # rpcbind is gone, and what it knew with it
                 portmap.unregister(service_mappings(self.port), port=self.portmap_port)
         self._loop.call(self._server.close())
@@ -143,7 +152,16 @@ class NfsServer:
             mode = PortmapMode.REGISTER if found else PortmapMode.OWN
         if mode is PortmapMode.REGISTER:
             portmap.register(service_mappings(self.port), port=self.portmap_port)
-            self._registered = True
+            self._stopping.clear()
+            self._registrar = Thread(target=self._keep_registered, name="nfs-registrar")
+            self._registrar.start()
         elif mode is PortmapMode.OWN:
             port = self.portmap_port
             self.portmap_port = loop.call(self._server.listen_portmap(self._host, port))
+
+    def _keep_registered(self) -> None:
+        mappings = service_mappings(self.port)
+        while not self._stopping.wait(self._check_registration_s):
+            with suppress(NfsServerError):  # it is being started again; the next look will tell
+                if not portmap.is_registered(mappings, port=self.portmap_port):
+                    portmap.register(mappings, port=self.portmap_port)

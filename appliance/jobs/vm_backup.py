@@ -15,18 +15,22 @@ Thread model: `back_up_vms` blocks; what it calls back runs on the threads of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from appliance.base.backoff import Backoff
 from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
-from appliance.base.run_context import Progress, RunContext
+from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.blocks.device import BlockReader
+from appliance.blocks.rate_limit import RateLimit, RateLimitedReader
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import RunOutcome, Runs
 from appliance.jobs.backup import BackupOutcome, back_up_with
@@ -42,6 +46,7 @@ from appliance.jobs.broken_run import (
 from appliance.jobs.cbt_audit import AuditPolicy
 from appliance.jobs.point_identity import known_state
 from appliance.jobs.vm_lock import vm_lock
+from appliance.jobs.vm_report import disk_document
 from appliance.jobs.vm_selection import SelectedVm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
@@ -62,12 +67,19 @@ class UnexpectedError(ApplianceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmBackupOptions:
+    """How a run goes about all of its VMs; the default is that of the command line."""
+
     full: bool = False
     consistency: ConsistencyPolicy = field(default_factory=ConsistencyPolicy)
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
     audit: AuditPolicy = field(default_factory=AuditPolicy)
     # long enough for an export lease of a killed run to have run out (300 s)
     backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=30, most_s=90))
+    vms_at_once: int | None = None  # of this run; None: as many as the appliance's limits allow
+    bandwidth: RateLimit | None = None
+    check_turn: Callable[[], None] = lambda: None
+    """Called when a VM's turn has come; raises ApplianceError: it is not begun."""
+    busy_wait_s: float = 0.0  # how long to wait for another backup of the same VM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +151,7 @@ def back_up_vms(
         followers.vm_ends(result)
         return result
 
-    workers = min(len(vms), _MOST_THREADS)
+    workers = min(len(vms), options.vms_at_once or _MOST_THREADS)
     with ThreadPoolExecutor(workers, thread_name_prefix="vm") as pool:
         return list(pool.map(one, vms))
 
@@ -206,10 +218,12 @@ class _VmBackup:
         vm = self._selected.vm
         if vm.obstacles:
             raise VmNotProtectableError(vm.name, vm.obstacles[0])
+        wait_s = self._options.busy_wait_s
         with (
             self._room.limits.vm(vm, cancel),
-            vm_lock(self._room.vm_locks, self._name),
+            vm_lock(self._room.vm_locks, self._name, wait_s=wait_s, cancel=cancel),
         ):
+            self._options.check_turn()
             return self._options.backoff.run(self._attempt, cancel, self._repeated)
 
     def _repeated(self, error: ApplianceError) -> None:
@@ -232,17 +246,19 @@ class _VmBackup:
         with room.run_locks.hold(run_id):
             room.runs.begin(run_id, kind="backup", vm=self._name, host=source.name)
             outcome, code = RunOutcome.FAILED, UnexpectedError.code
+            result: dict[str, Any] = {}
             try:
                 backup = self._freeze_and_write(run_id)
                 outcome = self._status(backup, None)
                 code = ""
+                result = {"disks": [disk_document(disk) for disk in backup.disks]}
                 return backup
             except ApplianceError as error:
                 outcome, code = self._status(None, error), error.code
                 raise
             finally:
                 self._reasons += source.leftovers(run_id)
-                room.runs.end(run_id, outcome, error_code=code or None)
+                room.runs.end(run_id, outcome, result=result, error_code=code or None)
 
     def _freeze_and_write(self, run_id: RunId) -> BackupOutcome:
         options, room = self._options, self._room
@@ -265,7 +281,7 @@ class _VmBackup:
                 journal=BrokenRunJournal(self._journal_path, run_id, frozen),
                 audit=options.audit,
                 disks_at_once=_DISKS_AT_ONCE,
-                open_for_reading=lambda disk, cancel: room.limits.disk(disk, host, cancel),
+                open_for_reading=lambda disk, cancel: self._reading(disk, host, cancel),
                 follow=lambda disk, progress: self._followers.disk_begins(
                     self._selected, disk, progress
                 ),
@@ -274,6 +290,12 @@ class _VmBackup:
             forget_broken_run(self._journal_path)
             self._reasons += self._slowed_down(frozen.disks)
         return backup
+
+    @contextmanager
+    def _reading(self, disk: FrozenDisk, host: str, cancel: CancelToken) -> Iterator[BlockReader]:
+        bandwidth = self._options.bandwidth
+        with self._room.limits.disk(disk, host, cancel) as reader:
+            yield reader if bandwidth is None else RateLimitedReader(reader, bandwidth, cancel)
 
     def _broken_run(self, parent: Manifest | None) -> BrokenRun | None:
         """What a run before had stored, if no point has been made since."""

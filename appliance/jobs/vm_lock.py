@@ -18,6 +18,9 @@ from pathlib import Path
 from appliance.base.atomic import make_folders
 from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.locked_file import LockMode, try_lock
+from appliance.base.run_context import CancelToken
+
+_LOOK_S = 0.5
 
 
 class VmBusyError(ApplianceError):
@@ -27,8 +30,13 @@ class VmBusyError(ApplianceError):
 
 
 @contextmanager
-def vm_lock(folder: Path, vm: str) -> Iterator[None]:
-    """Hold the VM for the block. Raises VmBusyError, StorageError."""
+def vm_lock(
+    folder: Path, vm: str, *, wait_s: float = 0.0, cancel: CancelToken | None = None
+) -> Iterator[None]:
+    """Hold the VM for the block; wait for it up to `wait_s`.
+
+    Raises: VmBusyError; CancelledError; StorageError.
+    """
     path = folder / f"{hashlib.sha256(vm.encode()).hexdigest()[:40]}.lock"
     try:
         make_folders(folder)
@@ -36,8 +44,14 @@ def vm_lock(folder: Path, vm: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{path}: {os.strerror(error.errno or 0)}") from error
     try:
-        if not try_lock(fd, LockMode.EXCLUSIVE):
-            raise VmBusyError(f"a backup of {vm} is running")
+        cancel = cancel or CancelToken()
+        waits = int(wait_s / _LOOK_S)
+        while not try_lock(fd, LockMode.EXCLUSIVE):
+            if waits <= 0:
+                raise VmBusyError(f"a backup of {vm} is running")
+            waits -= 1
+            cancel.wait(_LOOK_S)
+            cancel.check()
         yield
     finally:
         os.close(fd)

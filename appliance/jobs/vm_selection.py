@@ -102,7 +102,7 @@ def _matching(inventory: list[SelectedVm], pattern: str, *, complete: bool) -> l
         kept = [found for found in exact if found.has_points and found.point_name == pattern]
         exact = kept or exact
     if len(exact) > 1:
-        where = ", ".join(f"{found.source.name}: {_path(found.vm)}" for found in exact)
+        where = ", ".join(f"{found.source.name}: {vm_path(found.vm)}" for found in exact)
         raise AmbiguousVmError(f"{len(exact)} VMs are called {pattern!r} ({where})")
     if exact:
         return [replace(exact[0], named=True)]
@@ -118,12 +118,13 @@ def _matching(inventory: list[SelectedVm], pattern: str, *, complete: bool) -> l
 
 
 def _names(found: SelectedVm) -> tuple[str, str, str]:
-    return found.vm.name, found.point_name if found.has_points else "", _path(found.vm)
+    return found.vm.name, found.point_name if found.has_points else "", vm_path(found.vm)
 
 
-def _path(vm: SourceVm) -> str:
+def vm_path(vm: SourceVm) -> str:
+    """The VM with its folder, as the operator writes it."""
     return f"{vm.folder.rstrip('/')}/{vm.name}" if vm.folder else vm.name
 
 
 def _subject(vm: SourceVm, pattern: str) -> str:
-    return _path(vm) if "/" in pattern else vm.name
+    return vm_path(vm) if "/" in pattern else vm.name

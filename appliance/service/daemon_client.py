@@ -10,6 +10,7 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from appliance.base.errors import ApplianceError
 
@@ -65,6 +66,24 @@ class DaemonClient:
     def withdraw(self, session_id: str) -> None:
         """Raises DaemonUnreachableError, DaemonRefusedError."""
         self._ask("POST", f"/v1/sessions/{session_id}/withdraw")
+
+    def look_at_jobs(self) -> None:
+        """Something was saved. Raises DaemonUnreachableError: no daemon, so none need look."""
+        self._ask("POST", "/v1/jobs/look")
+
+    def run_job(self, name: str) -> dict[str, Any]:
+        """Raises DaemonUnreachableError, DaemonRefusedError."""
+        answer: dict[str, Any] = self._ask("POST", f"/v1/jobs/{quote(name, safe='')}/run")
+        return answer
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run with result and live progress. Raises as `run_job`."""
+        answer: dict[str, Any] = self._ask("GET", f"/v1/runs/{quote(run_id, safe='')}")
+        return answer
+
+    def cancel_run(self, run_id: str) -> None:
+        """Raises as `run_job`."""
+        self._ask("POST", f"/v1/runs/{quote(run_id, safe='')}/cancel")
 
     def _ask(self, method: str, path: str) -> Any:
         connection = _UnixConnection(self._path)

@@ -17,6 +17,7 @@ from appliance.base.log import EventLog
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.intents import IntentId, IntentKind
 from appliance.catalog.run_locks import CleaningBusyError
+from appliance.jobs.runners.site import OpenedSources
 from appliance.jobs.vm_selection import HostFailure
 from appliance.service.hosts import open_host
 from appliance.sources.contract import Orphan, VmSource
@@ -27,12 +28,6 @@ from appliance.targets.contract import VmTarget
 from appliance.targets.vsphere import VsphereTarget
 
 log = EventLog(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedSources:
-    sources: tuple[VmSource, ...]
-    failures: tuple[HostFailure, ...]  # hosts that could not be logged in to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +77,14 @@ class HostIntents:
 @contextmanager
 def open_sources(
     catalog: Catalog,
-    host: str | None = None,
+    hosts: Sequence[str] = (),
     tools: SourceTools | None = None,
 ) -> Iterator[OpenedSources]:
-    """Log in to one registered host, or to all; a host that fails stops no other.
+    """Log in to the registered hosts of these names, or to all; one that fails stops no other.
 
-    Raises: HostNotFoundError, UsageError: no host is registered; with `host`, why it failed.
+    Raises: HostNotFoundError, UsageError: no host is registered; of a lone host, why it failed.
     """
-    records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
+    records = [catalog.hosts.get(host) for host in hosts] or catalog.hosts.list()
     if not records:
         raise UsageError("no host is registered; `holdfast host add` does that")
     tools = tools or SourceTools()

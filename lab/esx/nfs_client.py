@@ -285,10 +285,9 @@ class NfsClient:
         return found
 
     def _changed(self, reader: Reader) -> Attributes:
-        """wcc_data of what was changed: both halves have to be there."""
-        if not reader.flag():
-            raise NfsProtocolError("a change returned no attributes of before")
-        reader.fixed(24)
+        """wcc_data of what was changed. What was before may be missing: ganesha leaves it out."""
+        if reader.flag():
+            reader.fixed(24)
         return self._present(reader, "a change")
 
 

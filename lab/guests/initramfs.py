@@ -30,9 +30,11 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def initramfs(kernel_root: Path, init: str, scripts: dict[str, str]) -> bytes:
+def initramfs(
+    kernel_root: Path, init: str, scripts: dict[str, str], modules: Iterable[str] = MODULES
+) -> bytes:
     """Return the archive; `scripts` go to /bin, modules to /modules with their load order."""
-    modules = _with_dependencies(kernel_root, MODULES)
+    files = _with_dependencies(kernel_root, modules)
     folders = ("bin", "data", "dev", "modules", "proc", "root", "run", "sys")
     entries = [Entry(name=name, mode=stat.S_IFDIR | 0o755) for name in folders]
     entries += [
@@ -40,9 +42,9 @@ def initramfs(kernel_root: Path, init: str, scripts: dict[str, str]) -> bytes:
         Entry(name="bin/busybox", mode=stat.S_IFREG | 0o755, data=BUSYBOX.read_bytes()),
         Entry(name="bin/sh", mode=stat.S_IFLNK | 0o777, data=b"busybox"),
         Entry(name="init", mode=stat.S_IFREG | 0o755, data=init.encode()),
-        _file("modules/order", "".join(f"{path.stem}\n" for path in modules).encode()),
+        _file("modules/order", "".join(f"{path.stem}\n" for path in files).encode()),
     ]
-    entries += [_file(f"modules/{path.name}", path.read_bytes()) for path in modules]
+    entries += [_file(f"modules/{path.name}", path.read_bytes()) for path in files]
     entries += [
         Entry(name=f"bin/{name}", mode=stat.S_IFREG | 0o755, data=text.encode())
         for name, text in scripts.items()

@@ -17,6 +17,7 @@ from lab.esx.nas_datastore import NasTimings
 from lab.esx.virtual_machine import VirtualMachine as Engine
 from lab.esx.vmdk import flat_descriptor
 from lab.guests import GuestKind, build, copy_sparse, read_journal
+from tests.support.ganesha import Ganesha, ganesha_serving, needs_ganesha
 from tests.support.holdfast_program import run, run_json, serving
 from tests.support.lab_machines import Practice, done, practice, removed, snapped, wait_until
 from tests.support.lab_nfs import (
@@ -55,12 +56,13 @@ uuid.action = "keep"
 class Export:
     """A folder that a server shows to the lab's hosts, with a machine's files in it."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, path: str = PATH) -> None:
         self.folder = folder
         self.address = address
+        self.path = path
 
     def spec(self, name: str = "nas", **fields: str) -> Any:
-        return nas_spec(self.address, PATH, name, **fields)
+        return nas_spec(self.address, self.path, name, **fields)
 
     @property
     def guest(self) -> Path:
@@ -91,6 +93,15 @@ def lab(export: Export) -> Iterator[Practice]:
     """It ends before its server does."""
     with practice(nas=QUICK) as made:
         yield made
+
+
+@pytest.fixture
+def ganesha(tmp_path: Path) -> Iterator[tuple[Ganesha, Export]]:
+    """A server that nobody here wrote."""
+    needs_nfs_datastores()
+    address = own_address()
+    with ganesha_serving(needs_ganesha(), tmp_path, address) as server:
+        yield server, Export(tmp_path, address, str(tmp_path))
 
 
 def guest_on(lab: Practice, export: Export) -> tuple[Any, Engine]:
@@ -178,6 +189,19 @@ def test_what_cannot_be_mounted_is_refused_by_its_fault(lab: Practice, export: E
         mounted(host, export.spec("other"))
 
 
+def test_a_host_mounts_no_more_than_32_exports(lab: Practice, export: Export) -> None:
+    """As ESXi by default; another host still can."""
+    first, second = hosts_of(lab)
+    for number in range(33):
+        (export.folder / f"e{number}").mkdir()
+    for number in range(32):
+        mounted(first, nas_spec(export.address, f"{PATH}/e{number}", f"nas{number}"))
+    last = nas_spec(export.address, f"{PATH}/e32", "nas32")
+    with pytest.raises(vim.fault.NasConnectionLimitReached):
+        mounted(first, last)
+    mounted(second, last)
+
+
 def test_a_read_only_mount_lets_nothing_be_written(lab: Practice, export: Export) -> None:
     """It can be registered from neither: a host writes the .vmx."""
     export.add_guest()
@@ -190,30 +214,33 @@ def test_a_read_only_mount_lets_nothing_be_written(lab: Practice, export: Export
 
 
 def test_a_guest_runs_from_nfs_and_moves_to_a_local_datastore(
-    lab: Practice, export: Export
+    ganesha: tuple[Ganesha, Export],
 ) -> None:
-    """Nothing that it was told is written is lost; the export is unmounted only after it left."""
-    vm, engine = guest_on(lab, export)
-    (datastore,) = vm.datastore
-    system = hosts_of(lab)[0].configManager.datastoreSystem
-    with pytest.raises(vim.fault.ResourceInUse):
-        system.RemoveDatastore(datastore)
-    console = booted(lab, vm, engine)
-    snapshot = snapped(vm)
-    assert (export.guest / "guest-000001-delta.vmdk").exists()
-    acknowledged(engine, console.mark)
-    removed(snapshot)
-    assert not vm.runtime.consolidationNeeded
-    with pytest.raises(vim.fault.ResourceInUse):
+    """From a server that is killed on the way; no record of the guest's is lost."""
+    server, export = ganesha
+    with practice(nas=QUICK) as lab:
+        vm, engine = guest_on(lab, export)
+        (datastore,) = vm.datastore
+        system = hosts_of(lab)[0].configManager.datastoreSystem
+        with pytest.raises(vim.fault.ResourceInUse):
+            system.RemoveDatastore(datastore)
+        console = booted(lab, vm, engine)
+        snapshot = snapped(vm)
+        assert (export.guest / "guest-000001-delta.vmdk").exists()
+        server.restart()
+        acknowledged(engine, console.mark)
+        removed(snapshot)
+        assert not vm.runtime.consolidationNeeded
+        with pytest.raises(vim.fault.ResourceInUse):
+            done(datastore.Destroy_Task())
+        target = next(one for one in lab.inventory.datastores if one.name == "ds2")
+        done(vm.RelocateVM_Task(vim.vm.RelocateSpec(datastore=target.ref)))
+        number = acknowledged(engine, console.mark)
+        assert [one.name for one in vm.datastore] == ["ds2"]
+        assert list(export.folder.iterdir()) == []
         done(datastore.Destroy_Task())
-    target = next(one for one in lab.inventory.datastores if one.name == "ds2")
-    done(vm.RelocateVM_Task(vim.vm.RelocateSpec(datastore=target.ref)))
-    number = acknowledged(engine, console.mark)
-    assert [one.name for one in vm.datastore] == ["ds2"]
-    assert list(export.folder.iterdir()) == []
-    done(datastore.Destroy_Task())
-    done(vm.PowerOffVM_Task())
-    assert unbroken(lab.folder / "ds2" / "guest" / "guest-flat.vmdk") >= number
+        done(vm.PowerOffVM_Task())
+        assert unbroken(lab.folder / "ds2" / "guest" / "guest-flat.vmdk") >= number
 
 
 def test_a_running_machine_locks_its_files_and_leaves_none_behind(

@@ -23,6 +23,7 @@ from appliance.exports.loop_thread import LoopThread
 from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
+from appliance.service.job_service import JobService
 from appliance.service.recovery_server import RecoveryServer
 
 
@@ -97,6 +98,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             repository_path=home / "repository",
             recovery=recovery,
             inventory=InventoryCache(catalog),
+            jobs=JobService(catalog, repository, home, frozenset),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from appliance.base.errors import StorageError
 from appliance.exports.nfs import NfsServer, PortmapMode
 from nfs_server import portmap
-from tests.support.complaints import complaints
+from tests.support.complaints import complaints, eventually
 from tests.support.nfs_client import MOUNT, NFS, PORTMAP, NfsClient, RpcRefused, u32
 from tests.support.nfs_servers import KEY
 
@@ -119,3 +120,89 @@ def test_a_taken_port_is_an_error_that_says_so() -> None:
         with pytest.raises(StorageError, match=f"port {port}: in use"):
             server.start()
     assert not portmap.answers(port=port)
+
+
+class Rpcbind:
+    """What rpcbind does with SET, UNSET and GETPORT over TCP, and nothing more."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int, int], int] = {}
+        self.refuses = False
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            with connection:
+                message = connection.recv(4096)[4:]
+                procedure = struct.unpack_from(">I", message, 20)[0]
+                result = self._answer(procedure, message[40:])
+                reply = message[:4] + u32(1) + bytes(16) + result
+                connection.sendall(u32(1 << 31 | len(reply)) + reply)
+
+    def _answer(self, procedure: int, arguments: bytes) -> bytes:
+        if procedure == 0:
+            return b""
+        *key, port = struct.unpack(">IIII", arguments)
+        place = (key[0], key[1], key[2])
+        if procedure == 3:
+            return u32(self.known.get(place, 0))
+        if self.refuses or (procedure == 1 and place in self.known):
+            return u32(0)
+        if procedure == 1:
+            self.known[place] = port
+            return u32(1)
+        return u32(self.known.pop(place, None) is not None)
+
+
+@pytest.fixture
+def rpcbind() -> Iterator[Rpcbind]:
+    running = Rpcbind()
+    yield running
+    running.close()
+
+
+def test_a_server_registers_where_a_portmapper_answers_and_stays_registered(
+    rpcbind: Rpcbind,
+) -> None:
+    """What a killed server left is replaced; an rpcbind that was started again is told again."""
+    rpcbind.known[NFS, 3, TCP] = 1
+    server = NfsServer(
+        key=KEY,
+        host="127.0.0.1",
+        port=0,
+        portmap_mode=PortmapMode.AUTO,
+        portmap_port=rpcbind.port,
+        check_registration_s=0.02,
+    )
+    with complaints(), server:
+        expected = {(NFS, 3, TCP): server.port, (MOUNT, 3, TCP): server.port}
+        assert rpcbind.known == expected
+        rpcbind.known = {}
+        eventually(lambda: rpcbind.known == expected)
+    assert rpcbind.known == {}
+
+
+def test_a_portmapper_that_refuses_is_an_error_that_says_so(rpcbind: Rpcbind) -> None:
+    """Serving where nobody can find it would look like success."""
+    rpcbind.refuses = True
+    server = NfsServer(
+        key=KEY,
+        host="127.0.0.1",
+        port=0,
+        portmap_mode=PortmapMode.REGISTER,
+        portmap_port=rpcbind.port,
+    )
+    with pytest.raises(StorageError, match="rpcbind refuses program 100003"):
+        server.start()

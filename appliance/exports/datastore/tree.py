@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from appliance.base.atomic import make_folders
 from appliance.base.errors import ApplianceError, OutOfRangeError, StorageFullError
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockDevice, BlockReader
@@ -61,7 +62,8 @@ class SessionTree:
 
         Raises: StorageError.
         """
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(folder)
+        folder.chmod(0o700)
         self._folder = folder
         self.read_only = read_only
         self._disks = dict(disks)
