@@ -194,7 +194,11 @@ def run_run(args: argparse.Namespace) -> int:
         show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
         return ExitCode.SUCCESS
     ended = follow(args, client, run["run_id"])
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {ended['outcome']}")
+    show(
+        args,
+        ended,
+        lambda: f"run {ended['run_id']} of job {args.name}: {ended['outcome'] or ended['state']}",
+    )
     if ended["error"]:
         note(f"[{ended['error_code']}] {ended['error']}")
     return exit_code_of(ended["outcome"])
