@@ -152,7 +152,8 @@ def test_a_killed_daemon_goes_on_with_its_run_at_the_next_start(
         first, second = ended(lab, "slow", 2)
         assert (first["outcome"], first["error_code"]) == ("failed", "run.interrupted")
         assert (second["outcome"], second["cause"], second["attempt"]) == ("success", "retry", 2), (
-            lab.holdfast("run", "show", second["run_id"])
+            str(lab.holdfast("run", "show", second["run_id"])["reasons"])
+            + str(lab.holdfast("run", "show", second["run_id"])["result"])
         )
         assert second["repeats"] == first["run_id"]
     assert all(lab.snapshots_of(machine) == [] for machine in machines.values())

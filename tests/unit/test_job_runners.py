@@ -13,6 +13,7 @@ import pytest
 
 from appliance.base.errors import SourceError
 from appliance.base.reasons import Reason
+from appliance.base.run_context import CancelToken
 from appliance.blocks.extents import Extent
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.job import JOB, RunKind
@@ -54,7 +55,7 @@ class FakeSite:
         self.opened.append(tuple(hosts))
         return nullcontext(OpenedSources(sources=(self.source,), failures=self.failures))
 
-    def clean_up(self, sources: Sequence[VmSource]) -> list[Orphan]:
+    def clean_up(self, sources: Sequence[VmSource], cancel: CancelToken) -> list[Orphan]:
         return []
 
     def point_names(self) -> PointNames:
