@@ -22,7 +22,6 @@ from appliance.service.vm_sources import open_target
 from appliance.sources.vsphere_transports import SourceTools
 from vmware.transports.appliance_disks import ApplianceDisks
 
-
 _first = threading.Lock()
 
 
