@@ -205,32 +205,38 @@ class Connection(asyncio.Protocol):
         if not isinstance(service, Service):
             self._reply(service)
             return
-        if service.effect is not Effect.NONE:
-            self._change(call, service, len(record))
-            return
-        try:
-            body = self._at_once(service, request)
-        except XdrError as error:
-            self._garbage(call.xid, error)
-            return
-        if isinstance(body, list):
-            self._answer(call.xid, body)
+        if service is READ:
+            self._read(call, request, len(record))
+        elif service.lane is Lane.LOOP:
+            self._serve_at_once(call, service, request)
+        elif service.effect is Effect.NONE:
+            call = call.kept()
+            self._hand_over(call, service, self._request(call), len(record))
         else:
-            self._hand_over(call, service, len(record), wanted=body)
+            self._change(call.kept(), service, len(record))
 
     def _request(self, call: Call) -> Request:
         words = Decoder(call.arguments)
         return Request(self._shared.requests, self.client, call.uid, call.gid, words)
 
-    def _at_once(self, service: Service, request: Request) -> list[Buffer] | Range | None:
-        if service is READ:
-            body = nfs3.try_read(request)
-            if isinstance(body, list):
-                self._shared.counters.read_bytes += sum(map(len, body))
-            return body
-        if service.lane is Lane.LOOP:
-            return cast(list[Buffer], nfs3.serve(service, request))
-        return None
+    def _serve_at_once(self, call: Call, service: Service, request: Request) -> None:
+        try:
+            body = cast(list[Buffer], nfs3.serve(service, request))
+        except XdrError as error:
+            self._garbage(call.xid, error)
+        else:
+            self._answer(call.xid, service, body)
+
+    def _read(self, call: Call, request: Request, record_bytes: int) -> None:
+        try:
+            found = nfs3.try_read(request)
+        except XdrError as error:
+            self._garbage(call.xid, error)
+            return
+        if isinstance(found, list):
+            self._answer(call.xid, READ, found)
+        else:
+            self._hand_over(call, READ, request, record_bytes, wanted=found)
 
     def _change(self, call: Call, service: Service, record_bytes: int) -> None:
         """Begin a call that changes something, unless it is a repeated one."""
@@ -241,7 +247,7 @@ class Connection(asyncio.Protocol):
         key = key_of(self.client, call)
         known = self._shared.replays.begin(key)
         if known is None:
-            self._hand_over(call, service, record_bytes, replay_key=key)
+            self._hand_over(call, service, self._request(call), record_bytes, replay_key=key)
             return
         self._shared.counters.replayed += 1
         if known:
@@ -257,6 +263,7 @@ class Connection(asyncio.Protocol):
         self,
         call: Call,
         service: Service,
+        request: Request,
         record_bytes: int,
         *,
         wanted: Range | None = None,
@@ -266,7 +273,7 @@ class Connection(asyncio.Protocol):
         pending = Pending(
             xid=call.xid,
             service=service,
-            request=self._request(call),
+            request=request,
             range=wanted,
             tree_id=self._shared.requests.tree_id_of(call.arguments),
             cost_bytes=CALL_COST_BYTES + record_bytes + reply_bytes,
@@ -283,15 +290,12 @@ class Connection(asyncio.Protocol):
         self._shared.in_flight.end(pending.tree_id)
 
     def _done(self, batch: list[Pending], replies: list[list[Buffer] | XdrError]) -> None:
-        counters = self._shared.counters
         for pending, body in zip(batch, replies, strict=True):
             self._release(pending)
             if isinstance(body, XdrError):
                 reply = self._garbage(pending.xid, body)
             else:
-                reply = self._answer(pending.xid, body)
-                if pending.service is READ:
-                    counters.read_bytes += sum(map(len, body))
+                reply = self._answer(pending.xid, pending.service, body)
             self._remember(pending, reply)
         if self.lost:
             self._replies.clear()
@@ -311,8 +315,14 @@ class Connection(asyncio.Protocol):
         log.info("%s sent garbage: %s", self.client, error)
         return self._reply(rpc.failure(xid, AcceptStatus.GARBAGE_ARGS))
 
-    def _answer(self, xid: int, body: list[Buffer]) -> list[Buffer]:
-        return self._reply(rpc.success(xid, body))
+    def _answer(self, xid: int, service: Service, body: list[Buffer]) -> list[Buffer]:
+        body_bytes = sum(map(len, body))
+        reply = rpc.success(xid, body, body_bytes)
+        self._replies += reply
+        self._reply_bytes += body_bytes
+        if service is READ:
+            self._shared.counters.read_bytes += body_bytes
+        return reply
 
     def _reply(self, reply: list[Buffer]) -> list[Buffer]:
         self._replies += reply

@@ -1,7 +1,8 @@
 """Which trees are served, under which path and to whom.
 
 A client is judged by its address on MNT and again on every call: a handle that has leaked is of no
-use from elsewhere. Nothing here blocks; an export table is never changed, only replaced.
+use from elsewhere. Nothing here blocks; an export table is replaced, never changed, but for what it
+remembers of handles.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from nfs_server.protocol import PATH_BYTES_MAX
+from nfs_server.results import Target
 from nfs_server.vfs import Tree
 
 Network = IPv4Network | IPv6Network
+_RESOLVED_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class ExportTable:
     def __init__(self, exports: Sequence[Export]) -> None:
         """Raises ValueError when two have the same path or tree id."""
         self.exports = tuple(exports)
+        self.resolved: dict[tuple[bytes, str], Target] = {}  # handles, for clients admitted to them
         self._by_path = {export.path: export for export in exports}
         self._by_id = {export.tree_id: export for export in exports}
         if len(self._by_path) < len(self.exports) or len(self._by_id) < len(self.exports):
@@ -74,6 +78,12 @@ class ExportTable:
             if export is not None:
                 return export, [part.encode() for part in parts[count:]]
         return None
+
+    def remember(self, handle: bytes, client: str, target: Target) -> None:
+        """Guests name a few files over and over. Any thread."""
+        if len(self.resolved) >= _RESOLVED_MAX:
+            self.resolved.clear()
+        self.resolved[handle, client] = target
 
     def by_id(self, tree_id: int) -> Export | None:
         return self._by_id.get(tree_id)

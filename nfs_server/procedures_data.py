@@ -14,11 +14,13 @@ from struct import Struct
 
 from nfs_server import xdr
 from nfs_server.errors import VfsError, XdrError
+from nfs_server.handles import HANDLE_BYTES
 from nfs_server.protocol import SIZE_MAX, FileType, StableHow, Status
 from nfs_server.request import Request
 from nfs_server.results import Before, Target, post_op, pre_op, present_attributes
 from nfs_server.vfs import Attributes, Buffer
 
+_PLAIN_READ = Struct(f">I{HANDLE_BYTES}sQI")  # with a handle as long as ours
 _READ_TAIL = Struct(">III")  # count, eof, length of the data
 
 
@@ -36,14 +38,22 @@ class Range:
         attributes, length = self.attributes, len(data)
         eof = self.offset + length >= attributes.size_bytes
         head = present_attributes(attributes, self.target.tree_id)
-        return [head + _READ_TAIL.pack(length, eof, length), data, xdr.padding(length)]
+        tail = _READ_TAIL.pack(length, eof, length)
+        if length % 4:
+            return [head + tail, data, xdr.padding(length)]
+        return [head + tail, data]
 
 
 def _range(request: Request) -> Range:
     """Decode a READ. Raises VfsError."""
-    target = request.tells(request.target())
-    offset, count = request.arguments.u64(), request.arguments.u32()
-    request.arguments.finish()
+    plain = request.arguments.whole(_PLAIN_READ)
+    if plain is not None and plain[0] == HANDLE_BYTES:
+        _, handle, offset, count = plain
+        target = request.tells(request.resolve(handle))
+    else:
+        target = request.tells(request.target())
+        offset, count = request.arguments.u64(), request.arguments.u32()
+        request.arguments.finish()
     attributes = target.attributes()
     if attributes.type is not FileType.REGULAR:
         folder = attributes.type is FileType.DIRECTORY

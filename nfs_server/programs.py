@@ -50,7 +50,7 @@ class Programs:
             return rpc.failure(call.xid, AcceptStatus.PROG_MISMATCH, version, version)
         if call.program == NFS_PROGRAM:
             if call.procedure == Procedure.NULL:
-                return rpc.success(call.xid, [])
+                return rpc.success(call.xid, [], 0)
             service = SERVICES.get(call.procedure)
             return service or rpc.failure(call.xid, AcceptStatus.PROC_UNAVAIL)
         try:
@@ -59,7 +59,7 @@ class Programs:
             return rpc.failure(call.xid, AcceptStatus.GARBAGE_ARGS)
         if body is None:
             return rpc.failure(call.xid, AcceptStatus.PROC_UNAVAIL)
-        return rpc.success(call.xid, body)
+        return rpc.success(call.xid, body, sum(map(len, body)))
 
     def _answer(self, call: Call, request: Request) -> list[Buffer] | None:
         if call.program == MOUNT_PROGRAM:

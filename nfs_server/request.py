@@ -60,15 +60,21 @@ class Request:
         return self.resolve(self.arguments.opaque(HANDLE_BYTES_MAX))
 
     def resolve(self, handle: bytes) -> Target:
+        exports = self.shared.exports()
+        known = exports.resolved.get((handle, self.client))
+        if known is not None:
+            return known
         named = self.shared.handles.decode(handle)
         if named is None:
             raise VfsError(Status.BADHANDLE)
-        export = self.shared.exports().by_id(named.tree_id)
+        export = exports.by_id(named.tree_id)
         if export is None:
             raise VfsError(Status.STALE)
         if not export.admits(self.client):
             raise VfsError(Status.ACCES)
-        return Target(export.tree, named.tree_id, named.number)
+        target = Target(export.tree, named.tree_id, named.number)
+        exports.remember(handle, self.client, target)
+        return target
 
     def name(self) -> bytes:
         """Decode a name as it came; `check_name` before it is used for a change."""

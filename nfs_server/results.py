@@ -34,9 +34,21 @@ def fattr(attributes: Attributes, fsid: int) -> bytes:
     return _FATTR.pack(*_fields(attributes, fsid))
 
 
+_packed: dict[tuple[int, int], tuple[Attributes, bytes]] = {}  # by fsid and file number
+_PACKED_MAX = 4096
+
+
 def present_attributes(attributes: Attributes, fsid: int) -> bytes:
-    """post_op_attr with attributes."""
-    return _PRESENT_FATTR.pack(1, *_fields(attributes, fsid))
+    """post_op_attr with attributes. Quick when a tree gives the same object as before."""
+    key = (fsid, attributes.number)
+    known = _packed.get(key)
+    if known is not None and known[0] is attributes:
+        return known[1]
+    packed = _PRESENT_FATTR.pack(1, *_fields(attributes, fsid))
+    if len(_packed) >= _PACKED_MAX:
+        _packed.clear()
+    _packed[key] = (attributes, packed)
+    return packed
 
 
 def _fields(attributes: Attributes, fsid: int) -> tuple[int, ...]:

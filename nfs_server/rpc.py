@@ -8,6 +8,7 @@ connection. A call that cannot be served gets the reply that RFC 5531 has for it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 
 from nfs_server import xdr
@@ -31,6 +32,7 @@ _CALL = Struct(">IIIIIIII")  # xid, type, RPC version, program, version, procedu
 _ACCEPTED = Struct(">IIIIIII")  # record mark, xid, reply, accepted, verifier (none, empty), status
 _ACCEPTED_BYTES = _ACCEPTED.size - 4
 _MACHINE_BYTES_MAX = 255
+_NO_VERIFIER = bytes(8)  # what AUTH_NONE and AUTH_SYS send: flavor none, no bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,12 @@ class Call:
     gid: int
     arguments: memoryview
 
+    def kept(self) -> Call:
+        """With a copy of the arguments, which may be a view of much more that was received."""
+        arguments = memoryview(bytes(self.arguments))
+        identity = (self.xid, self.program, self.version, self.procedure)
+        return Call(*identity, self.uid, self.gid, arguments)
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -52,74 +60,96 @@ class Rejected:
 
 
 class RecordBuffer:
-    """Bytes of a TCP stream become records."""
+    """Bytes of a TCP stream become records.
+
+    A record that came in one piece is a view of what was received, so whoever keeps it for long
+    copies it; one that came in several is put together once, in a buffer of its size.
+    """
 
     def __init__(self, record_bytes_max: int) -> None:
         self._limit_bytes = record_bytes_max
-        self._data = bytearray()
+        self._received = memoryview(b"")
         self._record = bytearray()  # fragments of an unfinished record
+        self._filled = 0  # of it
+        self._last = False  # its last fragment is on its way
         self._fragments = 0
 
     def __len__(self) -> int:
-        return len(self._data) + len(self._record)
+        return len(self._received) + len(self._record)
 
     def feed(self, data: bytes | memoryview) -> None:
-        self._data += data
+        if self._received:
+            data = bytes(self._received) + data
+        self._received = memoryview(data)
 
     def take(self) -> memoryview | None:
         """The next whole record, None when it has not arrived. Raises RpcError."""
-        start = 0
-        try:
-            while len(self._data) - start >= 4:
-                mark = xdr.U32.unpack_from(self._data, start)[0]
-                length = mark & ~_LAST_FRAGMENT
-                self._fragments += 1
-                if len(self._record) + length > self._limit_bytes:
-                    raise RpcError(f"record of more than {self._limit_bytes} bytes")
-                if self._fragments > _FRAGMENTS_MAX:
-                    raise RpcError(f"record of more than {_FRAGMENTS_MAX} fragments")
-                end = start + 4 + length
-                if end > len(self._data):
-                    self._fragments -= 1
+        while True:
+            if self._filled < len(self._record):
+                self._fill()
+                if self._filled < len(self._record):
                     return None
-                fragment = bytes(memoryview(self._data)[start + 4 : end])
-                start = end
-                if mark & _LAST_FRAGMENT:
-                    self._fragments = 0
-                    if not self._record:
-                        return memoryview(fragment)
-                    whole = bytes(self._record) + fragment
-                    self._record.clear()
-                    return memoryview(whole)
-                self._record += fragment
-            return None
-        finally:
-            if start:
-                del self._data[:start]
+            if self._last:
+                whole, self._record = self._record, bytearray()
+                self._filled = self._fragments = 0
+                self._last = False
+                return memoryview(whole)
+            received = self._received
+            if len(received) < 4:
+                return None
+            mark: int = xdr.U32.unpack_from(received)[0]
+            length = mark & ~_LAST_FRAGMENT
+            self._check(length)
+            end = 4 + length
+            if mark & _LAST_FRAGMENT and not self._record and end <= len(received):
+                self._fragments = 0
+                self._received = received[end:]
+                return received[4:end]
+            self._received = received[4:]
+            self._fragments += 1
+            self._last = bool(mark & _LAST_FRAGMENT)
+            self._record += bytes(length)
+
+    def _check(self, length: int) -> None:
+        if len(self._record) + length > self._limit_bytes:
+            raise RpcError(f"record of more than {self._limit_bytes} bytes")
+        if self._fragments >= _FRAGMENTS_MAX:
+            raise RpcError(f"record of more than {_FRAGMENTS_MAX} fragments")
+
+    def _fill(self) -> None:
+        part = self._received[: len(self._record) - self._filled]
+        self._record[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+        self._received = self._received[len(part) :]
 
 
 def parse_call(record: memoryview) -> Call | Rejected:
     """Raises RpcError when it is no call: then there is nobody to answer."""
     if len(record) < _CALL.size:
         raise RpcError("message cut short")
-    xid, kind, rpc_version, program, version, procedure, flavor, _ = _CALL.unpack_from(record)
+    xid, kind, rpc_version, program, version, procedure, flavor, length = _CALL.unpack_from(record)
     if kind != MessageType.CALL:
         raise RpcError(f"message of type {kind} where a call is due")
     if rpc_version != RPC_VERSION:
         return Rejected(denied(xid, RejectStatus.RPC_MISMATCH, RPC_VERSION, RPC_VERSION))
     if not _taken(flavor, procedure):
         return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.TOOWEAK))
-    decoder = xdr.Decoder(record[_CALL.size - 4 :])
-    wrong = AuthStatus.BADCRED
-    try:
-        credential = decoder.opaque_view(AUTH_BYTES_MAX)
-        uid, gid = _auth_sys(credential) if flavor == AuthFlavor.SYS else (0, 0)
-        wrong = AuthStatus.BADVERF
-        decoder.u32()  # flavor of the verifier, which AUTH_NONE and AUTH_SYS leave empty
-        decoder.opaque_view(AUTH_BYTES_MAX)
-    except XdrError:
-        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, wrong))
-    return Call(xid, program, version, procedure, uid, gid, decoder.remaining)
+    if length > AUTH_BYTES_MAX:
+        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.BADCRED))
+    start = _CALL.size + length + -length % 4
+    owner = _owner(flavor, bytes(record[_CALL.size : start]), length)
+    if owner is None:
+        return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.BADCRED))
+    arguments = record[start + len(_NO_VERIFIER) :]
+    if record[start : start + len(_NO_VERIFIER)] != _NO_VERIFIER:
+        try:
+            decoder = xdr.Decoder(record[start:])
+            decoder.u32()  # flavor
+            decoder.opaque_view(AUTH_BYTES_MAX)
+            arguments = decoder.remaining
+        except XdrError:
+            return Rejected(denied(xid, RejectStatus.AUTH_ERROR, AuthStatus.BADVERF))
+    return Call(xid, program, version, procedure, *owner, arguments)
 
 
 def _taken(flavor: int, procedure: int) -> bool:
@@ -129,23 +159,31 @@ def _taken(flavor: int, procedure: int) -> bool:
     )
 
 
-def _auth_sys(credential: memoryview) -> tuple[int, int]:
-    """RFC 5531 appendix A: stamp, machine name, uid, gid, groups."""
-    decoder = xdr.Decoder(credential)
-    decoder.u32()
-    decoder.opaque_view(_MACHINE_BYTES_MAX)
-    uid, gid, groups = decoder.u32(), decoder.u32(), decoder.u32()
-    if groups > GROUPS_MAX:
-        raise XdrError(f"{groups} groups")
-    for _ in range(groups):
-        decoder.u32()
-    decoder.finish()
+@lru_cache(256)  # a client sends the same credential with every call
+def _owner(flavor: int, credential: bytes, length: int) -> tuple[int, int] | None:
+    """uid and gid of AUTH_SYS (RFC 5531 appendix A), 0 of others; None for a broken credential."""
+    if len(credential) != length + -length % 4:
+        return None
+    if flavor != AuthFlavor.SYS:
+        return 0, 0
+    decoder = xdr.Decoder(memoryview(credential)[:length])
+    try:
+        decoder.u32()  # stamp
+        decoder.opaque_view(_MACHINE_BYTES_MAX)
+        uid, gid, groups = decoder.u32(), decoder.u32(), decoder.u32()
+        if groups > GROUPS_MAX:
+            return None
+        for _ in range(groups):
+            decoder.u32()
+        decoder.finish()
+    except XdrError:
+        return None
     return uid, gid
 
 
-def success(xid: int, body: list[Buffer]) -> list[Buffer]:
+def success(xid: int, body: list[Buffer], body_bytes: int) -> list[Buffer]:
     """The record that answers a call; the buffers of `body` are used as they are."""
-    return [_accepted(xid, AcceptStatus.SUCCESS, sum(map(len, body))), *body]
+    return [_accepted(xid, AcceptStatus.SUCCESS, body_bytes), *body]
 
 
 def failure(xid: int, status: AcceptStatus, *details: int) -> list[Buffer]:

@@ -9,6 +9,7 @@ Source: RFC 4506.
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any
 
 from nfs_server.errors import XdrError
 
@@ -73,6 +74,14 @@ class Decoder:
             raise XdrError(f"opaque of {length} bytes where {limit} are allowed")
         start = self._advance(length + -length % 4)
         return self._data[start : start + length]
+
+    def whole(self, form: Struct) -> tuple[Any, ...] | None:
+        """All that is left, if it is as long as `form`."""
+        if self._end - self._position != form.size:
+            return None
+        values = form.unpack_from(self._data, self._position)
+        self._position = self._end
+        return values
 
     def finish(self) -> None:
         """Raises XdrError when something is left over."""

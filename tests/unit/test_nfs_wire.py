@@ -117,7 +117,7 @@ def test_attributes_are_84_bytes_in_the_order_of_the_rfc() -> None:
 def test_replies_are_records_as_the_rfc_says() -> None:
     """RFC 5531 section 9, with an empty verifier."""
     golden = "8000001c 00000007 00000001 00000000 00000000 00000000 00000000 0000002a"
-    assert b"".join(rpc.success(7, [b"\0\0\0\x2a"])) == bytes.fromhex(golden)
+    assert b"".join(rpc.success(7, [b"\0\0\0\x2a"], 4)) == bytes.fromhex(golden)
     golden = "80000020 00000007 00000001 00000000 00000000 00000000 00000002 00000003 00000003"
     mismatch = rpc.failure(7, AcceptStatus.PROG_MISMATCH, 3, 3)
     assert b"".join(mismatch) == bytes.fromhex(golden)

@@ -35,6 +35,8 @@ from nfs_server.vfs import AttributeChanges, Attributes, Buffer, Entry, Space
 _TYPES = {Kind.FOLDER: FileType.DIRECTORY, Kind.SYMLINK: FileType.SYMLINK}
 _FOLDER_BYTES = 4096
 _SPACE_KEPT_S = 1.0
+_KNOWN_MAX = 1024  # attributes kept ready
+_CLOCK_STEP_NS = 20_000_000  # by which a file system's times may be behind ours
 _LOGGED_MAX = 100  # different errors of one folder
 
 log = EventLog(__name__)
@@ -77,6 +79,7 @@ class SessionTree:
         # When content last changed, of files where that was after what their nodes say.
         self._written_ns = {} if read_only else self._last_writes()
         self._space: tuple[float, Space] | None = None
+        self._known: dict[int, tuple[tuple[Node, int, int], Attributes]] = {}
         self._listing: tuple[object, list[int], list[Entry]] = (None, [], [])
         self._logged: set[str] = set()
 
@@ -103,6 +106,19 @@ class SessionTree:
         node = self._names.node(number)
         written_ns = self._written_ns.get(number, 0)
         size_bytes, used_bytes = self._sizes(node)
+        known = self._known.get(number)
+        state = (node, written_ns, size_bytes)
+        if known is not None and known[0] == state:
+            return known[1]
+        attributes = self._attributes(node, written_ns, size_bytes, used_bytes)
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[number] = (state, attributes)
+        return attributes
+
+    def _attributes(
+        self, node: Node, written_ns: int, size_bytes: int, used_bytes: int
+    ) -> Attributes:
         return Attributes(
             type=_TYPES.get(node.kind, FileType.REGULAR),
             mode=node.mode,
@@ -111,7 +127,7 @@ class SessionTree:
             gid=node.gid,
             size_bytes=size_bytes,
             used_bytes=used_bytes,
-            number=number,
+            number=node.number,
             accessed_ns=node.accessed_ns,
             modified_ns=written_ns or node.modified_ns,
             changed_ns=max(node.changed_ns, written_ns),
@@ -311,6 +327,8 @@ class SessionTree:
             written_ns = self._scratch.modified_ns.get(number, node.modified_ns)
             if node.kind is Kind.DISK:
                 found[number] = max(now_ns, node.modified_ns + 1)
+            elif 0 < node.modified_ns - written_ns < _CLOCK_STEP_NS:
+                found[number] = node.modified_ns + 1
             elif written_ns != node.modified_ns:
                 found[number] = written_ns
         return found
