@@ -93,6 +93,10 @@ PRIVILEGES: dict[Purpose, tuple[str, ...]] = {
     Purpose.INSTANT_RECOVERY: (
         "Host.Config.Storage",
         "Host.Config.Network",
+        "VirtualMachine.Config.EditDevice",
+        "VirtualMachine.Config.Settings",
+        "VirtualMachine.Config.Resource",
+        "Datastore.AllocateSpace",
         "DVPortgroup.Create",
         "DVPortgroup.Delete",
         "DVPortgroup.Modify",

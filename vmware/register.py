@@ -109,10 +109,11 @@ def is_marked(session: Session, vm_moref: str, mark: str) -> bool:
 def prepare_start(
     session: Session, vm_moref: str, captured: CapturedVm, networks: Mapping[int, ChosenNetwork]
 ) -> tuple[Finding, ...]:
-    """Connect the adapters, keep swap and tracking off the datastore, drop foreign media.
+    """Connect the adapters, keep swap off the datastore, drop foreign media.
 
-    The VM is off. Idempotent. Raises: ProtocolError: the host made other adapters of the .vmx than
-    were written; VsphereError.
+    The VM is off; its .vmx starts no change tracking. Idempotent.
+
+    Raises: ProtocolError: the host made other adapters of the .vmx than were written; VsphereError.
     """
     vm = session.object(vim.VirtualMachine, vm_moref)
     what = f"prepare {vm_moref}"
@@ -120,7 +121,6 @@ def prepare_start(
     devices: Sequence[Any] = fetch_one(session, what, vm, (path,)).values.get(path) or ()
     spec = vim.vm.ConfigSpec(
         swapPlacement="hostLocal",
-        changeTrackingEnabled=False,
         annotation=captured.annotation,
         deviceChange=[*_network_changes(devices, captured, networks), *_media_changes(devices)],
     )

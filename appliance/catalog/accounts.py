@@ -14,6 +14,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.hashes import SHA1
@@ -68,7 +69,6 @@ class Accounts:
         self._database = database
         self._sealer = sealer
         self._clock = clock
-        self._nobody = _hash(secrets.token_bytes(16))
 
     def any(self) -> bool:
         """Whether set-up is done."""
@@ -121,13 +121,7 @@ class Accounts:
                 " FROM accounts WHERE name = ?",
                 (name,),
             ).fetchone()
-        hashed, disabled, locked_until, sealed_totp, totp_last = row or (
-            self._nobody,
-            1,
-            None,
-            None,
-            0,
-        )
+        hashed, disabled, locked_until, sealed_totp, totp_last = row or _nobody()
         if locked_until and now < datetime.fromisoformat(locked_until):
             raise AccountLockedError(f"account {name!r} is locked until {locked_until}")
         right = _matches(password.reveal(), hashed) and not disabled
@@ -229,6 +223,12 @@ def _account(row: tuple[str, str, str, int, int]) -> Account:
         disabled=bool(disabled),
         has_totp=bool(has_totp),
     )
+
+
+@cache
+def _nobody() -> tuple[str, int, None, None, int]:
+    """A row that nothing opens; made when the first name is tried that does not exist."""
+    return _hash(secrets.token_bytes(16)), 1, None, None, 0
 
 
 def _fit(password: Secret) -> bytes:

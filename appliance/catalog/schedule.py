@@ -138,7 +138,7 @@ def _checked_time(text: str) -> str:
 def _checked_zone(text: str) -> str:
     try:
         ZoneInfo(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):  # of which ZoneInfoNotFoundError is one
         raise ValueError(
             f"{text!r} is not a time zone that this machine knows; write it as Europe/Berlin"
         ) from None

@@ -194,10 +194,11 @@ def run_run(args: argparse.Namespace) -> int:
         show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
         return ExitCode.SUCCESS
     ended = follow(args, client, run["run_id"])
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {ended['outcome']}")
+    end = ended["outcome"] or ended["state"]
+    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
     if ended["error"]:
         note(f"[{ended['error_code']}] {ended['error']}")
-    return exit_code_of(ended["outcome"])
+    return exit_code_of(end)
 
 
 def run_change(args: argparse.Namespace) -> int:

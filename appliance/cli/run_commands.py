@@ -6,7 +6,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from appliance.base.errors import CancelledError
 from appliance.base.units import format_duration, format_rate, format_size
 from appliance.cli.options import home_path
 from appliance.cli.output import ExitCode, note, show, table
@@ -47,7 +46,7 @@ def exit_code_of(outcome: str) -> ExitCode:
 def follow(args: argparse.Namespace, client: DaemonClient, run_id: str) -> dict[str, Any]:
     """Wait for the end of a run, showing its progress; return it.
 
-    Raises: CancelledError: nobody wants to wait any more, the run goes on; DaemonUnreachableError.
+    Interrupted, it returns the run as it is, and the run goes on. Raises DaemonUnreachableError.
     """
     looks = 0
     while True:
@@ -60,7 +59,7 @@ def follow(args: argparse.Namespace, client: DaemonClient, run_id: str) -> dict[
         looks += 1
         if args.cancel.wait(_LOOK_S):
             note(f"run {run_id} goes on; `holdfast run cancel {run_id}` ends it")
-            raise CancelledError("no longer waiting")
+            return run
 
 
 def live_lines(live: dict[str, Any] | None) -> list[str]:

@@ -170,13 +170,14 @@ def _go_on(
     told: Sequence[Reason],
 ) -> StartResult:
     reasons = [*told, *space_reasons(room.folder)]
+    life: GuestLife | None = None
     try:
         life = _steps(room, target, steps, manifest, options, context, reasons)
     except CancelledError as error:
-        if steps.record.phase is Phase.RUNNING:
+        if steps.record.phase is not Phase.RUNNING:
+            _undo(room, target, steps, error)
             raise
-        _undo(room, target, steps, error)
-        raise
+        reasons.append(_NOT_AWAITED)
     return StartResult(record=steps.record, life=life, reasons=tuple(dict.fromkeys(reasons)))
 
 
@@ -235,6 +236,11 @@ def _undo(
         )
 
 
+_NOT_AWAITED = Reason(
+    "instant.not-awaited",
+    "the VM runs; the wait for its heartbeat was cancelled",
+    "none, or `instant discard` if the VM is not wanted",
+)
 _NO_TOOLS = Reason(
     "instant.no-tools",
     "the VM runs, but nothing in its guest reports a heartbeat",

@@ -43,6 +43,7 @@ _OUTPUT_BYTES_MAX = 64 * 1024
 _DETAIL_CHARACTERS_MAX = 300
 _MEMORY_BYTES = 4 << 30
 _POLL_S = 0.2
+_CONFINED = "confined"  # said when every restriction is in force
 _PROGRAM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 DAMAGED = Reason(
@@ -195,10 +196,8 @@ def _judge(kind: VolumeKind, ended: _Ended) -> Reason | None:
             return JOURNAL_PENDING
         case VolumeKind.XFS if code and _XFS_GAVE_UP in ended.output:
             return CHECK_FAILED
-        case VolumeKind.FAT | VolumeKind.XFS:
-            return {0: None, 1: DAMAGED}.get(code, CHECK_FAILED)
         case _:
-            return DAMAGED if code else None
+            return {0: None, 1: DAMAGED}.get(code, CHECK_FAILED)
 
 
 def _mark_clean(disk: BlockDevice, volume: Volume) -> None:
@@ -238,11 +237,14 @@ def _run(
         process.stdout.close()
     if output is None:
         return _Ended(None, f"killed after {timeout_s:.0f} s")
-    return _Ended(process.returncode, output.decode("utf-8", "replace"))
+    confined_first, _, said = output.decode("utf-8", "replace").partition("\n")
+    if confined_first != _CONFINED:  # a program before the checker failed, with an exit code too
+        return _Ended(None, confined_first)
+    return _Ended(process.returncode, said)
 
 
 def _collect(process: subprocess.Popen[bytes], end_s: float, cancel: CancelToken) -> bytes | None:
-    """Read the output to its end, keeping the last of it; None: the time was over first."""
+    """Read the output to its end, keeping both its ends; None: the time was over first."""
     assert process.stdout is not None
     kept = bytearray()
     with selectors.DefaultSelector() as selector:
@@ -258,7 +260,8 @@ def _collect(process: subprocess.Popen[bytes], end_s: float, cancel: CancelToken
                 process.wait()
                 return bytes(kept)
             kept += piece
-            del kept[:-_OUTPUT_BYTES_MAX]
+            if len(kept) > 2 * _OUTPUT_BYTES_MAX:  # the first line and the last ones
+                del kept[_OUTPUT_BYTES_MAX:-_OUTPUT_BYTES_MAX]
 
 
 def _confinement(volume: Volume, timeout_s: float) -> list[str]:
@@ -270,4 +273,5 @@ def _confinement(volume: Volume, timeout_s: float) -> list[str]:
     limits = [f"--as={_MEMORY_BYTES}", f"--cpu={int(timeout_s) + 1}"]
     if volume.kind is not VolumeKind.XFS:  # which gives up when it cannot lift this limit
         limits.append(f"--fsize={volume.length}")
-    return [*drop, "--", "prlimit", *limits, "--core=0", "--nofile=64", "--"]
+    began = ["sh", "-c", f'echo {_CONFINED} && exec "$@"', "sh"]
+    return [*drop, "--", "prlimit", *limits, "--core=0", "--nofile=64", "--", *began]

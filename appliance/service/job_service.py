@@ -18,6 +18,7 @@ from pathlib import Path
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
+from appliance.base.run_context import CancelToken
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.errors import CatalogError
 from appliance.catalog.job import RunKind
@@ -46,6 +47,7 @@ from appliance.sources.vsphere_transports import SourceTools
 log = EventLog(__name__)
 
 _MOST_VM_RUNS = 50_000
+_CLEANING_WAIT_S = 900.0
 
 
 class RunEndedError(CatalogError):
@@ -87,9 +89,9 @@ class DaemonSite:
         with open_sources(self.catalog, hosts, self.tools) as opened:
             yield opened
 
-    def clean_up(self, sources: Sequence[VmSource]) -> list[Orphan]:
+    def clean_up(self, sources: Sequence[VmSource], cancel: CancelToken) -> list[Orphan]:
         self.catalog.runs.close_interrupted()
-        return clean_up(self.catalog, sources)
+        return clean_up(self.catalog, sources, wait_s=_CLEANING_WAIT_S, cancel=cancel)
 
     def point_names(self) -> PointNames:
         manifests, _ = self.repository.points.readable()

@@ -22,8 +22,14 @@ class PointInUseError(UsageError):
 
 
 def points_in_use(home: Path) -> dict[RecoveryPointId, str]:
-    """The session of each point that one runs from. Raises SessionDamagedError, StorageError."""
-    records = SessionStore(sessions_folder(home)).list()
+    """The session of each point that one runs from.
+
+    Raises: SessionDamagedError: it is not known which point a session runs from; StorageError.
+    """
+    store = SessionStore(sessions_folder(home))
+    records = store.list()
+    for error in store.damaged():
+        raise error
     return {RecoveryPointId(record.point_id): record.session_id for record in records}
 
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+from appliance.base.clock import SystemClock
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockReader
@@ -33,6 +35,8 @@ from appliance.exports.nfs import NfsServer, nfs_export
 from appliance.repository.repository import Repository
 
 log = EventLog(__name__)
+
+_UNFINISHED_AFTER = timedelta(hours=1)  # no start takes longer to publish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,13 @@ class RecoveryServer:
         self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Serve every session there is, then listen. Raises StorageError: nothing listens."""
+        """Serve every session there is, then listen. Raises StorageError: nothing listens.
+
+        What a start that was killed left of a session folder is removed.
+        """
+        self._store.remove_unfinished(SystemClock().now() - _UNFINISHED_AFTER)
+        for damaged in self._store.damaged():
+            log.error("session damaged", error=str(damaged))
         for record in self._store.list():
             try:
                 self.serve(record.session_id)
@@ -86,7 +96,7 @@ class RecoveryServer:
         return self._nfs.port
 
     def sessions(self) -> Sequence[ServedSession]:
-        """All sessions, oldest first. Raises SessionDamagedError, StorageError."""
+        """All whole sessions, oldest first. Raises StorageError."""
         with self._lock:
             return [
                 ServedSession(

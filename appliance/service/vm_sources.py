@@ -14,6 +14,7 @@ from functools import partial
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
+from appliance.base.run_context import CancelToken
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.intents import IntentId, IntentKind
 from appliance.catalog.run_locks import CleaningBusyError
@@ -28,6 +29,8 @@ from appliance.targets.contract import VmTarget
 from appliance.targets.vsphere import VsphereTarget
 
 log = EventLog(__name__)
+
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,20 +138,38 @@ def open_target(
         source.close()
 
 
-def clean_up(catalog: Catalog, sources: Sequence[VmSource]) -> list[Orphan]:
+def clean_up(
+    catalog: Catalog,
+    sources: Sequence[VmSource],
+    *,
+    wait_s: float = 0.0,
+    cancel: CancelToken | None = None,
+) -> list[Orphan]:
     """Remove what killed runs left on the hosts; for the start of a backup, and for every hour.
 
-    Another process that is at it already does it for us. A host that cannot be asked is left for
-    the next time. Raises StorageError.
+    Another process or thread that is at it does it for us; `wait_s` is how long to wait for its
+    end, which spares a backup the snapshots that are just being removed. A host that cannot be
+    asked is left for the next time. Raises: StorageError; CancelledError while waiting.
     """
+    cancel = cancel or CancelToken()
+    waits = int(wait_s / _LOOK_S)
+    while True:
+        try:
+            with catalog.run_locks.cleaning():
+                return _remove_orphans(catalog, sources)
+        except CleaningBusyError:
+            if waits <= 0:
+                return []
+        waits -= 1
+        cancel.wait(_LOOK_S)
+        cancel.check()
+
+
+def _remove_orphans(catalog: Catalog, sources: Sequence[VmSource]) -> list[Orphan]:
     orphans: list[Orphan] = []
-    try:
-        with catalog.run_locks.cleaning():
-            for source in sources:
-                try:
-                    orphans += source.remove_orphans(catalog.run_locks.alive)
-                except ApplianceError as error:
-                    log.warning("clean-up of a host failed", host=source.name, error=error)
-    except CleaningBusyError:
-        pass
+    for source in sources:
+        try:
+            orphans += source.remove_orphans(catalog.run_locks.alive)
+        except ApplianceError as error:
+            log.warning("clean-up of a host failed", host=source.name, error=error)
     return orphans

@@ -12,17 +12,21 @@ from pyVmomi import vim
 
 from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.run_context import CancelToken
+from appliance.base.secret import Secret
 from appliance.exports.datastore.session import Phase, SessionNotFoundError
 from appliance.jobs.instant_recovery import CannotResumeError
 from appliance.jobs.recovery_end import NothingToFinaliseError
 from appliance.service.recoveries import clear_lost, lost_sessions
 from appliance.sources.vsphere_errors import VsphereMountError, VspherePrivilegeError
+from appliance.sources.vsphere_host import HostLogin, VsphereHost
 from appliance.targets.recovery import Breadth, RecoveryTarget, StillThereError
 from appliance.targets.vsphere_plan import NoSuchPlaceError
+from appliance.targets.vsphere_recovery import VsphereRecovery
 from lab.faults import FaultName
 from tests.support.instant_lab import InProcess, InstantLab, in_process, instant_lab
 from tests.support.lab_machines import done
 from tests.support.lab_nfs import needs_nfs_datastores
+from vmware.privileges import PRIVILEGES, Purpose
 
 pytestmark = pytest.mark.integration
 
@@ -227,6 +231,25 @@ def test_a_start_that_is_cancelled_takes_everything_away(here: InProcess, step: 
     assert here.room.store.list() == []
 
 
+def test_a_cancel_after_power_on_leaves_the_vm_running(here: InProcess) -> None:
+    """Only the wait for the heartbeat ends, and that is said."""
+    cancel = CancelToken()
+
+    class Cancelling:
+        name = here.target.name
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "wait_alive":
+                cancel.cancel()
+            return getattr(here.target, name)
+
+    result = here.start(target=Cancelling(), cancel=cancel, power_on=True, name="web-7")
+    assert "instant.not-awaited" in [reason.code for reason in result.reasons]
+    assert (result.life, result.record.phase) == (None, Phase.RUNNING)
+    assert here.here.machine("web-7").engine.on
+    here.discard(result.record.session_id)
+
+
 def test_every_host_of_a_cluster_mounts_one_datastore_and_unmounts_it(here: InProcess) -> None:
     """Byte-identical, so vCenter sees one; and it is gone from all of them."""
     record = here.start(breadth=Breadth.CLUSTER).record
@@ -304,3 +327,26 @@ def test_a_point_that_a_session_runs_from_is_not_forgotten(here: InProcess) -> N
     here.discard(session)
     pruned = lab.holdfast("prune", "--vm", "web", "--keep-last", "1", "--dry-run")
     assert sorted(each["action"] for each in pruned["points"]) == ["keep", "remove"]
+
+
+def test_the_privileges_that_the_manual_lists_suffice(here: InProcess) -> None:
+    """From start to finalise and discard, with an account that has nothing else."""
+    vcenter = here.here.lab.vcenter
+    wanted = (Purpose.INVENTORY, Purpose.RESTORE, Purpose.INSTANT_RECOVERY, Purpose.CONTROL)
+    granted = sorted({name for purpose in wanted for name in PRIVILEGES[purpose]})
+    vcenter.accounts.add_user("instant@lab", "x")
+    role = vcenter.accounts.add_role("instant", granted)
+    vcenter.accounts.permit("instant@lab", role, vcenter.root_folder)
+    login = HostLogin(
+        name="lab",
+        address=vcenter.address,
+        port=vcenter.port,
+        user="instant@lab",
+        fingerprint=vcenter.fingerprint,
+    )
+    with VsphereHost.connect(login, lambda: Secret.of_text("x")) as host:
+        target = VsphereRecovery(host, here.catalog.appliance_id)
+        here.discard(here.start(target=target).record.session_id, target)
+        record = here.start(target=target, name="web-6", isolate_all=False).record
+        here.finalise(record.session_id, target=target)
+    done(here.here.lab.client_of(here.here.machine("web-6")).Destroy_Task())

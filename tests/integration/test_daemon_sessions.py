@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -114,3 +115,23 @@ def test_one_state_folder_has_one_daemon(tmp_path: Path, session: SessionRecord)
         second = run(tmp_path, *SERVE, "--json", expect=1)
         assert "daemon.running" in second.stdout + second.stderr
         assert nfs("nfs-cat", url(document, session, "web.vmx"))
+
+
+def test_a_damaged_session_stops_no_other_and_half_made_ones_go(
+    tmp_path: Path, session: SessionRecord
+) -> None:
+    """It is named, its folder is left alone; what no start can still be making is removed."""
+    folder = sessions_folder(tmp_path)
+    damaged, half = folder / "00000000", folder / "11111111"
+    damaged.mkdir()
+    damaged.joinpath("session.json").write_text("{")
+    half.mkdir()
+    os.utime(half, (1, 1))
+    with serving(tmp_path, *SERVE) as (_, document):
+        assert nfs("nfs-cat", url(document, session, "web.vmx"))
+        listed = json.loads(run(tmp_path, "instant", "list", "--json", expect=3).stdout)
+    assert [each["session_id"] for each in listed["sessions"]] == [session.session_id]
+    assert ["00000000" in text for text in listed["damaged"]] == [True]
+    assert damaged.exists() and not half.exists()
+    refused = run(tmp_path, "point", "forget", session.point_id, "--json", expect=1)
+    assert "session.damaged" in refused.stdout

@@ -14,7 +14,7 @@ import pytest
 from appliance.base.errors import CancelledError
 from appliance.base.run_context import CancelToken
 from appliance.blocks.overlay import Overlay
-from appliance.blocks.partition_table import VolumeKind
+from appliance.blocks.partition_table import Volume, VolumeKind
 from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.sandbox import file_system_check
 from appliance.sandbox.file_system_check import (
@@ -198,3 +198,17 @@ def test_a_cancelled_check_ends(tmp_path: Path) -> None:
     cancel.cancel()
     with served(image, tmp_path) as (overlay, export), pytest.raises(CancelledError):
         check_disk(0, overlay, export, tmp_path, timeout_s=60, cancel=cancel)
+
+
+def test_a_confinement_that_fails_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where namespaces are forbidden the exit code is not the checker's: 1 must not mean sound."""
+
+    def refused(volume: Volume, timeout_s: float) -> list[str]:
+        return ["sh", "-c", "echo unshare failed: Operation not permitted; exit 1", "--"]
+
+    image = make(tmp_path / "disk", 4 * MIB, "mkfs.ext4", "-q", "-F")
+    monkeypatch.setattr(file_system_check, "_confinement", refused)
+    (found,) = check(image, tmp_path)
+    assert found.reason == CHECK_FAILED and "not permitted" in found.detail

@@ -68,6 +68,7 @@ def test_a_guest_runs_within_seconds_survives_kills_of_the_daemon_and_moves_whil
         ]
         machine = here.machine("again")
         assert machine.engine.config.swap_placement == "hostLocal"
+        assert not machine.engine.config.change_tracking
         assert machine.engine.config.disks[0].path.datastore == started["datastore"]
         guest = RunningGuest(machine)
         guest.say("journal start")

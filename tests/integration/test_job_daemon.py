@@ -151,7 +151,10 @@ def test_a_killed_daemon_goes_on_with_its_run_at_the_next_start(
     with serving(lab.home, *SERVE):
         first, second = ended(lab, "slow", 2)
         assert (first["outcome"], first["error_code"]) == ("failed", "run.interrupted")
-        assert (second["outcome"], second["cause"], second["attempt"]) == ("success", "retry", 2)
+        assert (second["outcome"], second["cause"], second["attempt"]) == ("success", "retry", 2), (
+            str(lab.holdfast("run", "show", second["run_id"])["reasons"])
+            + str(lab.holdfast("run", "show", second["run_id"])["result"])
+        )
         assert second["repeats"] == first["run_id"]
     assert all(lab.snapshots_of(machine) == [] for machine in machines.values())
     assert {point["vm"] for point in lab.holdfast("point", "list")} == {"b1", "b2"}
@@ -185,3 +188,36 @@ def reading(client: DaemonClient, run_id: str) -> dict[str, Any]:
             return live
         assert run["state"] != "ended" and time.monotonic() < deadline_s, run
         time.sleep(0.1)
+
+
+def test_a_file_registers_hosts_policies_and_jobs(tmp_path: Path) -> None:
+    """From an empty state folder to a backup: one file, one password beside it. Applied again it
+    changes nothing; a wrong password is refused and nothing is changed."""
+    needs("qemu-img")
+    with vm_lab() as lab:
+        image = tmp_path / "a.raw"
+        image.write_bytes(random.Random(1).randbytes(MIB))
+        lab.add_machine("a1", image)
+        with lab.catalog() as catalog:
+            catalog.hosts.remove("lab")
+        vcenter = lab.vcenter
+        password = tmp_path / "password"
+        password.write_text("wrong\n")
+        file = tmp_path / "all.toml"
+        file.write_text(
+            f'[host.practice]\naddress = "{vcenter.address}:{vcenter.port}"\n'
+            f'user = "{vcenter.user}"\nfingerprint = "{vcenter.fingerprint}"\n'
+            f'password_file = "password"\n{JOBS}'
+        )
+        lab.holdfast("job", "apply", str(file), expect=1)
+        assert lab.holdfast("host", "list") == lab.holdfast("job", "list") == []
+        password.write_text(f"{vcenter.password}\n")
+        shown = lab.holdfast("job", "apply", str(file), "--dry-run")
+        assert next(entry["name"] for entry in shown["changes"]) == "practice"
+        assert vcenter.password not in str(shown)
+        assert lab.holdfast("job", "apply", str(file))["changes"] == shown["changes"]
+        assert lab.holdfast("job", "apply", str(file))["changes"] == []
+        assert vcenter.password not in str(lab.holdfast("job", "export"))
+        assert vcenter.password not in (lab.home / "jobs-copy.toml").read_text()
+        with serving(lab.home, *SERVE):
+            assert lab.holdfast("job", "run", "all", "--wait")["outcome"] == "success"

@@ -24,7 +24,7 @@ from tests.support.nfs_servers import PATH, nfs_serving
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 OPERATIONS = int(os.environ.get("HOLDFAST_NFS_OPERATIONS", "250"))
 RACES = 40
-KILLS = int(os.environ.get("HOLDFAST_NFS_KILLS", "4"))
+KILLS = int(os.environ.get("HOLDFAST_KILLS", "4"))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ STOP is `begun` (every disk is open, nothing written) or `written` (something is
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,9 +22,13 @@ from appliance.service.vm_sources import open_target
 from appliance.sources.vsphere_transports import SourceTools
 from vmware.transports.appliance_disks import ApplianceDisks
 
+_first = threading.Lock()
+
 
 def stop() -> None:
-    print("STOPPED", flush=True)
+    """Several threads get here; one of them says so."""
+    if _first.acquire(blocking=False):
+        print("STOPPED", flush=True)
     time.sleep(600)
 
 

@@ -61,5 +61,5 @@ def calendar(title: str, counts: dict[date, int], last: date, weeks: int = 26) -
 def _head(title: str, width: float, height: float) -> Markup:
     return Markup(
         '<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}"'
-        ' xmlns="http://www.w3.org/2000/svg">'
+        ' preserveAspectRatio="xMinYMid" xmlns="http://www.w3.org/2000/svg">'
     ).format(escape(title), width, height)

@@ -170,6 +170,9 @@ def _dashboard(call: Call) -> dict[str, Any]:
         "sessions": sessions,
         "attention": attention[:20],
         "chart": bars(f"Bytes stored on each of the last {_DAYS} days", days),
+        "chart_first": days[0].label,
+        "chart_last": days[-1].label,
+        "chart_most": format_size(max(stored.values(), default=0)),
         "runs": list(reversed(recent))[:10],
     }
 

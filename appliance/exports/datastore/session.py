@@ -213,11 +213,26 @@ class SessionStore:
             raise
 
     def list(self) -> Sequence[SessionRecord]:
-        """All whole sessions, oldest first; raises SessionDamagedError for one that is not."""
-        if not self._folder.is_dir():
-            return []
-        found = [self.get(path.name) for path in self._folder.iterdir() if (path / _FILE).is_file()]
+        """All whole sessions, oldest first; those that are not are `damaged`."""
+        found = [each for each in self._read() if isinstance(each, SessionRecord)]
         return sorted(found, key=lambda record: record.created_at)
+
+    def damaged(self) -> Sequence[SessionDamagedError]:
+        """What cannot be understood, each named; their folders are left alone."""
+        return [each for each in self._read() if isinstance(each, SessionDamagedError)]
+
+    def _read(self) -> Iterator[SessionRecord | SessionDamagedError]:
+        if not self._folder.is_dir():
+            return
+        for path in sorted(self._folder.iterdir()):
+            if not (path / _FILE).is_file():
+                continue
+            try:
+                yield self.get(path.name)
+            except SessionNotFoundError:
+                continue  # removed meanwhile
+            except SessionDamagedError as error:
+                yield error
 
     def get(self, session_id: str) -> SessionRecord:
         """Raises SessionNotFoundError, SessionDamagedError."""

@@ -68,7 +68,7 @@ class BackupRunner:
         }
         live.begins("reading the inventory")
         with room.site.open_sources(job.select.hosts) as opened:
-            orphans = room.site.clean_up(opened.sources)
+            orphans = room.site.clean_up(opened.sources, live.context.cancel)
             names = room.site.point_names()
             tags = tags_of([job.select, *others.values()])
             inventory = read_inventory(opened.sources, tags, names, opened.failures)

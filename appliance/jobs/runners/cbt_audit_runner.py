@@ -43,7 +43,7 @@ class CbtAuditRunner:
         results: list[VmResult] = []
         limits: dict[str, Stage | None] = {}
         with site.open_sources(job.select.hosts) as opened:
-            orphans = site.clean_up(opened.sources)
+            orphans = site.clean_up(opened.sources, live.context.cancel)
             inventory = read_inventory(
                 opened.sources, tags_of([job.select]), site.point_names(), opened.failures
             )

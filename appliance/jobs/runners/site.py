@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from appliance.base.run_context import CancelToken
 from appliance.catalog.jobs import Jobs
 from appliance.jobs.vm_backup import BackupRoom
 from appliance.jobs.vm_selection import HostFailure
@@ -31,8 +32,11 @@ class Site(Protocol):
         """
         ...
 
-    def clean_up(self, sources: Sequence[VmSource]) -> list[Orphan]:
-        """Remove what killed runs left on the hosts. Raises StorageError."""
+    def clean_up(self, sources: Sequence[VmSource], cancel: CancelToken) -> list[Orphan]:
+        """Remove what killed runs left on the hosts, or wait for who is at it.
+
+        Raises: StorageError; CancelledError.
+        """
         ...
 
     def point_names(self) -> PointNames:

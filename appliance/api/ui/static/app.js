@@ -1,6 +1,8 @@
 "use strict";
 // Forms with data-api="METHOD /path" are sent to the API as JSON; {name} in the path is taken from a
-// field. data-next is where to go when it worked; without it the page is loaded again.
+// field. data-next is where to go when it worked; without it the page is loaded again. data-show names
+// the part of the answer to show instead; data-fill the field that takes it, and the fields of that
+// field's form take what was typed here under the same names.
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.dataset.api) return;
@@ -39,7 +41,13 @@ document.addEventListener("submit", async (event) => {
       message.textContent = result[form.dataset.show];
       message.className = "shown";
       const target = form.dataset.fill && document.getElementById(form.dataset.fill);
-      if (target) target.value = result[form.dataset.show];
+      if (target) {
+        target.value = result[form.dataset.show];
+        for (const field of form.elements) {
+          const same = field.name && target.form.elements.namedItem(field.name);
+          if (same) same.value = field.value;
+        }
+      }
     } else {
       window.location.assign(form.dataset.next ?? window.location.href);
       return;
