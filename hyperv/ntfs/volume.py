@@ -72,7 +72,7 @@ class NtfsVolume:
         (sector_bytes,) = struct.unpack_from("<H", boot, 0x0B)
         per_cluster = boot[0x0D]
         sectors = per_cluster if per_cluster <= 128 else 1 << (256 - per_cluster)
-        self.cluster_bytes = sector_bytes * sectors
+        self.cluster_bytes: int = sector_bytes * sectors
         (table_cluster,) = struct.unpack_from("<Q", boot, 0x30)
         record_size, index_size = struct.unpack_from("<b3xb", boot, 0x40)
         self._record_bytes = self._structure_bytes(record_size)

@@ -143,7 +143,7 @@ class IscsiServer:
         if self._control is not None:
             for target in self._targets.values():
                 _remove(self._control, target)
-        self._process.stop(self._control)
+        self._process.stop()
         self._control = None
 
     def _keep(self) -> None:
@@ -154,14 +154,14 @@ class IscsiServer:
                 if self._stopping.is_set():
                     return
                 log.warning("tgtd ended; starting it again", port=self.port)
-                self._process.stop(None)
+                self._process.stop()
                 self._control = None
                 try:
                     self._start_tgtd()
                     continue
                 except ApplianceError as error:
                     log.error("tgtd not started", error=str(error))
-                    self._process.stop(None)
+                    self._process.stop()
                     self._control = None
             self._stopping.wait(_RESTART_PAUSE_S)
 

@@ -38,7 +38,6 @@ _DRIVER = b"iscsi"
 
 
 class _Mode(IntEnum):
-    SYSTEM = 0
     TARGET = 1
     LUN = 2
     ACCOUNT = 7
@@ -128,10 +127,6 @@ class TgtControl:
     def remove_target(self, number: int) -> None:
         """End its sessions and close its files. Raises TgtError."""
         self._ask(_Mode.TARGET, _Operation.DELETE, number, force=True)
-
-    def shut_down(self) -> None:
-        """Let tgtd end; its targets are to be removed first. Raises TgtError."""
-        self._ask(_Mode.SYSTEM, _Operation.DELETE)
 
     def _ask(
         self,

@@ -8,7 +8,7 @@ host that its disk is broken. So a second child, the guard, holds the kernel's e
 and lets go of the mount after. The host sees a lost connection, and logs in again until we are
 back: with the same names, as if nothing had been.
 
-tgtd ignores SIGTERM. It is asked to end over its control socket, and killed where it does not.
+tgtd ignores SIGTERM and takes seconds to end when asked, so it is killed: it keeps nothing itself.
 Thread model: `start` and `stop` by one thread; `wait_ended` by another.
 Source: tgtd(8) of tgt 1.0.85.
 """
@@ -24,11 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
-from appliance.exports.iscsi.tgt_control import TgtControl, TgtError
+from appliance.exports.iscsi.tgt_control import TgtControl
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _START_WITHIN_S = 20.0
-_END_WITHIN_S = 5.0
 _POLL_S = 0.005
 _LAST_WORDS = 500
 # Ends at once when told so by a line; a closed pipe means that we are gone.
@@ -90,9 +89,10 @@ class TgtProcess:
         while not control.answers():
             if self._process.poll() is not None or time.monotonic() > ends_s:
                 said_last = log_path.read_text(errors="replace").strip()[-_LAST_WORDS:]
-                self.stop(None)
+                self.stop()
                 raise ExternalProgramError(
-                    f"tgtd does not serve {self.host} port {self.port}: {said_last}"
+                    f"tgtd does not serve {self.host} port {self.port} (does Debian's own tgt"
+                    f" service run? systemctl disable --now tgt): {said_last}"
                 )
             time.sleep(_POLL_S)
         return control
@@ -103,17 +103,11 @@ class TgtProcess:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
-    def stop(self, control: TgtControl | None) -> None:
-        """End tgtd, whose targets were removed, and the guard. Idempotent."""
+    def stop(self) -> None:
+        """End tgtd and the guard. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
-            if control is not None:
-                with suppress(TgtError):
-                    control.shut_down()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_END_WITHIN_S)
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             # the guard goes before tgtd is reaped, so it cannot kill what got its number next
             self._end_guard()
             process.wait()
