@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def point(tmp_path: Path) -> str:
 def words(home: Path, point: str, *more: str) -> tuple[str, ...]:
     file = str(home / "password")
     return ("export", "iscsi", point, "--port", "0", "--password-file", file, *more)
+
+
+def assert_nothing_is_left(port: str) -> None:
+    """Neither a tgtd of this port nor a mount, soon after the server was killed."""
+    ends_s = time.monotonic() + 20
+    while True:
+        lines = says("ps", "-eo", "args").splitlines()
+        running = [line for line in lines if line.startswith("tgtd") and line.endswith(port)]
+        mounts = Path("/proc/mounts").read_text().count("/holdfast-iscsi-")
+        if not running and not mounts:
+            return
+        assert time.monotonic() < ends_s, (running, mounts)
+        time.sleep(0.02)
 
 
 def vhdx_content(path: Path, size: int) -> bytes:
@@ -81,6 +95,7 @@ def test_what_a_host_wrote_is_there_after_kill_9(tmp_path: Path, point: str) -> 
             says("qemu-io", "-f", "vhdx", "-c", "write -P 0x5a 1M 64k", volume / "disk-0.vhdx")
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert_nothing_is_left(document["portal"].rpartition(":")[2])
     expected = bytearray(CONTENT)
     expected[MIB : MIB + 65536] = b"\x5a" * 65536
     with (

@@ -135,7 +135,7 @@ class IscsiServer:
         return self._files.folder / _file_name(target, lun)
 
     def _start_tgtd(self) -> None:
-        self._control = self._process.start(self._files.connection_fds)
+        self._control = self._process.start(self._files.folder, self._files.connection_fds)
         for target in self._targets.values():
             _configure(self._control, target, self._file_of)
 

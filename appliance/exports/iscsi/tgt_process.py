@@ -5,7 +5,7 @@
 Killed while a host writes, we would leave a tgtd whose file answers errors, and it would tell the
 host that its disk is broken. So a second child, the guard, holds the kernel's end of the mount open
 (the kernel then waits instead of failing) and, once our end of its pipe closes, kills tgtd first
-and lets go of the mount after. The host sees a lost connection, and logs in again until we are
+and unmounts after. The host sees a lost connection, and logs in again until we are
 back: with the same names, as if nothing had been.
 
 tgtd ignores SIGTERM and takes seconds to end when asked, so it is killed: it keeps nothing itself.
@@ -31,7 +31,7 @@ _START_WITHIN_S = 20.0
 _POLL_S = 0.005
 _LAST_WORDS = 500
 # Ends at once when told so by a line; a closed pipe means that we are gone.
-_GUARD = 'read -r told || kill -KILL "$1"'
+_GUARD = 'read -r told || { kill -KILL "$1"; fusermount -u -q -z "$2"; }'
 
 
 class TgtProcess:
@@ -47,11 +47,12 @@ class TgtProcess:
         """Of the running tgtd; 0: there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self, held_fds: Sequence[int]) -> TgtControl:
+    def start(self, mount: Path, held_fds: Sequence[int]) -> TgtControl:
         """Return once it can be asked for targets; it listens already.
 
         Args:
-            held_fds: kept open by the guard until tgtd is dead.
+            mount: where the files of its LUNs are, unmounted by the guard.
+            held_fds: of the mount, kept open by the guard until tgtd is dead.
 
         Raises:
             ExternalProgramError: it is not installed, cannot listen, or ended.
@@ -77,7 +78,7 @@ class TgtProcess:
                     f"tgtd cannot be started: {error.strerror} (Debian package tgt)"
                 ) from error
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "holdfast-guard", str(self._process.pid)],
+            ["/bin/sh", "-c", _GUARD, "holdfast-guard", str(self._process.pid), str(mount)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
