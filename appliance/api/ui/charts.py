@@ -68,26 +68,26 @@ def lanes(title: str, rows: Sequence[Lane], first: str, last: str) -> Markup:
     """Marks along one line of time, a row for each kind; empty without rows."""
     if not rows:
         return Markup("")
-    left, lane = 76, 26
+    left, lane, width = 76, 26, 420
     height = len(rows) * lane + 22
-    parts = [_head(title, _WIDTH, height)]
+    parts = [_head(title, width, height)]
     for number, row in enumerate(rows):
         top = number * lane
         parts.append(Markup('<text class="axis" x="0" y="{}">{}</text>').format(top + 18, row.name))
         parts.append(
             Markup('<line class="rule" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-                left, top + lane - 1, _WIDTH, top + lane - 1
+                left, top + lane - 1, width, top + lane - 1
             )
         )
         for place, text in row.marks:
-            x = left + place * (_WIDTH - left - 5)
+            x = left + place * (width - left - 5)
             parts.append(
                 Markup(
                     '<rect class="mark mark-{}" x="{:.1f}" y="{}" width="4" height="16" rx="1">'
                     "<title>{}</title></rect>"
                 ).format(number % 6, x, top + 5, text)
             )
-    for x, anchor, text in ((left, "start", first), (_WIDTH, "end", last)):
+    for x, anchor, text in ((left, "start", first), (width, "end", last)):
         parts.append(
             Markup('<text class="axis" x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 x, height - 5, anchor, text

@@ -167,8 +167,7 @@ class Pages:
 
     def _frame(self, principal: Principal | None, page: Page | None = None) -> dict[str, Any]:
         here = page.address if page else ""
-        live = page.live if page else ()
-        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": " ".join(live)}
+        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": ""}
         if principal is None:
             return frame
         secret = principal.session_secret

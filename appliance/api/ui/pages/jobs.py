@@ -111,10 +111,13 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "of_vms": kind in _OF_VMS,
         "policies": known,
         "shared": shared,
-        "hosts": page.ask(hosts.list_hosts),
+        "hosts": sorted(
+            {each.name for each in page.ask(hosts.list_hosts)}
+            | set(fields.get("job.select.hosts[]", "").split("\n")) - {""}
+        ),
         "meant": _meant(page, document) if kind in _OF_VMS else None,
         "keeps": _keeps(page, policy, document) if kind in (*_OF_VMS, "retention") else None,
-        **_choices(page),
+        **_choices(page, fields),
     }
 
 
@@ -150,16 +153,17 @@ def _policy_form(page: PageCall, fields: dict[str, str], api: str) -> dict[str, 
         "preview": page.address,
         "used": (),
         "keeps": _keeps(page, document.get("policy", {}), document),
-        **_choices(page),
+        **_choices(page, fields),
     }
 
 
-def _choices(page: PageCall) -> dict[str, Any]:
+def _choices(page: PageCall, fields: dict[str, str]) -> dict[str, Any]:
     return {
         "rules": _RULES,
         "weekdays": [str(day) for day in WEEKDAYS],
         "horizons": _HORIZONS,
         "zones": sorted(available_timezones()),
+        "bandwidth_rows": max(3, 1 + sum(_is_limit(name) for name in fields)),
         "scripts": page.may(Permission.ADMINISTER),
     }
 
@@ -230,6 +234,10 @@ def _pictures(found: policies.PreviewShown) -> dict[str, Any]:
             (last - point.created_at.date() for point in found.kept), default=timedelta(0)
         ).days,
     }
+
+
+def _is_limit(name: str) -> bool:
+    return name.startswith("policy.bandwidth.") and name.endswith(".limit")
 
 
 def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
