@@ -105,17 +105,21 @@ class HostSession:
 
     @contextmanager
     def _shell(self) -> Iterator[WinrmSession]:
+        """A shell for one call; whatever the call raises, it is kept or closed."""
         with self._slots:
             with self._lock:
                 if self._is_closed:
                     raise CancelledError(f"{self.address}: the session was closed")
                 shell = self._idle.pop() if self._idle else self._open_shell(self.endpoint)
-            yield shell  # one that raises has closed itself, and is not kept
-            with self._lock:
-                if not self._is_closed:
-                    self._idle.append(shell)
-                    return
-            shell.close()
+            try:
+                yield shell  # one that broke has closed itself, and begins anew
+            finally:
+                with self._lock:
+                    if not self._is_closed:
+                        self._idle.append(shell)
+                    is_kept = not self._is_closed
+                if not is_kept:
+                    shell.close()
 
 
 def _may_repeat(name: str, error: HypervError) -> bool:

@@ -109,7 +109,7 @@ def _shadow_obstacle(facts: HostFacts, vm: Vm) -> Obstacle | None:
         return Obstacle(
             "vm.no-shadow-copies",
             "this host has neither reference points for the VM nor diskshadow",
-            "update the VM's configuration version (Update-VMVersion), or move it to Windows Server",
+            "update the VM's configuration version (Update-VMVersion), or move it to a server",
         )
     if vm.state == RUNNING and vm.vss_status not in _VSS_OK:
         return Obstacle(

@@ -15,7 +15,7 @@ import socket
 import ssl
 import string
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -25,6 +25,9 @@ from hyperv.errors import CertificateError, ProtocolError, UnreachableError
 CONNECT_TIMEOUT_S = 15.0
 ANSWER_LIMIT_BYTES = 16 << 20  # of one HTTP answer; WS-Man envelopes are at most 500 KiB
 _SHA256_DIGITS = 64
+_PATHS = ssl.get_default_verify_paths()
+AUTHORITIES: Final = _PATHS.cafile or _PATHS.capath or "/etc/ssl/certs"
+"""The system's certificate authorities, a file or a folder."""
 
 
 class PinnedAdapter(HTTPAdapter):
@@ -34,13 +37,21 @@ class PinnedAdapter(HTTPAdapter):
         self._pin = pin
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # of urllib3
         if self._pin is not None:
             kwargs["assert_fingerprint"] = self._pin
         super().init_poolmanager(*args, **kwargs)
 
-    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        response = super().send(request, **{**kwargs, "proxies": {}})
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: float | tuple[float | None, float | None] | None = None,
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        proxies: dict[str, str] | None = None,
+    ) -> requests.Response:
+        response = super().send(request, stream, timeout, verify, cert, proxies={})
         response.raw.stream = _bounded(response.raw.stream)  # what `Response.content` reads with
         return response
 
@@ -64,8 +75,8 @@ def prepare(session: requests.Session, pin: str | None) -> None:
     session.max_redirects = 0
     session.mount("https://", PinnedAdapter(pin))
     session.mount("http://", PinnedAdapter(None))
-    if pin is not None:
-        session.verify = False  # self-signed is the rule: the pin is compared instead
+    # self-signed is the rule: then the pin is compared instead
+    session.verify = AUTHORITIES if pin is None else False
 
 
 def shown_fingerprint(address: str, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -216,10 +216,8 @@ class SmbConnection:
         try:
             self._connection.disconnect(close=True, timeout=CONNECT_TIMEOUT_S)
         except (SMBException, OSError, ValueError, AttributeError):
-            try:
+            with suppress(SMBException, OSError, AttributeError):  # it never was connected
                 self._connection.disconnect(close=False)
-            except (SMBException, OSError, AttributeError):
-                pass  # it never was connected
 
 
 class SmbFile:
@@ -257,10 +255,8 @@ class SmbFile:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
+        with suppress(SMBException, OSError):
             self._handle.close()
-        except (SMBException, OSError):
-            pass
 
 
 def _cut(offset: int, length: int, most_bytes: int) -> Iterator[tuple[int, int]]:

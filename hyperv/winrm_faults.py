@@ -9,6 +9,7 @@ import ssl
 from typing import Final
 
 import requests
+from spnego.exceptions import SpnegoError
 from winrm.exceptions import (
     InvalidCredentialsError,
     WinRMError,
@@ -41,6 +42,7 @@ _ACCESS_DENIED: Final = 5
 _QUOTED_CHARS = 500
 
 FOREIGN_ERRORS: Final = (
+    SpnegoError,
     WinRMError,
     WinRMTransportError,
     WinRMOperationTimeoutError,
@@ -59,7 +61,7 @@ FOREIGN_ERRORS: Final = (
 
 def translate(error: BaseException, where: str) -> HypervError:
     """Return our error for one of `FOREIGN_ERRORS`; `where` names host and call."""
-    if isinstance(error, InvalidCredentialsError):
+    if isinstance(error, InvalidCredentialsError | PermissionError | SpnegoError):
         return LoginError(f"{where}: user name or password, or the kind of login, is refused")
     if isinstance(error, WSManFaultError):
         return _fault(error, where)
@@ -81,7 +83,7 @@ def _fault(error: WSManFaultError, where: str) -> HypervError:
     words = f"{where}: {error.reason[:_QUOTED_CHARS]}"
     if code in _BUSY:
         return BusyError(f"{where}: {_BUSY[code]}")
-    if code == SHELL_NOT_FOUND or code == _ABORTED:
+    if code in (SHELL_NOT_FOUND, _ABORTED):
         return SessionLostError(words)
     if code == _ACCESS_DENIED:
         return AccessError(words)

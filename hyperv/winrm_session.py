@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -26,11 +27,14 @@ from winrm.protocol import Protocol
 from hyperv import envelope, pinned_http
 from hyperv.envelope import AnswerT
 from hyperv.errors import (
+    BusyError,
     DeadlineError,
     HypervError,
     LoginError,
     ProtocolError,
     ScriptError,
+    SessionLostError,
+    UnreachableError,
 )
 from hyperv.winrm_faults import FOREIGN_ERRORS, translate
 
@@ -136,6 +140,7 @@ class WinrmSession:
     ) -> bytes:
         stdin = envelope.request(name, parameters)
         where = f"{self._endpoint.address}, {name}"
+        is_started = False  # the script begins when stdin ends
         try:
             protocol = self._connected()
             if self._shell is None:
@@ -148,6 +153,7 @@ class WinrmSession:
             for at in range(0, len(stdin), _STDIN_CHUNK_BYTES):
                 last = at + _STDIN_CHUNK_BYTES >= len(stdin)
                 chunk = stdin[at : at + _STDIN_CHUNK_BYTES]
+                is_started = last
                 protocol.send_command_input(self._shell, command, chunk, end=last)
             stdout = self._receive(protocol, self._shell, command, name, end_s, check)
             protocol.cleanup_command(self._shell, command)
@@ -155,7 +161,10 @@ class WinrmSession:
         except HypervError:
             raise
         except FOREIGN_ERRORS as error:
-            raise translate(error, where) from error
+            found = translate(error, where)
+            if is_started and isinstance(found, UnreachableError | BusyError):
+                found = SessionLostError(f"{found}; it may have been carried out")
+            raise found from error
 
     def _receive(
         self,
@@ -192,10 +201,8 @@ class WinrmSession:
                 return bytes(stdout)
 
     def _terminate(self, protocol: Protocol, shell: str, command: str) -> None:
-        try:
+        with suppress(*FOREIGN_ERRORS):  # the shell is closed next, and its commands with it
             protocol.cleanup_command(shell, command)
-        except FOREIGN_ERRORS:  # the shell is closed next, and its commands with it
-            pass
 
     # Connecting
 
@@ -214,7 +221,7 @@ class WinrmSession:
                 username=endpoint.user,
                 password=endpoint.password(),
                 server_cert_validation="validate",
-                ca_trust_path=None,
+                ca_trust_path=pinned_http.AUTHORITIES,
                 message_encryption="never" if sealed else "auto",
                 read_timeout_sec=READ_TIMEOUT_S,
                 operation_timeout_sec=OPERATION_TIMEOUT_S,
@@ -236,10 +243,9 @@ class WinrmSession:
         self._protocol = self._shell = None
         if protocol is None:
             return
-        try:
+        # a host that cannot be reached closes the shell by itself after the idle time
+        with suppress(*FOREIGN_ERRORS, HypervError):
             if shell is not None:
                 protocol.close_shell(shell)
             else:
                 protocol.transport.close_session()
-        except (*FOREIGN_ERRORS, HypervError):
-            pass  # an unreachable host closes it by itself after the idle time
