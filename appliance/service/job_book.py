@@ -20,6 +20,7 @@ from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
+from appliance.catalog.errors import JobExistsError
 from appliance.catalog.hosts import HostKind, HostRecord
 from appliance.catalog.job import BackupJob, CbtAuditJob, Job, VerificationJob
 from appliance.catalog.policy import Policy
@@ -65,6 +66,18 @@ class JobBook:
         self._jobs.save(policies, jobs)
         self._write_copy()
 
+    def create(self, policies: Sequence[Policy], jobs: Sequence[Job]) -> None:
+        """As `save`, of new ones only. Raises also JobExistsError."""
+        taken = {policy.name for policy in self._jobs.policies()}
+        for policy in policies:
+            if policy.name in taken:
+                raise JobExistsError(f"there is a policy {policy.name!r} already")
+        taken = {saved.name for saved in self._jobs.list()}
+        for job in jobs:
+            if job.name in taken:
+                raise JobExistsError(f"there is a job {job.name!r} already")
+        self.save(policies, jobs)
+
     def enable(self, name: str) -> None:
         self._jobs.enable(name)
         self._write_copy()
@@ -79,6 +92,11 @@ class JobBook:
         used = {saved.job.policy for saved in self._jobs.list()}
         if name not in used and any(policy.name == name for policy in self._jobs.policies()):
             self._jobs.remove_policy(name)
+        self._write_copy()
+
+    def remove_policy(self, name: str) -> None:
+        """Raises PolicyNotFoundError, PolicyInUseError."""
+        self._jobs.remove_policy(name)
         self._write_copy()
 
     # Files

@@ -42,6 +42,7 @@ from appliance.repository.repository import Repository
 from appliance.service.hypervisor_proof import HypervisorOpener
 from appliance.service.job_book import JobBook, rebuild_history
 from appliance.service.protection import point_names
+from appliance.service.selection_preview import SelectionPreview
 from appliance.service.vm_sources import clean_up, open_sources
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.vm_identity import PointNames
@@ -153,6 +154,7 @@ class JobService:
             session_points=session_points,
             goes_on=lambda kind: bool(self.engine.active(kind)),
         )
+        self.preview = SelectionPreview(catalog.clock, site.open_sources, site.point_names)
         backups = BackupRoom(
             repository=repository,
             runs=catalog.runs,
