@@ -10,6 +10,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
 
 
@@ -21,5 +22,6 @@ class Services:
     recovery: RecoveryServer
     inventory: InventoryCache
     jobs: JobService
+    post: Post
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""

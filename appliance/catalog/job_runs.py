@@ -190,6 +190,16 @@ class JobRuns:
         runs = [_run(row) for row in rows]
         return runs if state is None else [run for run in runs if run.state is state]
 
+    def ended_between(self, since: datetime, until: datetime, *, limit: int) -> list[JobRun]:
+        """Return the newest `limit` that ended after `since` and up to `until`, with results."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_FULL} FROM job_runs WHERE ended_at > ? AND ended_at <= ?"
+                " ORDER BY ended_at DESC LIMIT ?",
+                (since.isoformat(), until.isoformat(), limit),
+            ).fetchall()
+        return [_run(row) for row in reversed(rows)]
+
     def list(
         self, *, job: str | None = None, before: int | None = None, limit: int = 100
     ) -> list[JobRun]:
@@ -226,6 +236,16 @@ class JobRuns:
             latest=_run(ended) if ended else None,
             handled_until=datetime.fromisoformat(handled) if handled else None,
         )
+
+    def outcome_before(self, run: JobRun) -> RunOutcome | None:
+        """How the job's run before ended, of this kind, cancelled ones left out; None: no run."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT outcome FROM job_runs WHERE job = ? AND kind = ? AND seq < ?"
+                " AND outcome IN ('success', 'warning', 'failed') ORDER BY seq DESC LIMIT 1",
+                (run.job, run.kind, run.seq),
+            ).fetchone()
+        return RunOutcome(row[0]) if row else None
 
     def newest_result(self, job: str, kind: RunKind, key: str) -> Any:
         """Return what the newest ended run that has `key` in its result says there, else None."""

@@ -24,6 +24,7 @@ from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
 
 
@@ -99,6 +100,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             recovery=recovery,
             inventory=InventoryCache(catalog),
             jobs=JobService(catalog, repository, home, frozenset),
+            post=Post(catalog),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

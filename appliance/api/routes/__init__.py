@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from appliance.api.route import Route
-from appliance.api.routes import accounts, audit, hosts, login, points, recoveries, runs, tokens
+from appliance.api.routes import (
+    accounts,
+    audit,
+    hosts,
+    login,
+    notifications,
+    points,
+    recoveries,
+    runs,
+    tokens,
+)
 
 ROUTES: tuple[Route, ...] = tuple(
     route
-    for module in (login, accounts, tokens, hosts, points, runs, recoveries, audit)
+    for module in (login, accounts, tokens, hosts, points, runs, recoveries, notifications, audit)
     for route in module.table.routes
 )
