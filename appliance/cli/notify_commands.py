@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from appliance.catalog.notifications import ChannelState
 
 _OCCASIONS = ("failed", "warning", "recovered", "success")
+_FIELDS = {
+    "email": ("server", "security", "sender", "recipients", "user"),
+    "webhook": ("url",),
+    "syslog": ("server", "transport", "facility"),
+}
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     group = commands.add_parser("notify", help="who is told of what, and how")
     verbs = group.add_subparsers(metavar="VERB", required=True)
-    adding = verbs.add_parser("add", help="add a channel")
-    kinds = adding.add_subparsers(metavar="KIND", required=True)
-    _add_email(kinds.add_parser("email", parents=[common], help="e-mail, by SMTP over TLS"))
-    _add_webhook(kinds.add_parser("webhook", parents=[common], help="signed JSON over https"))
-    _add_syslog(kinds.add_parser("syslog", parents=[common], help="RFC 5424"))
+    _add_adding(verbs.add_parser("add", parents=[common], help="add a channel"))
 
     listing = verbs.add_parser(
         "list", parents=[common], help="the channels, and how their last delivery ended"
@@ -45,45 +46,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     removing.set_defaults(run=run_remove)
 
 
-def _add_email(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser, "email")
-    parser.add_argument("--server", required=True, metavar="HOST")
-    parser.add_argument("--port", type=int, metavar="N", help="default: 587, with tls 465")
-    parser.add_argument(
-        "--security",
-        default="starttls",
-        choices=("starttls", "tls"),
-        help="TLS after STARTTLS, or from the first byte",
-    )
-    parser.add_argument("--from", dest="sender", required=True, metavar="ADDRESS")
-    parser.add_argument(
-        "--to", dest="recipients", action="append", required=True, metavar="ADDRESS"
-    )
-    parser.add_argument("--user", metavar="U", help="default: no login")
-    parser.add_argument("--password-file", type=Path, metavar="FILE", help="first line (or ask)")
-
-
-def _add_webhook(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser, "webhook")
-    parser.add_argument("--url", required=True, metavar="https://…")
-    parser.add_argument(
-        "--secret-file",
-        type=Path,
-        metavar="FILE",
-        help="first line signs every request (or ask): HMAC-SHA256, X-Holdfast-Signature",
-    )
-
-
-def _add_syslog(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser, "syslog")
-    parser.add_argument("--server", required=True, metavar="HOST")
-    parser.add_argument("--port", type=int, metavar="N", help="default: 6514, udp and tcp 514")
-    parser.add_argument("--transport", default="tls", choices=("udp", "tcp", "tls"))
-    parser.add_argument("--facility", type=int, default=16, metavar="N", help="16: local0")
-
-
-def _add_common(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_adding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="what to call it here")
+    parser.add_argument("--type", required=True, choices=tuple(_FIELDS))
     parser.add_argument(
         "--on",
         dest="occasions",
@@ -95,14 +60,37 @@ def _add_common(parser: argparse.ArgumentParser, kind: str) -> None:
         "--digest-only", action="store_true", help="tell nothing at once, only the digest"
     )
     parser.add_argument("--digest-at", metavar="HH:MM", help="a summary every day (default: none)")
-    parser.add_argument("--time-zone", default="UTC", metavar="ZONE", help="of --digest-at")
+    parser.add_argument("--time-zone", metavar="ZONE", help="of --digest-at (default: UTC)")
     parser.add_argument(
         "--ca-file",
         type=Path,
         metavar="FILE",
         help="PEM of the only authority to trust (default: the system's)",
     )
-    parser.set_defaults(run=run_add, kind=kind)
+    parser.add_argument("--server", metavar="HOST", help="of email and syslog")
+    parser.add_argument("--port", type=int, metavar="N", help="default: the usual one")
+    email = parser.add_argument_group("email, by SMTP over TLS")
+    email.add_argument(
+        "--security",
+        choices=("starttls", "tls"),
+        help="TLS after STARTTLS (default), or from the first byte",
+    )
+    email.add_argument("--from", dest="sender", metavar="ADDRESS")
+    email.add_argument("--to", dest="recipients", action="append", metavar="ADDRESS")
+    email.add_argument("--user", metavar="U", help="default: no login")
+    email.add_argument("--password-file", type=Path, metavar="FILE", help="first line (or ask)")
+    webhook = parser.add_argument_group("webhook, signed JSON over https")
+    webhook.add_argument("--url", metavar="https://…")
+    webhook.add_argument(
+        "--secret-file",
+        type=Path,
+        metavar="FILE",
+        help="first line signs every request (or ask): HMAC-SHA256, X-Holdfast-Signature",
+    )
+    syslog = parser.add_argument_group("syslog, RFC 5424")
+    syslog.add_argument("--transport", choices=("udp", "tcp", "tls"), help="default: tls")
+    syslog.add_argument("--facility", type=int, metavar="N", help="default: 16, local0")
+    parser.set_defaults(run=run_add)
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -128,36 +116,29 @@ def run_add(args: argparse.Namespace) -> int:
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What the model takes; an option that the type does not have is a mistake, as in the API."""
     if args.digest_only and args.occasions:
         raise UsageError("--digest-only and --on exclude each other")
-    fields: dict[str, Any] = {
+    fields = {
         "name": args.name,
-        "kind": args.kind,
+        "kind": args.type,
+        "occasions": list(dict.fromkeys(args.occasions or ()))
+        or ([] if args.digest_only else None),
         "digest_at": args.digest_at,
         "time_zone": args.time_zone,
         "ca_pem": _ca_pem(args.ca_file),
+        "port": args.port or _usual_port(args),
     }
-    if args.digest_only or args.occasions:
-        fields["occasions"] = list(dict.fromkeys(args.occasions or ()))
-    if args.kind == "email":
-        fields |= {
-            "server": args.server,
-            "port": args.port or (465 if args.security == "tls" else 587),
-            "security": args.security,
-            "sender": args.sender,
-            "recipients": args.recipients,
-            "user": args.user,
-        }
-    elif args.kind == "webhook":
-        fields["url"] = args.url
-    else:
-        fields |= {
-            "server": args.server,
-            "port": args.port or (6514 if args.transport == "tls" else 514),
-            "transport": args.transport,
-            "facility": args.facility,
-        }
-    return fields
+    fields |= {name: getattr(args, name) for names in _FIELDS.values() for name in names}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _usual_port(args: argparse.Namespace) -> int | None:
+    if args.type == "email":
+        return 465 if args.security == "tls" else 587
+    if args.type == "syslog":
+        return 514 if args.transport in ("udp", "tcp") else 6514
+    return None
 
 
 def _ca_pem(path: Path | None) -> str | None:
@@ -173,11 +154,11 @@ def _ca_pem(path: Path | None) -> str | None:
 
 
 def _secret(args: argparse.Namespace) -> Secret | None:
-    if args.kind == "syslog" or (args.kind == "email" and args.user is None):
+    if args.type == "syslog" or (args.type == "email" and args.user is None):
         return None
     file, word = (
         (args.secret_file, "secret of the webhook")
-        if args.kind == "webhook"
+        if args.type == "webhook"
         else (args.password_file, f"password of {args.user}")
     )
     if file is not None:

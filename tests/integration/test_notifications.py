@@ -26,6 +26,7 @@ from appliance.catalog.job import RunKind
 from appliance.catalog.job_runs import RunCause, RunEnd
 from appliance.catalog.notifications import Delivery
 from appliance.catalog.runs import RunOutcome
+from appliance.cli.main import main
 from appliance.service.notify.post import Post
 from tests.support.job_world import MovedClock
 from tests.support.notify_servers import (
@@ -389,3 +390,27 @@ def test_secrets_go_with_what_they_are_for(catalog: Catalog, authority: Authorit
     ):
         with pytest.raises(UsageError):
             catalog.notifications.add(channel, secret)
+
+
+def test_the_command_line_adds_tests_lists_and_removes_a_channel(
+    tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The secret comes from a file; the list shows the last delivery, and never the secret."""
+    (tmp_path / "secret").write_text("a key of both sides\n")
+    common = ["--home", str(tmp_path / "home"), "--json"]
+    with hook_server(authority) as server:
+        adding = ["notify", "add", "hook", "--type", "webhook", "--on", "failed", *common]
+        adding += ["--secret-file", str(tmp_path / "secret")]
+        adding += ["--ca-file", str(authority.folder / "ca-cert.pem")]
+        assert main([*adding, "--url", f"http://127.0.0.1:{server.port}/"]) == 2
+        assert main([*adding, "--server", "mx", "--url", f"https://127.0.0.1:{server.port}/"]) == 2
+        assert main([*adding, "--url", f"https://127.0.0.1:{server.port}/"]) == 0
+        assert main(["notify", "test", "hook", *common]) == 0
+    assert json.loads(server.requests[0][2])["event"] == "test"
+    capsys.readouterr()
+    assert main(["notify", "list", *common]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)[0]["occasions"] == ["failed"]
+    assert "a key of both sides" not in text
+    assert main(["notify", "remove", "hook", *common]) == 0
+    assert main(["notify", "remove", "hook", *common]) == 1
