@@ -190,6 +190,11 @@ class Notifications:
             ).fetchall()
         return [_outgoing(row) for row in rows]
 
+    def counts(self) -> dict[Delivery, int]:
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT state, count(*) FROM outbox GROUP BY state")
+            return {Delivery(state): count for state, count in rows.fetchall()}
+
     def trim(self) -> int:
         """Forget what ended long ago; return how many."""
         oldest = (self._clock.now() - KEPT).isoformat()

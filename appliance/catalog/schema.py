@@ -6,6 +6,8 @@ is never changed; a new one is added at the end. Times are ISO 8601 with zone, U
 
 from __future__ import annotations
 
+from appliance.catalog.point_tables import POINT_TABLES
+
 APPLICATION_ID = 0x484F4C44  # "HOLD", `PRAGMA application_id`: this file is ours
 
 _HOSTS = """
@@ -227,4 +229,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX job_runs_by_end ON job_runs (ended_at)",
         "CREATE INDEX job_runs_untold ON job_runs (seq) WHERE told = 0",
     ),
+    POINT_TABLES,
 )

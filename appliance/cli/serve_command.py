@@ -13,8 +13,10 @@ from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
+    from appliance.repository.repository import Repository
     from appliance.service.job_service import JobService
     from appliance.service.notify.post import Post
+    from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
 
@@ -101,12 +103,14 @@ def run_serve(args: argparse.Namespace) -> int:
             inventory=InventoryCache(catalog),
             jobs=jobs,
             post=post,
+            figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(jobs.stop)
+        _start_book(stack, catalog, repository)
         jobs.start()
         _start_patrol(stack, catalog)
         document: dict[str, Any] = {
@@ -135,6 +139,23 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     post.start()
     stack.callback(post.stop)
     return post
+
+
+def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+    from appliance.service.repository_figures import RepositoryFigures
+
+    figures = RepositoryFigures(repository, catalog.clock)
+    stack.callback(figures.stop)
+    return figures
+
+
+def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
+    """Keeps the list of recovery points; before the first run."""
+    from appliance.service.point_book import PointBook
+
+    book = PointBook(catalog, repository)
+    book.start()
+    stack.callback(book.stop)
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog) -> None:
