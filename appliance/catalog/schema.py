@@ -220,6 +220,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX runs_by_job_run ON runs (job_run, vm)",
     ),
     (
+        # the same VM may be proven in the sandbox and on a host by one run
+        _VERIFICATIONS.replace("TABLE verifications", "TABLE verifications_by_place").replace(
+            "PRIMARY KEY (run_id, vm, point_id)",
+            "place TEXT NOT NULL, reasons TEXT NOT NULL, PRIMARY KEY (run_id, vm, point_id, place)",
+        ),
+        "INSERT INTO verifications_by_place SELECT *, '', '' FROM verifications",
+        "DROP TABLE verifications",
+        "ALTER TABLE verifications_by_place RENAME TO verifications",
+        "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
+    ),
+    (
         _CHANNELS,
         _OUTBOX,
         "CREATE INDEX outbox_waiting ON outbox (next_at) WHERE state = 'waiting'",

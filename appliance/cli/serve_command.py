@@ -90,6 +90,7 @@ def run_serve(args: argparse.Namespace) -> int:
             home,
             lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
+            recovery=server,
         )
         post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
@@ -112,7 +113,7 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(jobs.stop)
         _start_book(stack, catalog, repository)
         jobs.start()
-        _start_patrol(stack, catalog)
+        _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -158,10 +159,10 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     stack.callback(book.stop)
 
 
-def _start_patrol(stack: ExitStack, catalog: Catalog) -> None:
+def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:
     from appliance.service.orphan_patrol import OrphanPatrol
 
-    patrol = OrphanPatrol(catalog)
+    patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
     patrol.start()
     stack.callback(patrol.stop)
 

@@ -123,21 +123,24 @@ class ApplianceMetrics:
         yield from (age, count, left_out, unprotected, inventory)
 
     def _of_verifications(self) -> Iterator[Metric]:
-        passed = _gauge("vm_verification_passed", "1 if the newest verification passed", "vm")
-        at = _gauge("vm_verification_timestamp_seconds", "When it was last verified", "vm")
-        took = _gauge("vm_recovery_seconds", "Measured time to recover, at the last boot", "vm")
-        rto = _gauge("vm_rto_seconds", "What the policy allows for recovery", "vm")
+        labels = ("vm", "place")
+        passed = _gauge("vm_verification_passed", "1 if the newest verification passed", *labels)
+        at = _gauge("vm_verification_timestamp_seconds", "When it was last verified", *labels)
+        took = _gauge("vm_recovery_seconds", "Measured time to recover, at the last boot", *labels)
+        rto = _gauge("vm_rto_seconds", "What the policy allows for recovery", *labels)
         rpo = _gauge("vm_rpo_seconds", "What the policy allows for the age of a point", "vm")
+        rpos: dict[str, float] = {}
         for record in self._catalog.verifications.newest(limit=VMS_MAX):
-            passed.add_metric((record.vm,), record.verdict == "passed")
-            at.add_metric((record.vm,), record.started_at.timestamp())
-            for family, value in (
-                (took, record.recovery_s),
-                (rto, record.rto_s),
-                (rpo, record.rpo_s),
-            ):
+            which = (record.vm, record.place or "not booted")
+            passed.add_metric(which, record.verdict == "passed")
+            at.add_metric(which, record.started_at.timestamp())
+            for family, value in ((took, record.recovery_s), (rto, record.rto_s)):
                 if value is not None:
-                    family.add_metric((record.vm,), value)
+                    family.add_metric(which, value)
+            if record.rpo_s is not None:
+                rpos[record.vm] = min(record.rpo_s, rpos.get(record.vm, record.rpo_s))
+        for vm, seconds in rpos.items():
+            rpo.add_metric((vm,), seconds)
         yield from (passed, at, took, rto, rpo)
 
     def _of_repository(self) -> Iterator[Metric]:

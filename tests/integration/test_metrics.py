@@ -77,6 +77,7 @@ def test_the_figures_say_how_jobs_vms_and_repository_stand(
         point_age_s=1.0,
         rpo_s=86400.0,
         certificate=None,
+        place="sandbox",
     )
     catalog.verifications.add([record])
     services.figures.wait()
@@ -85,8 +86,8 @@ def test_the_figures_say_how_jobs_vms_and_repository_stand(
     assert value(metrics, "holdfast_job_last_outcome", **which, outcome="failed") == 1
     assert value(metrics, "holdfast_job_last_outcome", **which, outcome="success") == 0
     assert value(metrics, "holdfast_job_last_read_bytes", **which) == 4096
-    assert value(metrics, "holdfast_vm_recovery_seconds", vm="web") == 41.5
-    assert value(metrics, "holdfast_vm_verification_passed", vm="web") == 1
+    assert value(metrics, "holdfast_vm_recovery_seconds", vm="web", place="sandbox") == 41.5
+    assert value(metrics, "holdfast_vm_verification_passed", vm="web", place="sandbox") == 1
     assert 0 <= value(metrics, "holdfast_vm_point_age_seconds", vm="web") < 600
     assert value(metrics, "holdfast_repository_points") == 1
     assert value(metrics, "holdfast_repository_deduplication_ratio") >= 1

@@ -50,7 +50,7 @@ PANELS = (
     Panel("Age of the newest recovery point, the 20 oldest",
           "topk(20, holdfast_vm_point_age_seconds)", "bargauge", "s", "{{vm}}", 12),
     Panel("Measured time to recover", "topk(20, holdfast_vm_recovery_seconds)", "timeseries", "s",
-          "{{vm}}", 12),
+          "{{vm}} {{place}}", 12),
     Panel("Duration of runs", "holdfast_job_last_duration_seconds", "timeseries", "s",
           "{{job}} {{kind}}", 12),
     Panel("Stored by the last backup", "holdfast_job_last_stored_bytes", "timeseries", "bytes",

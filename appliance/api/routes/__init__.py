@@ -7,16 +7,29 @@ from appliance.api.routes import (
     accounts,
     audit,
     hosts,
+    job_file,
+    jobs,
     login,
     notifications,
     points,
+    policies,
     recoveries,
     runs,
     tokens,
 )
 
-ROUTES: tuple[Route, ...] = tuple(
-    route
-    for module in (login, accounts, tokens, hosts, points, runs, recoveries, notifications, audit)
-    for route in module.table.routes
+_MODULES = (
+    login,
+    accounts,
+    tokens,
+    hosts,
+    jobs,
+    policies,
+    job_file,
+    runs,
+    points,
+    recoveries,
+    notifications,
+    audit,
 )
+ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)
