@@ -35,6 +35,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
     serve.add_argument(
+        "--iscsi-port",
+        type=int,
+        default=3260,
+        metavar="N",
+        help="used while there is a session for Hyper-V; 0: a free one",
+    )
+    serve.add_argument(
         "--portmap",
         default="auto",
         choices=("auto", "register", "own", "none"),
@@ -56,6 +63,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.api.services import Services
     from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
     from appliance.exports.datastore.session import SessionStore
+    from appliance.exports.iscsi.server import IscsiServer
     from appliance.exports.loop_thread import LoopThread
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
     from appliance.service.daemon_client import socket_path
@@ -79,7 +87,10 @@ def run_serve(args: argparse.Namespace) -> int:
             portmap_mode=PortmapMode(args.portmap),
         )
         store = SessionStore(sessions_folder(home))
-        server = RecoveryServer(store, repository, nfs, reserve_bytes=parse_size(args.reserve))
+        iscsi = IscsiServer(home / "luns", host=args.bind, port=args.iscsi_port)
+        server = RecoveryServer(
+            store, repository, nfs, iscsi=iscsi, reserve_bytes=parse_size(args.reserve)
+        )
         stack.callback(server.stop)
         server.start()
         loop = LoopThread("daemon-api")
@@ -119,6 +130,7 @@ def run_serve(args: argparse.Namespace) -> int:
             "socket": str(socket_path(home)),
             "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
+            "iscsi": {"address": args.bind, "port": server.iscsi_port},
             "sessions": len(store.list()),
             "jobs": len(catalog.jobs.list()),
         }

@@ -248,7 +248,7 @@ def in_process(here: InstantLab) -> Iterator[InProcess]:
     with (
         here.lab.catalog() as catalog,
         here.lab.repository() as repository,
-        open_recovery_target(catalog, None) as target,
+        open_recovery_target(catalog, home, None) as target,
     ):
         room = recovery_room(home, catalog, repository)
         nfs = NfsServer(
