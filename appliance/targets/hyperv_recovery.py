@@ -40,7 +40,7 @@ from hyperv.patience import Patience
 from hyperv.script_types import Vm
 
 _UP = frozenset({5, 6})  # VMHeartbeatStatus: ok, with or without the health of applications
-_WITHOUT_SERVICES_S = 120.0
+_WITHOUT_SERVICES_S = 300.0
 
 
 class HypervRecovery:
