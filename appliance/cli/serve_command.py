@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
+
+if TYPE_CHECKING:
+    from appliance.catalog.catalog import Catalog
+    from appliance.service.job_service import JobService
+    from appliance.service.live_feed import LiveFeed
+    from appliance.service.recovery_server import RecoveryServer
+    from appliance.service.recovery_service import RecoveryService
 
 _WAIT_S = 0.2
 
@@ -56,9 +63,9 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
-    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
     home = home_path(args)
@@ -86,6 +93,7 @@ def run_serve(args: argparse.Namespace) -> int:
             lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
         )
+        recover = RecoveryService(catalog, repository, home, server, source_tools(home))
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
@@ -96,16 +104,17 @@ def run_serve(args: argparse.Namespace) -> int:
             recovery=server,
             inventory=InventoryCache(catalog),
             jobs=jobs,
+            recover=recover,
+            feed=_started_feed(stack, jobs, recover, server, catalog),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
         jobs.start()
-        patrol = OrphanPatrol(catalog)
-        patrol.start()
-        stack.callback(patrol.stop)
+        _start_patrol(stack, catalog)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -114,18 +123,44 @@ def run_serve(args: argparse.Namespace) -> int:
             "sessions": len(store.list()),
             "jobs": len(catalog.jobs.list()),
         }
-        show(
-            args,
-            document,
-            lambda: (
-                f"web interface and API: https://{args.bind}:{port}/\n"
-                f"certificate: {document['web']['fingerprint']}\n"
-                f"NFS on {args.bind} port {server.port}"
-            ),
-        )
+        show(args, document, lambda: _text(document))
         if not catalog.accounts.any():
             note(f"set-up token, for the first account: {services.setup_token}")
         note("interrupt to stop; sessions go on at the next start")
         while not args.cancel.cancelled:
             args.cancel.wait(_WAIT_S)
     return ExitCode.SUCCESS
+
+
+def _started_feed(
+    stack: ExitStack,
+    jobs: JobService,
+    recover: RecoveryService,
+    server: RecoveryServer,
+    catalog: Catalog,
+) -> LiveFeed:
+    """Who watches what goes on, for those who look at it."""
+    from appliance.service.live_feed import LiveFeed
+
+    feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
+    jobs.engine.add_listener(lambda run: feed.wake())
+    feed.start()
+    stack.callback(feed.stop)
+    return feed
+
+
+def _start_patrol(stack: ExitStack, catalog: Catalog) -> None:
+    from appliance.service.orphan_patrol import OrphanPatrol
+
+    patrol = OrphanPatrol(catalog)
+    patrol.start()
+    stack.callback(patrol.stop)
+
+
+def _text(document: dict[str, Any]) -> str:
+    web, nfs = document["web"], document["nfs"]
+    return (
+        f"web interface and API: https://{web['address']}:{web['port']}/\n"
+        f"certificate: {web['fingerprint']}\n"
+        f"NFS on {nfs['address']} port {nfs['port']}"
+    )

@@ -6,10 +6,12 @@ from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
     audit,
+    events,
     hosts,
     job_file,
     jobs,
     login,
+    operations,
     points,
     policies,
     recoveries,
@@ -28,6 +30,8 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    operations,
+    events,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)
