@@ -18,6 +18,7 @@ from appliance.api.dispatch import Dispatcher, parsed, with_session
 from appliance.api.errors import BodyError, NotFoundError, status_of
 from appliance.api.event_stream import EventStreams
 from appliance.api.gate import Gate
+from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
 from appliance.api.route import Body, Route
 from appliance.api.routes import ROUTES
@@ -25,6 +26,7 @@ from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
+from appliance.service.metrics import ApplianceMetrics
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def build_application(services: Services) -> web.Application:
     gate = Gate(services)
     dispatcher = Dispatcher(ROUTES, services, gate)
-    application = web.Application(middlewares=[_headers, _errors], client_max_size=BODY_BYTES_MAX)
+    metrics = MetricsPage(appliance_metrics(services))
+    application = web.Application(
+        middlewares=[metrics.counting, _headers, _errors], client_max_size=BODY_BYTES_MAX
+    )
     streams = EventStreams(services.feed, gate)
     application.on_shutdown.append(streams.close)
     for route in ROUTES:
@@ -48,8 +53,20 @@ def build_application(services: Services) -> web.Application:
         return web.json_response(document)
 
     application.router.add_get(f"{PREFIX}/openapi.json", openapi)
+    application.router.add_get("/metrics", metrics.endpoint(gate))
     add_pages(application, services, gate, dispatcher, _failure_of)
     return application
+
+
+def appliance_metrics(services: Services) -> ApplianceMetrics:
+    return ApplianceMetrics(
+        catalog=services.catalog,
+        repository_path=services.repository_path,
+        jobs=services.jobs,
+        recovery=services.recovery,
+        inventory=services.inventory,
+        figures=services.figures,
+    )
 
 
 def _endpoint(route: Route, dispatcher: Dispatcher, streams: EventStreams) -> _Handler:

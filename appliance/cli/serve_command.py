@@ -13,10 +13,13 @@ from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
+    from appliance.repository.repository import Repository
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
+    from appliance.service.notify.post import Post
     from appliance.service.recovery_server import RecoveryServer
     from appliance.service.recovery_service import RecoveryService
+    from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
 
@@ -62,10 +65,8 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
-    from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
-    from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
     home = home_path(args)
@@ -80,8 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
             portmap_mode=PortmapMode(args.portmap),
         )
         store = SessionStore(sessions_folder(home))
-        reserve_bytes = parse_size(args.reserve)
-        server = RecoveryServer(store, repository, nfs, reserve_bytes=reserve_bytes)
+        server = RecoveryServer(store, repository, nfs, reserve_bytes=parse_size(args.reserve))
         stack.callback(server.stop)
         server.start()
         loop = LoopThread("daemon-api")
@@ -92,8 +92,10 @@ def run_serve(args: argparse.Namespace) -> int:
             home,
             lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
+            recovery=server,
         )
         recover = RecoveryService(catalog, repository, home, server, source_tools(home))
+        post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
@@ -106,6 +108,8 @@ def run_serve(args: argparse.Namespace) -> int:
             jobs=jobs,
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
+            post=post,
+            figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
@@ -113,8 +117,9 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
+        _start_book(stack, catalog, repository)
         jobs.start()
-        _start_patrol(stack, catalog)
+        _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -140,7 +145,6 @@ def _started_feed(
     catalog: Catalog,
 ) -> LiveFeed:
     """Who watches what goes on, for those who look at it."""
-    from appliance.service.live_feed import LiveFeed
 
     feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
     jobs.engine.add_listener(lambda run: feed.wake())
@@ -149,10 +153,36 @@ def _started_feed(
     return feed
 
 
-def _start_patrol(stack: ExitStack, catalog: Catalog) -> None:
+def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
+    """Who tells people of runs that have ended; stopped after the last run."""
+
+    post = Post(catalog)
+    jobs.engine.add_listener(lambda run: post.wake())
+    post.start()
+    stack.callback(post.stop)
+    return post
+
+
+def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+
+    figures = RepositoryFigures(repository, catalog.clock)
+    stack.callback(figures.stop)
+    return figures
+
+
+def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
+    """Keeps the list of recovery points; before the first run."""
+    from appliance.service.point_book import PointBook
+
+    book = PointBook(catalog, repository)
+    book.start()
+    stack.callback(book.stop)
+
+
+def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:
     from appliance.service.orphan_patrol import OrphanPatrol
 
-    patrol = OrphanPatrol(catalog)
+    patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
     patrol.start()
     stack.callback(patrol.stop)
 

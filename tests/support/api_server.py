@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.api.app import appliance_metrics as appliance_metrics
 from appliance.api.app import build_application
 from appliance.api.gate import SESSION_COOKIE
 from appliance.api.local_socket import Site
@@ -25,8 +26,11 @@ from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
+from appliance.service.notify.post import Post
+from appliance.service.point_book import PointBook
 from appliance.service.recovery_server import RecoveryServer
 from appliance.service.recovery_service import RecoveryService
+from appliance.service.repository_figures import RepositoryFigures
 
 
 @dataclass
@@ -132,6 +136,9 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         feed = LiveFeed(jobs, recover.operations, recovery.sessions, catalog.clock, every_s=0.05)
         feed.start()
         stack.callback(feed.stop)
+        PointBook(catalog, repository).refresh()
+        figures = RepositoryFigures(repository, catalog.clock)
+        stack.callback(figures.stop)
         services = Services(
             catalog=catalog,
             repository=repository,
@@ -141,6 +148,8 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             jobs=jobs,
             recover=recover,
             feed=feed,
+            post=Post(catalog),
+            figures=figures,
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

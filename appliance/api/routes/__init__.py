@@ -11,6 +11,7 @@ from appliance.api.routes import (
     job_file,
     jobs,
     login,
+    notifications,
     operations,
     points,
     policies,
@@ -32,6 +33,7 @@ _MODULES = (
     recoveries,
     operations,
     events,
+    notifications,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

@@ -38,6 +38,7 @@ MENU = (
     ("Recovery", "/operations", "Restores", Permission.VIEW),
     ("Appliance", "/repository", "Repository", Permission.VIEW),
     ("Appliance", "/hosts", "Hypervisors", Permission.VIEW),
+    ("Appliance", "/notifications", "Notifications", Permission.CONFIGURE),
     ("Appliance", "/accounts", "Accounts", Permission.ADMINISTER),
     ("Appliance", "/audit", "Audit log", Permission.ADMINISTER),
     ("Appliance", "/me", "My account", Permission.VIEW),
