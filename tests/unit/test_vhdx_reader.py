@@ -84,7 +84,7 @@ def test_the_last_block_may_end_with_the_disk() -> None:
     assert open_disk_file(MemorySource(raw)).read_at(MIB, 512) == b"x" * 512
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32), levels=st.integers(1, 4), sector_bytes=st.sampled_from([512, 4096])
 )
