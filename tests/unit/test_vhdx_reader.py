@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import uuid
@@ -33,6 +34,7 @@ def opened(*chain: MadeVhdx) -> DiskReader:
     return open_disk_file(MemorySource(chain[0].build()), lambda _: next(parents))
 
 
+@functools.cache
 def content(seed: int, length: int = MIB) -> bytes:
     return random.Random(seed).randbytes(length)
 
