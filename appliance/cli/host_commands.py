@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.secret import Secret
 from appliance.cli.options import home_path, read_secret_file, read_secret_line
 from appliance.cli.output import ExitCode, note, show, table
+from appliance.cli.prompts import interruptible
 
 if TYPE_CHECKING:
     from appliance.catalog.hosts import HostRecord
@@ -119,7 +117,7 @@ def _fingerprint(args: argparse.Namespace, login: HostLogin) -> str:
     where = f"{login.address}:{login.port}"
     if sys.stdin.isatty():
         note(f"certificate of {where}, SHA-256:\n  {found}")
-        with _interruptible():
+        with interruptible():
             note("is that what the server itself shows? type yes to accept it:")
             if sys.stdin.readline().strip().lower() == "yes":
                 return found
@@ -130,7 +128,7 @@ def _password(args: argparse.Namespace, login: HostLogin) -> Secret:
     if args.password_file:
         secret = read_secret_file(args.password_file)
     elif sys.stdin.isatty():
-        with _interruptible():
+        with interruptible():
             secret = Secret.of_text(getpass.getpass(f"password of {login.user}: "))
     else:
         secret = read_secret_line(sys.stdin.buffer, "standard input")
@@ -139,18 +137,6 @@ def _password(args: argparse.Namespace, login: HostLogin) -> Secret:
     except UnicodeDecodeError:
         raise UsageError("the password is not UTF-8") from None
     return secret
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C at a prompt ends the command at once. Raises CancelledError."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise CancelledError("cancelled") from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def run_list(args: argparse.Namespace) -> int:

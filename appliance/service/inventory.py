@@ -31,6 +31,10 @@ class InventoryCache:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[float, tuple[ListedVm, ...]]] = {}
 
+    def known(self) -> list[ListedVm]:
+        """What was found last, however old; nobody is asked, and nobody waited for."""
+        return [vm for _, vms in tuple(self._found.values()) for vm in vms]
+
     def get(self, *, fresh: bool = False) -> Inventory:
         """The VMs of all hosts, at most `kept_s` old; a host that fails stops no other."""
         vms: list[ListedVm] = []
