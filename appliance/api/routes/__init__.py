@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.api.route import Route
 from appliance.api.routes import (
+    about,
     accounts,
     audit,
     events,
@@ -15,6 +16,7 @@ from appliance.api.routes import (
     operations,
     points,
     policies,
+    proofs,
     recoveries,
     runs,
     tokens,
@@ -32,8 +34,10 @@ _MODULES = (
     points,
     recoveries,
     operations,
+    proofs,
     events,
     notifications,
+    about,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)
