@@ -10,13 +10,21 @@ from appliance.catalog.errors import (
     HostExistsError,
     HostInUseError,
     HostNotFoundError,
+    JobExistsError,
+    JobNotFoundError,
+    JobRunningError,
     LastAdministratorError,
+    PolicyInUseError,
+    PolicyNotFoundError,
     RunNotFoundError,
     TokenNotFoundError,
     WrongLoginError,
 )
-from appliance.exports.datastore.session import SessionNotFoundError
+from appliance.exports.datastore.session import SessionBusyError, SessionNotFoundError
 from appliance.repository.errors import PointNotFoundError, RepositoryNotFoundError
+from appliance.service.job_service import RunEndedError
+from appliance.service.points_in_use import PointInUseError
+from appliance.targets.recovery import DowntimeNeededError
 
 
 class NotLoggedInError(ApplianceError):
@@ -71,6 +79,15 @@ _STATUS: tuple[tuple[type[ApplianceError], int], ...] = (
     (RunNotFoundError, 404),
     (SessionNotFoundError, 404),
     (TokenNotFoundError, 404),
+    (JobNotFoundError, 404),
+    (PolicyNotFoundError, 404),
+    (JobExistsError, 409),
+    (JobRunningError, 409),
+    (PolicyInUseError, 409),
+    (RunEndedError, 409),
+    (PointInUseError, 409),
+    (SessionBusyError, 409),
+    (DowntimeNeededError, 409),
     (AccountExistsError, 409),
     (HostExistsError, 409),
     (HostInUseError, 409),

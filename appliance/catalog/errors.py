@@ -145,6 +145,12 @@ class JobNotFoundError(CatalogError):
         super().__init__(f"no job {name!r}")
 
 
+class JobExistsError(CatalogError):
+    """There is a job or a policy of this name already; choose another name, or change that one."""
+
+    code = "job.exists"
+
+
 class PolicyNotFoundError(CatalogError):
     """There is no policy of this name; add it to the file, or name one that exists."""
 

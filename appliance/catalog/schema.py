@@ -191,4 +191,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE runs ADD COLUMN job_run TEXT",
         "CREATE INDEX runs_by_job_run ON runs (job_run, vm)",
     ),
+    (
+        # the same VM may be proven in the sandbox and on a host by one run
+        _VERIFICATIONS.replace("TABLE verifications", "TABLE verifications_by_place").replace(
+            "PRIMARY KEY (run_id, vm, point_id)",
+            "place TEXT NOT NULL, reasons TEXT NOT NULL, PRIMARY KEY (run_id, vm, point_id, place)",
+        ),
+        "INSERT INTO verifications_by_place SELECT *, '', '' FROM verifications",
+        "DROP TABLE verifications",
+        "ALTER TABLE verifications_by_place RENAME TO verifications",
+        "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
+    ),
 )

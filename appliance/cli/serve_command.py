@@ -85,6 +85,7 @@ def run_serve(args: argparse.Namespace) -> int:
             home,
             lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
+            recovery=server,
         )
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
@@ -103,7 +104,7 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(jobs.stop)
         jobs.start()
-        patrol = OrphanPatrol(catalog)
+        patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
         patrol.start()
         stack.callback(patrol.stop)
         document: dict[str, Any] = {

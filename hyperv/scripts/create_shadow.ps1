@@ -4,8 +4,7 @@
 # without reference points. Blocks until it is made.
 # Parameters: {"marker": string, "vm_id": guid, "volumes": ["D:\" or a mount point's path, ...]}
 # Value: {marker, shadows: [{shadow_id: guid, volume: path, exposed: path}]}
-#   A file `<volume>\x\y.vhdx` reads as `<exposed>\x\y.vhdx`; a consistent disk is the
-#   `*-AutoRecovery.avhdx` beside it when there is one.
+#   A file `<volume>\x\y.vhdx` reads as `<exposed>\x\y.vhdx`; see `shadow_disks`.
 # Effects: folder %ProgramData%\Holdfast\shadows\<marker> with request.dsh, meta.cab, log.txt, v0, v1, ...
 # Errors: bad-marker, bad-volume, marker-in-use, diskshadow (message: the end of its log)
 # Programs: diskshadow.exe; Hyper-V writer {66841cd4-6ded-4f4b-8f17-fd23f8ddc3de}

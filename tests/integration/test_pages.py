@@ -13,9 +13,12 @@ from appliance.api.services import Services
 from appliance.api.ui.pages import PAGES
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.catalog.job import JOB
+from appliance.catalog.policy import Policy
 from tests.support.api_server import Client, api_serving
 from tests.support.small_backups import back_up_bytes
 
+NIGHTLY = {"name": "nightly", "kind": "backup", "policy": "nightly", "select": {"names": ["web"]}}
 PASSWORD = "correct horse battery"
 HOSTILE = "<script>alert(1)</script>"
 
@@ -52,8 +55,11 @@ def test_every_page_opens_for_those_it_is_for(served: tuple[Services, int], role
     services, port = served
     point = back_up_bytes(services.repository, b"x" * 100_000, "web").point_id
     client = logged_in(services, port, role)
+    policy, job = Policy(name="nightly"), JOB.validate_python(NIGHTLY)
+    services.jobs.book.create([policy], [job])
     for page in PAGES:
         path = page.address.replace("{point}", point).replace("{name}", "web")
+        path = path.replace("{job}", "nightly").replace("{policy}", "nightly")
         answer = client.call("GET", path.replace("{run}", "none"))
         text = answer.body.decode()
         if not may(role, page.permission):
