@@ -17,12 +17,14 @@ from pydantic import BaseModel, TypeAdapter
 from appliance.api.dispatch import Dispatcher, parsed, with_session
 from appliance.api.errors import BodyError, NotFoundError, status_of
 from appliance.api.gate import Gate
+from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
 from appliance.api.route import Body, Route
 from appliance.api.routes import ROUTES
 from appliance.api.services import Services
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
+from appliance.service.metrics import ApplianceMetrics
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,10 @@ _HEADERS = {
 def build_application(services: Services) -> web.Application:
     gate = Gate(services)
     dispatcher = Dispatcher(ROUTES, services, gate)
-    application = web.Application(middlewares=[_headers, _errors], client_max_size=BODY_BYTES_MAX)
+    metrics = MetricsPage(appliance_metrics(services))
+    application = web.Application(
+        middlewares=[metrics.counting, _headers, _errors], client_max_size=BODY_BYTES_MAX
+    )
     for route in ROUTES:
         application.router.add_route(
             route.method, PREFIX + route.path, _endpoint(route, dispatcher)
@@ -53,8 +58,20 @@ def build_application(services: Services) -> web.Application:
         return web.json_response(document)
 
     application.router.add_get(f"{PREFIX}/openapi.json", openapi)
+    application.router.add_get("/metrics", metrics.endpoint(gate))
     add_pages(application, services, gate, dispatcher, _failure_of)
     return application
+
+
+def appliance_metrics(services: Services) -> ApplianceMetrics:
+    return ApplianceMetrics(
+        catalog=services.catalog,
+        repository_path=services.repository_path,
+        jobs=services.jobs,
+        recovery=services.recovery,
+        inventory=services.inventory,
+        figures=services.figures,
+    )
 
 
 def _endpoint(route: Route, dispatcher: Dispatcher) -> _Handler:

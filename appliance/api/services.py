@@ -10,7 +10,9 @@ from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
+from appliance.service.repository_figures import RepositoryFigures
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,5 +23,7 @@ class Services:
     recovery: RecoveryServer
     inventory: InventoryCache
     jobs: JobService
+    post: Post
+    figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""

@@ -64,6 +64,19 @@ class Verifications:
         with self._database.reading() as connection:
             return connection.execute("SELECT 1 FROM verifications LIMIT 1").fetchone() is None
 
+    def newest(self, *, limit: int) -> list[VerificationRecord]:
+        """The newest of each VM and place, by name; of the first `limit` VMs that have points."""
+        columns = ", ".join(f"v.{name.strip()}" for name in _COLUMNS.split(","))
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {columns} FROM (SELECT vm FROM point_vms ORDER BY vm LIMIT ?) AS p"
+                " JOIN verifications AS v ON v.vm = p.vm AND v.run_id ="
+                " (SELECT max(run_id) FROM verifications WHERE vm = p.vm)"
+                " GROUP BY v.vm, v.place ORDER BY v.vm, v.place",
+                (limit,),
+            ).fetchall()
+        return [_record(row) for row in rows]
+
     def trend(self, vm: str, *, limit: int = 100) -> list[VerificationRecord]:
         """Return the newest `limit` of one VM, oldest first."""
         with self._database.reading() as connection:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
+
+if TYPE_CHECKING:
+    from appliance.catalog.catalog import Catalog
+    from appliance.repository.repository import Repository
+    from appliance.service.job_service import JobService
+    from appliance.service.notify.post import Post
+    from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
 
@@ -56,7 +63,6 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
-    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
     from appliance.service.source_tools import source_tools
@@ -73,8 +79,7 @@ def run_serve(args: argparse.Namespace) -> int:
             portmap_mode=PortmapMode(args.portmap),
         )
         store = SessionStore(sessions_folder(home))
-        reserve_bytes = parse_size(args.reserve)
-        server = RecoveryServer(store, repository, nfs, reserve_bytes=reserve_bytes)
+        server = RecoveryServer(store, repository, nfs, reserve_bytes=parse_size(args.reserve))
         stack.callback(server.stop)
         server.start()
         loop = LoopThread("daemon-api")
@@ -87,6 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
             tools=source_tools(home),
             recovery=server,
         )
+        post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
@@ -97,16 +103,17 @@ def run_serve(args: argparse.Namespace) -> int:
             recovery=server,
             inventory=InventoryCache(catalog),
             jobs=jobs,
+            post=post,
+            figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(jobs.stop)
+        _start_book(stack, catalog, repository)
         jobs.start()
-        patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
-        patrol.start()
-        stack.callback(patrol.stop)
+        _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -115,18 +122,55 @@ def run_serve(args: argparse.Namespace) -> int:
             "sessions": len(store.list()),
             "jobs": len(catalog.jobs.list()),
         }
-        show(
-            args,
-            document,
-            lambda: (
-                f"web interface and API: https://{args.bind}:{port}/\n"
-                f"certificate: {document['web']['fingerprint']}\n"
-                f"NFS on {args.bind} port {server.port}"
-            ),
-        )
+        show(args, document, lambda: _text(document))
         if not catalog.accounts.any():
             note(f"set-up token, for the first account: {services.setup_token}")
         note("interrupt to stop; sessions go on at the next start")
         while not args.cancel.cancelled:
             args.cancel.wait(_WAIT_S)
     return ExitCode.SUCCESS
+
+
+def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
+    """Who tells people of runs that have ended; stopped after the last run."""
+    from appliance.service.notify.post import Post
+
+    post = Post(catalog)
+    jobs.engine.add_listener(lambda run: post.wake())
+    post.start()
+    stack.callback(post.stop)
+    return post
+
+
+def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+    from appliance.service.repository_figures import RepositoryFigures
+
+    figures = RepositoryFigures(repository, catalog.clock)
+    stack.callback(figures.stop)
+    return figures
+
+
+def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
+    """Keeps the list of recovery points; before the first run."""
+    from appliance.service.point_book import PointBook
+
+    book = PointBook(catalog, repository)
+    book.start()
+    stack.callback(book.stop)
+
+
+def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:
+    from appliance.service.orphan_patrol import OrphanPatrol
+
+    patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
+    patrol.start()
+    stack.callback(patrol.stop)
+
+
+def _text(document: dict[str, Any]) -> str:
+    web, nfs = document["web"], document["nfs"]
+    return (
+        f"web interface and API: https://{web['address']}:{web['port']}/\n"
+        f"certificate: {web['fingerprint']}\n"
+        f"NFS on {nfs['address']} port {nfs['port']}"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -92,3 +93,34 @@ def test_static_files_come_from_one_folder_only(served: tuple[Services, int]) ->
     assert client.call("GET", "/static/app.js").status == 200
     for path in ("/static/../pages.py", "/static/%2e%2e/pages.py", "/static/"):
         assert client.call("GET", path).status in (400, 403, 404)
+
+
+def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int]) -> None:
+    """The fields of the page are those of the API; its secret is not on the page afterwards."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    text = client.call("GET", "/notifications").body.decode()
+    assert "nobody is told" in text
+    form = {
+        "_csrf": client.csrf,
+        "_api": "POST /notifications",
+        "_next": "/notifications",
+        "channel.kind": "email",
+        "channel.name": "mail",
+        "channel.server": "mx.example.org",
+        "channel.port": "587",
+        "channel.security": "starttls",
+        "channel.sender": "a@example.org",
+        "channel.recipients[]": "b@example.org\nc@example.org",
+        "channel.user": "holdfast",
+        "channel.occasions[]": "failed",
+        "channel.digest_at": "",
+        "secret": "a password of the server",
+    }
+    for name in form:
+        assert name.startswith("_") or f'name="{name}"' in text, name
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    text = client.call("GET", "/notifications").body.decode()
+    assert "b@example.org, c@example.org" in text
+    assert "a password of the server" not in text

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.api.app import appliance_metrics as appliance_metrics
 from appliance.api.app import build_application
 from appliance.api.gate import SESSION_COOKIE
 from appliance.api.local_socket import Site
@@ -24,7 +25,10 @@ from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.notify.post import Post
+from appliance.service.point_book import PointBook
 from appliance.service.recovery_server import RecoveryServer
+from appliance.service.repository_figures import RepositoryFigures
 
 
 @dataclass
@@ -92,6 +96,9 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         catalog = stack.enter_context(Catalog.open(home, clock=clock))
         nfs = NfsServer(key=bytes(32), host="127.0.0.1", port=0, portmap_mode=PortmapMode.NONE)
         recovery = RecoveryServer(SessionStore(home / "sessions"), repository, nfs)
+        PointBook(catalog, repository).refresh()
+        figures = RepositoryFigures(repository, catalog.clock)
+        stack.callback(figures.stop)
         services = Services(
             catalog=catalog,
             repository=repository,
@@ -99,6 +106,8 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             recovery=recovery,
             inventory=InventoryCache(catalog),
             jobs=JobService(catalog, repository, home, frozenset),
+            post=Post(catalog),
+            figures=figures,
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

@@ -10,6 +10,7 @@ from appliance.api.routes import (
     job_file,
     jobs,
     login,
+    notifications,
     points,
     policies,
     recoveries,
@@ -28,6 +29,7 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    notifications,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

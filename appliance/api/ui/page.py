@@ -37,6 +37,7 @@ MENU = (
     ("Recovery", "/recoveries", "Recovery sessions", Permission.VIEW),
     ("Appliance", "/repository", "Repository", Permission.VIEW),
     ("Appliance", "/hosts", "Hypervisors", Permission.VIEW),
+    ("Appliance", "/notifications", "Notifications", Permission.CONFIGURE),
     ("Appliance", "/accounts", "Accounts", Permission.ADMINISTER),
     ("Appliance", "/audit", "Audit log", Permission.ADMINISTER),
     ("Appliance", "/me", "My account", Permission.VIEW),
