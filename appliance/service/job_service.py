@@ -26,6 +26,7 @@ from appliance.catalog.job_runs import JobRun, RunState
 from appliance.catalog.jobs import SavedJob
 from appliance.catalog.runs import RunRecord
 from appliance.jobs.backup_limits import BackupLimits, LimitPolicy
+from appliance.jobs.certificate_store import CertificateStore
 from appliance.jobs.certified_run import remember_proofs
 from appliance.jobs.due import next_run
 from appliance.jobs.engine import Engine, RunListener, Runner
@@ -147,6 +148,7 @@ class JobService:
     ) -> None:
         self._catalog = catalog
         self._home = home
+        self.certificates = CertificateStore(home, clock=catalog.clock)
         self._repository = repository
         self.book = JobBook(catalog, home)
         site = DaemonSite(

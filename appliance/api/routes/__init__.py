@@ -16,6 +16,7 @@ from appliance.api.routes import (
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -29,6 +30,7 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
     notifications,
     audit,
 )
