@@ -85,8 +85,8 @@ PROPERTIES = (
     Property(
         key="repository_passphrase",
         label="Repository passphrase",
-        description="Encrypts a new repository. Empty for none. Remove it from the VM's vApp options "
-        "after the first start.",
+        description="Encrypts a new repository; empty for none. "
+        "Remove it from the vApp options of the VM after the first start.",
         category="System",
         password=True,
     ),

@@ -21,6 +21,7 @@ CURRENT, PREVIOUS = "current", "previous"
 _COMPLETE = ".complete"
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,62}")
 _INSTALL_S = 900.0
+_STAGES = {"dev": -4, "a": -3, "b": -2, "rc": -1, "post": 1}
 
 
 def is_version(text: str) -> bool:
@@ -28,11 +29,11 @@ def is_version(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
 
 
-def version_key(version: str) -> tuple[tuple[int, str], ...]:
-    """Orders what we release: 0.9 before 0.10, 1.0.dev1 and 1.0rc1 before 1.0."""
+def version_key(version: str) -> tuple[tuple[int, int], ...]:
+    """Orders what we release as PEP 440 does: 0.9, 0.10, 1.0.dev1, 1.0a1, 1.0rc1, 1.0, 1.0.1."""
     parts = re.findall(r"\d+|[a-z]+", version.lower().partition("+")[0])
-    keys = [(int(part), "~") if part.isdigit() else (-1, part) for part in parts]
-    return (*keys, (0, ""))
+    keys = [(2, int(part)) if part.isdigit() else (_STAGES.get(part, -5), 0) for part in parts]
+    return (*keys, (0, 0))
 
 
 def install_commands(target: str, wheels: str, version: str) -> list[list[str]]:
