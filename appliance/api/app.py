@@ -1,97 +1,87 @@
 """The HTTP application: every request authenticated, authorised, bounded and, if it changes
 something, written to the audit log; every error a JSON document with its code.
 
-Order of what happens to a request: rate limit, route, login, permission, CSRF, body, handler on a
-worker thread, audit.
+What happens to a request stands in `dispatch.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
+from appliance.api.dispatch import Dispatcher, parsed, with_session
 from appliance.api.errors import BodyError, NotFoundError, status_of
-from appliance.api.gate import SESSION_COOKIE, Gate
+from appliance.api.event_stream import EventStreams
+from appliance.api.gate import Gate
+from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
-from appliance.api.route import Body, Call, Route
+from appliance.api.route import Body, Route
 from appliance.api.routes import ROUTES
+from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
+from appliance.service.metrics import ApplianceMetrics
 
 log = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
 BODY_BYTES_MAX = 1 << 20
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none';"
-    " form-action 'self'; object-src 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 def build_application(services: Services) -> web.Application:
     gate = Gate(services)
-    application = web.Application(middlewares=[_headers, _errors], client_max_size=BODY_BYTES_MAX)
+    dispatcher = Dispatcher(ROUTES, services, gate)
+    metrics = MetricsPage(appliance_metrics(services))
+    application = web.Application(
+        middlewares=[metrics.counting, _headers, _errors], client_max_size=BODY_BYTES_MAX
+    )
+    streams = EventStreams(services.feed, gate)
+    application.on_shutdown.append(streams.close)
     for route in ROUTES:
-        application.router.add_route(
-            route.method, PREFIX + route.path, _endpoint(route, services, gate)
-        )
+        endpoint = _endpoint(route, dispatcher, streams)
+        application.router.add_route(route.method, PREFIX + route.path, endpoint)
     document = openapi_document(ROUTES, PREFIX)
 
     async def openapi(_: web.Request) -> web.Response:
         return web.json_response(document)
 
     application.router.add_get(f"{PREFIX}/openapi.json", openapi)
-    add_pages(application, services, gate)
+    application.router.add_get("/metrics", metrics.endpoint(gate))
+    add_pages(application, services, gate, dispatcher, _failure_of)
     return application
 
 
-def _endpoint(route: Route, services: Services, gate: Gate) -> _Handler:
-    async def endpoint(request: web.Request) -> web.Response:
-        address = request.remote or "-"
-        gate.count(address, login=route.logs_in)
-        actor, outcome = "-", "ok"
-        try:
-            principal = None
-            if route.permission is not None:
-                principal = await asyncio.to_thread(
-                    gate.require, request, route.permission, changes=route.changes
-                )
-                actor = principal.name
-            call = Call(
-                services=services,
-                principal=principal,
-                address=address,
-                path=dict(request.match_info),
-                body=await _body(request, route.body),
-                query=_query(request, route.query),
-            )
-            result = await asyncio.to_thread(route.handler, call)
-            return _response(call, result)
-        except ApplianceError as error:
-            outcome = error.code
-            raise
-        finally:
-            if route.changes:
-                await asyncio.to_thread(
-                    services.catalog.audit.append,
-                    actor=actor,
-                    address=address,
-                    action=f"{route.method} {route.path}",
-                    object=" ".join(request.match_info.values()),
-                    outcome=outcome,
-                )
+def appliance_metrics(services: Services) -> ApplianceMetrics:
+    return ApplianceMetrics(
+        catalog=services.catalog,
+        repository_path=services.repository_path,
+        jobs=services.jobs,
+        recovery=services.recovery,
+        inventory=services.inventory,
+        figures=services.figures,
+    )
+
+
+def _endpoint(route: Route, dispatcher: Dispatcher, streams: EventStreams) -> _Handler:
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        async def read_body() -> BaseModel | None:
+            return await _body(request, route.body)
+
+        path = dict(request.match_info)
+        call, result = await dispatcher.perform(route, request, path, read_body)
+        if route.streams:
+            return await streams.serve(request, call, result)
+        if result is None:
+            return with_session(call, web.Response(status=204))
+        response = web.Response(body=_encoded(result), content_type="application/json")
+        return with_session(call, response)
 
     return endpoint
 
@@ -106,36 +96,7 @@ async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:
         raw = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyError(f"the body is larger than {BODY_BYTES_MAX} bytes") from error
-    return _parsed(kind, lambda: kind.model_validate_json(raw))
-
-
-def _query(request: web.Request, kind: type[Body] | None) -> Body | None:
-    if kind is None:
-        return None
-    return _parsed(kind, lambda: kind.model_validate(dict(request.query)))
-
-
-def _parsed(kind: type[Body], parse: Callable[[], Body]) -> Body:
-    try:
-        return parse()
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or kind.__name__
-        raise BodyError(f"{where}: {first['msg']}") from error
-
-
-def _response(call: Call, result: Any) -> web.Response:
-    if result is None:
-        response = web.Response(status=204)
-    else:
-        response = web.Response(body=_encoded(result), content_type="application/json")
-    if call.set_session is not None:
-        response.set_cookie(
-            SESSION_COOKIE, call.set_session, secure=True, httponly=True, samesite="Strict"
-        )
-    if call.end_session:
-        response.del_cookie(SESSION_COOKIE, secure=True, httponly=True, samesite="Strict")
-    return response
+    return parsed(kind, lambda: kind.model_validate_json(raw))
 
 
 _json = TypeAdapter(Any)
@@ -152,7 +113,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except ApplianceError as error:
-        return _failure(status_of(error), error.code, str(error), error)
+        return _failure_of(error)
     except web.HTTPNotFound:
         missing = NotFoundError(f"nothing at {request.path}")
         return _failure(404, missing.code, str(missing), missing)
@@ -161,6 +122,10 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return _failure(500, "api.defect", "a defect of Holdfast; the log holds the details", None)
+
+
+def _failure_of(error: ApplianceError) -> web.Response:
+    return _failure(status_of(error), error.code, str(error), error)
 
 
 def _failure(status: int, code: str, text: str, error: ApplianceError | None) -> web.Response:
@@ -173,6 +138,7 @@ def _failure(status: int, code: str, text: str, error: ApplianceError | None) ->
 @web.middleware
 async def _headers(request: web.Request, handler: _Handler) -> web.StreamResponse:
     response = await handler(request)
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
+    if not response.prepared:
+        for name, value in SAFE_HEADERS.items():
+            response.headers.setdefault(name, value)
     return response

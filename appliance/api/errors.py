@@ -7,16 +7,26 @@ from appliance.catalog.errors import (
     AccountExistsError,
     AccountLockedError,
     AccountNotFoundError,
+    ChannelExistsError,
+    ChannelNotFoundError,
     HostExistsError,
     HostInUseError,
     HostNotFoundError,
+    JobExistsError,
+    JobNotFoundError,
+    JobRunningError,
     LastAdministratorError,
+    PolicyInUseError,
+    PolicyNotFoundError,
     RunNotFoundError,
     TokenNotFoundError,
     WrongLoginError,
 )
-from appliance.exports.datastore.session import SessionNotFoundError
+from appliance.exports.datastore.session import SessionBusyError, SessionNotFoundError
 from appliance.repository.errors import PointNotFoundError, RepositoryNotFoundError
+from appliance.service.job_service import RunEndedError
+from appliance.service.points_in_use import PointInUseError
+from appliance.targets.recovery import DowntimeNeededError
 
 
 class NotLoggedInError(ApplianceError):
@@ -65,13 +75,24 @@ _STATUS: tuple[tuple[type[ApplianceError], int], ...] = (
     (TooManyRequestsError, 429),
     (NotFoundError, 404),
     (AccountNotFoundError, 404),
+    (ChannelNotFoundError, 404),
     (HostNotFoundError, 404),
     (PointNotFoundError, 404),
     (RepositoryNotFoundError, 404),
     (RunNotFoundError, 404),
     (SessionNotFoundError, 404),
     (TokenNotFoundError, 404),
+    (JobNotFoundError, 404),
+    (PolicyNotFoundError, 404),
+    (JobExistsError, 409),
+    (JobRunningError, 409),
+    (PolicyInUseError, 409),
+    (RunEndedError, 409),
+    (PointInUseError, 409),
+    (SessionBusyError, 409),
+    (DowntimeNeededError, 409),
     (AccountExistsError, 409),
+    (ChannelExistsError, 409),
     (HostExistsError, 409),
     (HostInUseError, 409),
     (LastAdministratorError, 409),

@@ -21,6 +21,8 @@ from appliance.api.services import Services
 
 SESSION_COOKIE = "__Host-holdfast"
 CSRF_HEADER = "X-CSRF-Token"
+BACKGROUND_HEADER = "X-Background"  # a page asks by itself: that keeps no login alive
+EVENTS_PATH = "/api/v1/events"
 
 
 class Gate:
@@ -36,16 +38,28 @@ class Gate:
         if not self._calls.take(address) or (login and not self._logins.take(address)):
             raise TooManyRequestsError(f"too many requests from {address}")
 
-    def require(self, request: web.Request, permission: Permission, *, changes: bool) -> Principal:
-        """Raises NotLoggedInError, ForbiddenError, CsrfError. Blocks on the catalog."""
-        principal = self.principal(request, changes=changes)
+    def require(
+        self,
+        request: web.Request,
+        permission: Permission,
+        *,
+        changes: bool,
+        csrf: str | None = None,
+    ) -> Principal:
+        """`csrf`: the token that a form brings; else it comes in the header.
+
+        Raises NotLoggedInError, ForbiddenError, CsrfError. Blocks on the catalog.
+        """
+        principal = self.principal(request, changes=changes, csrf=csrf)
         if principal is None:
             raise NotLoggedInError("nobody is logged in")
         if not may(principal.role, permission):
             raise ForbiddenError(f"{principal.role} may not {permission}")
         return principal
 
-    def principal(self, request: web.Request, *, changes: bool) -> Principal | None:
+    def principal(
+        self, request: web.Request, *, changes: bool, csrf: str | None = None
+    ) -> Principal | None:
         """Who calls, None for nobody. Raises CsrfError."""
         catalog = self._services.catalog
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -53,10 +67,12 @@ class Gate:
             found = catalog.api_tokens.find(token)
             return Principal(name=f"token {found.name}", role=found.role) if found else None
         secret = request.cookies.get(SESSION_COOKIE)
-        session = catalog.web_sessions.find(secret) if secret else None
+        used = BACKGROUND_HEADER not in request.headers and request.path != EVENTS_PATH
+        session = catalog.web_sessions.find(secret, used=used) if secret else None
         if session is None:
             return None
-        if changes and request.headers.get(CSRF_HEADER) != session.csrf:
+        given = request.headers.get(CSRF_HEADER) if csrf is None else csrf
+        if changes and given != session.csrf:
             raise CsrfError("the CSRF token is missing or another")
         return Principal(
             name=session.account,

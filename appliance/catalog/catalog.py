@@ -19,6 +19,8 @@ from appliance.catalog.intents import IntentJournal
 from appliance.catalog.job_runs import JobRuns
 from appliance.catalog.jobs import Jobs
 from appliance.catalog.logins import ApiTokens, Sessions
+from appliance.catalog.notifications import Notifications
+from appliance.catalog.points import Points
 from appliance.catalog.run_locks import RunLocks
 from appliance.catalog.runs import Runs
 from appliance.catalog.sealing import SecretSealer
@@ -57,6 +59,8 @@ class Catalog:
         self.verifications = Verifications(database)
         self.jobs = Jobs(database, clock)
         self.job_runs = JobRuns(database, self.run_locks, clock)
+        self.notifications = Notifications(database, sealer, clock)
+        self.points = Points(database)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

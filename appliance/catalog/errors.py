@@ -145,6 +145,12 @@ class JobNotFoundError(CatalogError):
         super().__init__(f"no job {name!r}")
 
 
+class JobExistsError(CatalogError):
+    """There is a job or a policy of this name already; choose another name, or change that one."""
+
+    code = "job.exists"
+
+
 class PolicyNotFoundError(CatalogError):
     """There is no policy of this name; add it to the file, or name one that exists."""
 
@@ -164,3 +170,15 @@ class JobRunningError(CatalogError):
     """A run of this job waits or goes on; two never overlap. Let it end, or cancel it."""
 
     code = "job.running"
+
+
+class ChannelNotFoundError(CatalogError):
+    """There is no such notification channel; `holdfast notify list` shows those that there are."""
+
+    code = "notify.not-found"
+
+
+class ChannelExistsError(CatalogError):
+    """There is a notification channel of this name; remove it first to change it."""
+
+    code = "notify.exists"

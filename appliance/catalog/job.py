@@ -10,12 +10,14 @@ Thread model: values.
 from __future__ import annotations
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
 from appliance.catalog.policy import Name
 from appliance.catalog.schedule import Strict
+from appliance.catalog.vm_checks import Checks, Group, VmChecks, Where
 
 _Pattern = Annotated[str, Field(min_length=1, max_length=512)]
 _Patterns = Annotated[tuple[_Pattern, ...], Field(max_length=1000)]
@@ -29,6 +31,7 @@ class RunKind(StrEnum):
     GC = "gc"
     CHECK = "check"
     CBT_AUDIT = "cbt-audit"
+    VERIFICATION = "verification"
 
 
 class Exclusion(Strict):
@@ -103,7 +106,46 @@ class CheckJob(_Base):
     read_data: bool = False
 
 
+class VerificationJob(_Base, Checks):
+    """Proves the newest point of every VM that it covers; new VMs join with their first point."""
+
+    kind: Literal[RunKind.VERIFICATION] = RunKind.VERIFICATION
+    select: PointSelection = PointSelection()
+    where: Where = Where.SANDBOX
+    host: _Pattern | None = None  # registered one to boot on; none: the only one
+    address: str = Field(default="", max_length=256)  # where hosts reach our NFS; none: found out
+    hash_share: float = Field(default=0.0, ge=0, le=1)  # of the chunks, read and proven
+    check_file_systems: bool = False
+    vms: Annotated[tuple[VmChecks, ...], Field(max_length=1000)] = ()  # the first that fits counts
+    groups: Annotated[tuple[Group, ...], Field(max_length=1000)] = ()
+
+    @model_validator(mode="after")
+    def _proves_something(self) -> Self:
+        if (
+            self.where is Where.SANDBOX
+            and not (self.probes or self.hash_share or self.check_file_systems)
+            and not any(entry.probes for entry in self.vms)
+        ):
+            raise ValueError(
+                "give probes, hash_share or check_file_systems, else nothing is proven"
+            )
+        members = [name for group in self.groups for name in group.order]
+        twice = next((name for name in members if members.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"groups: {twice!r} is named twice")
+        return self
+
+    def checks_of(self, vm: str) -> Checks:
+        """What is asked of the VM whose points are called so."""
+        own = Checks(**{name: getattr(self, name) for name in Checks.model_fields})
+        for entry in self.vms:
+            if any(fnmatchcase(vm, pattern) for pattern in entry.names):
+                return entry.over(own)
+        return own
+
+
 Job = Annotated[
-    BackupJob | CbtAuditJob | RetentionJob | GcJob | CheckJob, Field(discriminator="kind")
+    BackupJob | CbtAuditJob | RetentionJob | GcJob | CheckJob | VerificationJob,
+    Field(discriminator="kind"),
 ]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

@@ -12,6 +12,7 @@ Thread model: values.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from appliance.base.consistency import Consistency
 from appliance.base.errors import UsageError
-from appliance.base.units import KIB, parse_size
+from appliance.base.units import KIB, parse_duration, parse_size
 from appliance.catalog.schedule import Schedule, Strict, WindowText, ZoneName
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -45,6 +46,14 @@ def _checked_rate(text: str) -> str:
     return f"{text.removesuffix('/s')}/s"
 
 
+def _checked_duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return text.strip()
+
+
 def _checked_program(argv: tuple[str, ...]) -> tuple[str, ...]:
     if not PurePosixPath(argv[0]).is_absolute():
         raise ValueError(f"{argv[0]!r}: name the program by its absolute path")
@@ -55,6 +64,7 @@ def _checked_program(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 Name = Annotated[str, AfterValidator(_checked_name)]
 Rate = Annotated[str, AfterValidator(_checked_rate)]
+DurationText = Annotated[str, AfterValidator(_checked_duration)]
 _Count = Annotated[int, Field(ge=0, le=_MOST_KEPT)]
 _Argument = Annotated[str, Field(max_length=4096)]
 
@@ -137,10 +147,20 @@ class Policy(Strict):
     bandwidth: tuple[BandwidthRule, ...] = Field(default=(), max_length=32)
     retries: Retries = Retries()
     cbt_audit_percent: float = Field(default=1.0, ge=0, le=100)
+    rto: DurationText | None = None  # how long a VM may take until it is ready
+    rpo: DurationText | None = None  # how old its newest point may be
 
     @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
+
+    @property
+    def recovery_time(self) -> timedelta | None:
+        return parse_duration(self.rto) if self.rto else None
+
+    @property
+    def point_age(self) -> timedelta | None:
+        return parse_duration(self.rpo) if self.rpo else None
 
     @property
     def timing(self) -> tuple[object, ...]:

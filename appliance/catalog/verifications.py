@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from appliance.catalog.db import Database
 
 _COLUMNS = (
-    "run_id, vm, point_id, started_at, verdict, recovery_s, rto_s, point_age_s, rpo_s, certificate"
+    "run_id, vm, point_id, started_at, verdict, recovery_s, rto_s, point_age_s, rpo_s, certificate,"
+    " place, reasons"
 )
-_Row = tuple[str, str, str, str, str, float | None, float | None, float, float | None, int | None]
+_NOT_BOOTED = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class VerificationRecord:
     point_age_s: float
     rpo_s: float | None
     certificate: int | None  # its sequence number; None: none was issued
+    place: str | None = None  # sandbox, hypervisor; None: not booted
+    reasons: tuple[str, ...] = ()  # codes
 
 
 class Verifications:
@@ -42,17 +46,31 @@ class Verifications:
         with self._database.writing() as connection:
             connection.executemany(
                 f"INSERT OR REPLACE INTO verifications ({_COLUMNS})"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(record.run_id, record.vm, record.point_id),
                         *(record.started_at.isoformat(), record.verdict),
                         *(record.recovery_s, record.rto_s, record.point_age_s, record.rpo_s),
-                        record.certificate,
+                        *(record.certificate, record.place or _NOT_BOOTED),
+                        " ".join(record.reasons),
                     )
                     for record in records
                 ],
             )
+
+    def newest(self, *, limit: int) -> list[VerificationRecord]:
+        """The newest of each VM and place, by name; of the first `limit` VMs that have points."""
+        columns = ", ".join(f"v.{name.strip()}" for name in _COLUMNS.split(","))
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {columns} FROM (SELECT vm FROM point_vms ORDER BY vm LIMIT ?) AS p"
+                " JOIN verifications AS v ON v.vm = p.vm AND v.run_id ="
+                " (SELECT max(run_id) FROM verifications WHERE vm = p.vm)"
+                " GROUP BY v.vm, v.place ORDER BY v.vm, v.place",
+                (limit,),
+            ).fetchall()
+        return [_record(row) for row in rows]
 
     def trend(self, vm: str, *, limit: int = 100) -> list[VerificationRecord]:
         """Return the newest `limit` of one VM, oldest first."""
@@ -64,8 +82,9 @@ class Verifications:
         return [_record(row) for row in reversed(rows)]
 
 
-def _record(row: _Row) -> VerificationRecord:
-    run_id, vm, point_id, started_at, verdict, recovery_s, rto_s, age_s, rpo_s, certificate = row
+def _record(row: Sequence[Any]) -> VerificationRecord:
+    run_id, vm, point_id, started_at, verdict, recovery_s, rto_s, age_s, rpo_s, *rest = row
+    certificate, place, reasons = rest
     return VerificationRecord(
         run_id=run_id,
         vm=vm,
@@ -77,4 +96,6 @@ def _record(row: _Row) -> VerificationRecord:
         point_age_s=age_s,
         rpo_s=rpo_s,
         certificate=certificate,
+        place=place or None,
+        reasons=tuple(reasons.split()),
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from appliance.catalog.job import Job
     from appliance.catalog.policy import Policy
 
-_KINDS = ("backup", "cbt-audit", "retention", "gc", "check")
+_KINDS = ("backup", "verification", "cbt-audit", "retention", "gc", "check")
 _OF_VMS = ("backup", "cbt-audit")
 _RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
@@ -49,6 +49,15 @@ def add_create_options(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--time-zone", metavar="Z", help="such as Europe/Berlin (default: UTC)")
     for rule in _RULES:
         policy.add_argument(f"--keep-{rule}", type=int, metavar="N")
+    proof = parser.add_argument_group("of a verification; groups and single VMs: see the file")
+    proof.add_argument("--where", choices=("sandbox", "hypervisor", "both"))
+    proof.add_argument(
+        "--probe", action="append", default=[], metavar="PROBE", help="as of `holdfast verify`"
+    )
+    proof.add_argument("--check-file-systems", action="store_true")
+    proof.add_argument("--hash-share", type=float, metavar="SHARE", help="of the chunks, 0 to 1")
+    proof.add_argument("--rto", metavar="TIME", help="warn when recovering takes longer: 5min")
+    proof.add_argument("--rpo", metavar="TIME", help="warn when the newest point is older: 26h")
     parser.add_argument(
         "--read-data", action="store_true", help="of a check: read and prove every byte"
     )
@@ -75,6 +84,7 @@ def policy_of(args: argparse.Namespace) -> Policy | None:
     kept = {name: count for name, count in counts.items() if count is not None}
     if kept:
         fields["retention"] = kept
+    fields |= {name: getattr(args, name) for name in ("rto", "rpo") if getattr(args, name)}
     if not fields:
         return None
     if args.policy:
@@ -103,6 +113,13 @@ def job_of(args: argparse.Namespace) -> Job:
         fields["select"] = selection
     if args.read_data:
         fields["read_data"] = True
+    proof = {
+        "where": args.where,
+        "probes": args.probe,
+        "check_file_systems": args.check_file_systems,
+        "hash_share": args.hash_share,
+    }
+    fields |= {name: value for name, value in proof.items() if value}
     try:
         return JOB.validate_python(fields)
     except ValidationError as error:

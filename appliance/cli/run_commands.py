@@ -140,9 +140,13 @@ def _detail_lines(run: dict[str, Any]) -> list[str]:
         for reason in run["reasons"]
     ]
     lines += live_lines(run.get("live"))
+    certificate = run["result"].get("certificate")
+    if certificate:
+        lines.append(f"proof    certificate {certificate['sequence']}")
     for vm in run["result"].get("vms", []):
         error = f", [{vm['error']['code']}] {vm['error']['message']}" if vm["error"] else ""
-        lines.append(f"  {vm['vm']}: {vm['outcome']}, {vm['point_id'] or 'no point'}{error}")
+        proof = _proof(vm) if "verdict" in vm else ""
+        lines.append(f"  {vm['vm']}: {vm['outcome']}, {vm['point_id'] or 'no point'}{proof}{error}")
         lines += [f"    [{reason['code']}] {reason['text']}" for reason in vm["reasons"]]
     for point in run["result"].get("removed", []):
         lines.append(f"  removed {point['point_id']} of {point['vm']}: {point['reason']}")
@@ -155,3 +159,14 @@ def run_cancel(args: argparse.Namespace) -> int:
     DaemonClient(home_path(args)).cancel_run(args.id)
     show(args, {"cancelled": args.id}, lambda: f"asked run {args.id} to end")
     return ExitCode.SUCCESS
+
+
+def _proof(vm: dict[str, Any]) -> str:
+    """Of a verification: where, the verdict, how long it took and might have taken."""
+    place = f" in the {vm['place']}" if vm["place"] else ""
+    said = f", {vm['verdict'] or 'not verified'}{place}"
+    if vm["recovery_seconds"] is not None:
+        said += f", ready in {format_duration(vm['recovery_seconds'])}"
+    if vm["rto_seconds"] is not None:
+        said += f" (objective {format_duration(vm['rto_seconds'])})"
+    return said

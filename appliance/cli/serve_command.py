@@ -15,7 +15,15 @@ from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
     from appliance.api.services import Services
+    from appliance.catalog.catalog import Catalog
     from appliance.cli.heartbeat import Heartbeat
+    from appliance.repository.repository import Repository
+    from appliance.service.job_service import JobService
+    from appliance.service.live_feed import LiveFeed
+    from appliance.service.notify.post import Post
+    from appliance.service.recovery_server import RecoveryServer
+    from appliance.service.recovery_service import RecoveryService
+    from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
 
@@ -68,8 +76,6 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
-    from appliance.service.job_service import JobService
-    from appliance.service.orphan_patrol import OrphanPatrol
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
     from appliance.service.source_tools import source_tools
@@ -86,8 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
             portmap_mode=PortmapMode(args.portmap),
         )
         store = SessionStore(sessions_folder(home))
-        reserve_bytes = parse_size(args.reserve)
-        server = RecoveryServer(store, repository, nfs, reserve_bytes=reserve_bytes)
+        server = RecoveryServer(store, repository, nfs, reserve_bytes=parse_size(args.reserve))
         stack.callback(server.stop)
         server.start()
         loop = LoopThread("daemon-api")
@@ -98,7 +103,10 @@ def run_serve(args: argparse.Namespace) -> int:
             home,
             lambda: frozenset(points_in_use(home)),
             tools=source_tools(home),
+            recovery=server,
         )
+        recover = RecoveryService(catalog, repository, home, server, source_tools(home))
+        post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
@@ -109,16 +117,20 @@ def run_serve(args: argparse.Namespace) -> int:
             recovery=server,
             inventory=InventoryCache(catalog),
             jobs=jobs,
+            recover=recover,
+            feed=_started_feed(stack, jobs, recover, server, catalog),
+            post=post,
+            figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
         port = loop.call(web.start_tls(_web_host(args.bind), args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
+        _start_book(stack, catalog, repository)
         jobs.start()
-        patrol = OrphanPatrol(catalog)
-        patrol.start()
-        stack.callback(patrol.stop)
+        _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -127,15 +139,7 @@ def run_serve(args: argparse.Namespace) -> int:
             "sessions": len(store.list()),
             "jobs": len(catalog.jobs.list()),
         }
-        show(
-            args,
-            document,
-            lambda: (
-                f"web interface and API: https://{args.bind}:{port}/\n"
-                f"certificate: {document['web']['fingerprint']}\n"
-                f"NFS on {args.bind} port {server.port}"
-            ),
-        )
+        show(args, document, lambda: _text(document))
         _show_setup_token(args, stack, services)
         note("interrupt to stop; sessions go on at the next start")
         _stay(args, Heartbeat(loop, catalog.accounts.any))
@@ -169,3 +173,62 @@ def _show_setup_token(args: argparse.Namespace, stack: ExitStack, services: Serv
     file.write(services.setup_token)
     stack.callback(file.remove)
     services.on_set_up = file.remove
+
+
+def _started_feed(
+    stack: ExitStack,
+    jobs: JobService,
+    recover: RecoveryService,
+    server: RecoveryServer,
+    catalog: Catalog,
+) -> LiveFeed:
+    """Who watches what goes on, for those who look at it."""
+
+    feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
+    jobs.engine.add_listener(lambda run: feed.wake())
+    feed.start()
+    stack.callback(feed.stop)
+    return feed
+
+
+def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
+    """Who tells people of runs that have ended; stopped after the last run."""
+
+    post = Post(catalog)
+    jobs.engine.add_listener(lambda run: post.wake())
+    post.start()
+    stack.callback(post.stop)
+    return post
+
+
+def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+
+    figures = RepositoryFigures(repository, catalog.clock)
+    stack.callback(figures.stop)
+    return figures
+
+
+def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
+    """Keeps the list of recovery points; before the first run."""
+    from appliance.service.point_book import PointBook
+
+    book = PointBook(catalog, repository)
+    book.start()
+    stack.callback(book.stop)
+
+
+def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:
+    from appliance.service.orphan_patrol import OrphanPatrol
+
+    patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
+    patrol.start()
+    stack.callback(patrol.stop)
+
+
+def _text(document: dict[str, Any]) -> str:
+    web, nfs = document["web"], document["nfs"]
+    return (
+        f"web interface and API: https://{web['address']}:{web['port']}/\n"
+        f"certificate: {web['fingerprint']}\n"
+        f"NFS on {nfs['address']} port {nfs['port']}"
+    )

@@ -14,10 +14,10 @@ from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, note_reasons, progress_shown, show
 
 if TYPE_CHECKING:
+    from appliance.jobs.certified_run import CertifiedRun
     from appliance.jobs.verification_outcome import GuestOutcome
     from appliance.jobs.verification_plan import GuestPlan, VerificationPlan
     from appliance.repository.repository import Repository
-    from appliance.service.certified_verification import CertifiedRun
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -151,10 +151,10 @@ def _run(
     args: argparse.Namespace, repository: Repository, plan: VerificationPlan, *, several: bool
 ) -> CertifiedRun:
     from appliance.base.clock import SystemClock
+    from appliance.jobs.certified_run import write_report
     from appliance.service.certified_verification import (
         certified_verification,
         uncertified_verification,
-        write_report,
     )
     from appliance.service.home import Home
 

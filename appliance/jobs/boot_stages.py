@@ -87,12 +87,22 @@ def judge_screen(report: BootReport) -> tuple[StageResult, ScreenJudgement | Non
     if report.screenshot_path is None:
         return failed(stage, seconds, SCREEN_MISSING), None
     try:
-        judgement = judge_picture(report.screenshot_path.read_bytes())
-    except PictureError as error:
-        return failed(stage, seconds, SCREEN_MISSING, str(error)), None
+        png = report.screenshot_path.read_bytes()
     except OSError as error:
         raise StorageError(f"{report.screenshot_path}: {error.strerror}") from error
     recent = (*report.console_lines[-_RECENT_LINES:], *report.screen_lines)
+    return judge_shown(png, seconds, recent)
+
+
+def judge_shown(
+    png: bytes, seconds: float, recent: Sequence[str] = ()
+) -> tuple[StageResult, ScreenJudgement | None]:
+    """Judge a screenshot, and the lines that the guest has written last, as far as known."""
+    stage = StageName.SCREENSHOT
+    try:
+        judgement = judge_picture(png)
+    except PictureError as error:
+        return failed(stage, seconds, SCREEN_MISSING, str(error)), None
     words = find_last_words(recent)
     if words is not None and words[0] is KERNEL_PANIC:
         return failed(stage, seconds, KERNEL_PANIC, words[1]), judgement

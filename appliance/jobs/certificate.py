@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from appliance.base.errors import ApplianceError
+from appliance.jobs.verification_plan import Place
 from appliance.jobs.verification_stages import StageName, Verdict
 
 CERTIFICATE_VERSION: Final = 1
@@ -113,6 +114,8 @@ class GuestProof(_Strict):
     rto_milliseconds: _Count | None
     point_age_seconds: _Count  # when the run began
     rpo_seconds: _Count | None
+    place: Place | None = Field(default=None, exclude_if=lambda place: place is None)
+    """Where it was booted; absent: it was not, or the certificate is older than this field."""
 
 
 class _Body(_Strict):

@@ -50,6 +50,7 @@ class StartOptions:
     power_on: bool
     heartbeat_within_s: float = HEARTBEAT_WITHIN_S
     reserve_bytes: int = 0  # kept free where guests' writes go
+    owner_run: str = ""  # the verification that will discard it; empty: a person does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,7 @@ def _record(
         host=target.name,
         target_state=plan.state,
         power_on=options.power_on,
+        owner_run=options.owner_run,
     )
 
 

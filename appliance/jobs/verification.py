@@ -1,12 +1,13 @@
 """Prove that recovery points work: re-hash them, check their file systems, boot them in isolation.
 
-A boot verification is an instant recovery in small: each disk as an overlay over the point, served
-over NBD on a Unix socket in a private folder, booted in the sandbox, probed, switched off; the
-overlays are discarded. The guests of one application boot in order on one isolated network; scripts
-run when all are up. What a guest read is kept as the point's boot profile and fetched ahead at the
-next start.
+A boot in the appliance is an instant recovery in small: each disk as an overlay over the point,
+served over NBD on a Unix socket in a private folder, booted in the sandbox, probed, switched off;
+the overlays are discarded. The guests of one application boot in order on one isolated network;
+scripts run when all are up. What a guest read is kept as the point's boot profile and fetched ahead
+at the next start.
+On a hypervisor each guest is an instant recovery that is discarded (`hypervisor_verification`).
 
-The outcome is a value and needs no catalog: `certified_verification` signs and records it.
+The outcome is a value: `certified_run` signs and records it.
 Thread model: one thread per run; several runs may go on at once.
 """
 
@@ -17,10 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from appliance.base.clock import Clock, SystemClock
+from appliance.base.errors import UsageError
 from appliance.base.run_context import RunContext
+from appliance.jobs.guest_stages import StagedGuest
 from appliance.jobs.guest_verification import GuestVerification
+from appliance.jobs.hypervisor_verification import Hypervisor, HypervisorVerification
 from appliance.jobs.verification_outcome import VerificationOutcome
-from appliance.jobs.verification_plan import VerificationPlan
+from appliance.jobs.verification_plan import Place, VerificationPlan
 from appliance.repository.repository import Repository
 from appliance.sandbox.network import IsolatedNetwork
 
@@ -33,11 +37,15 @@ def run_verification(
     run_id: str,
     artifact_folder: Path,
     clock: Clock | None = None,
+    hypervisor: Hypervisor | None = None,
 ) -> VerificationOutcome:
     """Run every stage of every guest. A guest that fails is an outcome, not an exception.
 
     Evidence lies in `artifact_folder`; with several guests, in a folder for each, by point id.
     Crash guarantee: a killed run leaves private temporary folders and no process.
+
+    Args:
+        hypervisor: for guests that are to be booted on one.
 
     Raises: PointNotFoundError: before anything is started; CancelledError: all is cleaned up.
     """
@@ -45,17 +53,21 @@ def run_verification(
     started_at = clock.now()
     manifests = [repository.points.find(guest.point) for guest in plan.guests]
     alone = len(plan.guests) == 1
-    guests = [
-        GuestVerification(
-            repository,
-            guest,
-            manifest,
-            context,
-            artifact_folder=artifact_folder if alone else artifact_folder / manifest.point_id,
-            place=place,
-        )
-        for place, (guest, manifest) in enumerate(zip(plan.guests, manifests, strict=True))
+    folders = [
+        artifact_folder if alone else artifact_folder / manifest.point_id for manifest in manifests
     ]
+    guests: list[StagedGuest] = []
+    for place, (wanted, manifest) in enumerate(zip(plan.guests, manifests, strict=True)):
+        common = (repository, wanted, manifest, context)
+        folder = folders[place]
+        if wanted.boot is None or wanted.boot.place is Place.SANDBOX:
+            guests.append(GuestVerification(*common, artifact_folder=folder, place=place))
+        elif hypervisor is not None:
+            guests.append(
+                HypervisorVerification(*common, artifact_folder=folder, hypervisor=hypervisor)
+            )
+        else:
+            raise UsageError(f"{manifest.vm} is to be booted on a hypervisor, and there is none")
     for guest in guests:
         guest.prepare()
     _boot_all(guests)
@@ -67,10 +79,10 @@ def run_verification(
     )
 
 
-def _boot_all(guests: Sequence[GuestVerification]) -> None:
+def _boot_all(guests: Sequence[StagedGuest]) -> None:
     with ExitStack() as stack:
         network = None
-        if sum(guest.plan.boot is not None for guest in guests) > 1:
+        if sum(_in_sandbox(guest) for guest in guests) > 1:
             network = stack.enter_context(IsolatedNetwork())
         for guest in guests:
             stack.callback(guest.close)
@@ -87,3 +99,7 @@ def _boot_all(guests: Sequence[GuestVerification]) -> None:
             guest.script()
         for guest in reversed(guests):
             guest.finish()
+
+
+def _in_sandbox(guest: StagedGuest) -> bool:
+    return guest.plan.boot is not None and guest.plan.boot.place is Place.SANDBOX

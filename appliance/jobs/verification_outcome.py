@@ -53,21 +53,15 @@ class GuestOutcome:
     started_at: datetime  # of the run
     hashes: HashOutcome | None
     volumes: tuple[VolumeCheck, ...]
-    boot: BootOutcome | None
+    boot: BootOutcome | None  # of the sandbox
     screen: ScreenJudgement | None
+    recovery_s: float | None  # from the request until it was ready; None: it never was
     evidence: tuple[KeptFile, ...]
     notes: tuple[Reason, ...]  # of the parts, such as a probe that is impossible here
 
     @property
     def verdict(self) -> Verdict:
         return verdict_of(self.stages)
-
-    @property
-    def recovery_s(self) -> float | None:
-        """From the request until every probe had passed; None: it did not come to that."""
-        if self.boot is None or self.boot.report.ready_s is None:
-            return None
-        return self.boot.start_seconds + self.boot.report.ready_s
 
     @property
     def point_age_s(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 from appliance.base.errors import UsageError
 from appliance.sandbox.probes import PingProbe, Probe
@@ -17,8 +18,18 @@ from appliance.sandbox.spec import PLACES_MAX, DiskInterface
 FILE_SYSTEM_TIMEOUT_S = 600.0
 
 
+class Place(StrEnum):
+    """Where a guest is booted."""
+
+    SANDBOX = "sandbox"
+    HYPERVISOR = "hypervisor"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootOptions:
+    """Memory, processors and disk interface are the sandbox's; a host gives what the VM had."""
+
+    place: Place = Place.SANDBOX
     memory_mib: int = 512
     cpus: int = 1
     disk_interface: DiskInterface = DiskInterface.VIRTIO
@@ -44,7 +55,11 @@ class GuestPlan:
             raise UsageError(f"a share of {self.hash_share} is not between 0 and 1")
         if self.boot is None and (self.probes or self.scripts):
             raise UsageError("probes and scripts need a guest that is booted")
-        if self.boot is not None and all(isinstance(probe, PingProbe) for probe in self.probes):
+        if (
+            self.boot is not None
+            and self.boot.place is Place.SANDBOX
+            and all(isinstance(probe, PingProbe) for probe in self.probes)
+        ):
             raise UsageError(
                 "a boot needs at least one probe other than ping to know when the guest is ready"
             )

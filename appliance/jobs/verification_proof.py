@@ -35,6 +35,8 @@ def records_of(outcome: VerificationOutcome, certificate: int | None) -> list[Ve
             point_age_s=guest.point_age_s,
             rpo_s=guest.plan.rpo.total_seconds() if guest.plan.rpo else None,
             certificate=certificate,
+            place=guest.plan.boot.place.value if guest.plan.boot else None,
+            reasons=tuple(reason.code for reason in guest.reasons),
         )
         for guest in outcome.guests
     ]
@@ -72,6 +74,7 @@ def _guest(guest: GuestOutcome, repository_id: bytes) -> GuestProof:
         rto_milliseconds=_milliseconds(plan.rto.total_seconds()) if plan.rto else None,
         point_age_seconds=round(guest.point_age_s),
         rpo_seconds=round(plan.rpo.total_seconds()) if plan.rpo else None,
+        place=plan.boot.place if plan.boot else None,
     )
 
 

@@ -1,42 +1,23 @@
-"""A verification run as the appliance does it: verify, certify, remember.
+"""A verification as a command does it: verify, certify, remember, with a state folder or without.
 
-The one function for the command line and for jobs. What a run proved is certified even when it
-failed: that is what was found. A run whose certificate cannot be issued ends with its own verdict
-and a warning, because the certificate is about the run and no part of it.
+Jobs do the same by `jobs/runners/verification_runner.py`; what is signed and recorded is one
+function, `jobs/certified_run.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.base.atomic import make_folders, replace_file
-from appliance.base.errors import ApplianceError, StorageError
+from appliance.base.errors import ApplianceError
 from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
-from appliance.catalog.verifications import VerificationRecord
-from appliance.jobs.certificate_store import CertificateStore, Issued, read_bounded
+from appliance.jobs.certified_run import CertifiedRun, certify, not_recorded
 from appliance.jobs.verification import run_verification
 from appliance.jobs.verification_outcome import VerificationOutcome
 from appliance.jobs.verification_plan import VerificationPlan
-from appliance.jobs.verification_proof import proof_of, records_of
-from appliance.jobs.verification_report import report_html, report_json
 from appliance.repository.repository import Repository
 from appliance.service.home import Home
-
-_TREND_MOST = 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertifiedRun:
-    outcome: VerificationOutcome
-    certificate: Issued | None
-    trends: Mapping[str, Sequence[VerificationRecord]]  # by VM, oldest first, this run included
-    reasons: tuple[Reason, ...]  # of the outcome, and why there is no certificate
 
 
 def certified_verification(
@@ -52,24 +33,12 @@ def certified_verification(
     outcome = run_verification(
         repository, plan, context, run_id=run_id, artifact_folder=artifact_folder
     )
-    reasons = list(outcome.reasons)
-    certificate: Issued | None = None
-    trends: dict[str, Sequence[VerificationRecord]] = {}
     try:
         home.prepare()
-        certificate = CertificateStore(home.path).issue(proof_of(outcome, repository.id))
-        records = records_of(outcome, certificate.sequence)
         with home.open_catalog() as catalog:
-            catalog.verifications.add(records)
-            trends = {
-                record.vm: catalog.verifications.trend(record.vm, limit=_TREND_MOST)
-                for record in records
-            }
+            return certify(home.path, catalog, repository.id, outcome)
     except ApplianceError as error:
-        reasons.append(_not_recorded(error))
-    return CertifiedRun(
-        outcome=outcome, certificate=certificate, trends=trends, reasons=tuple(reasons)
-    )
+        return _uncertified(outcome, (not_recorded(error),))
 
 
 def uncertified_verification(
@@ -84,31 +53,10 @@ def uncertified_verification(
     outcome = run_verification(
         repository, plan, context, run_id=run_id, artifact_folder=artifact_folder
     )
-    return CertifiedRun(outcome=outcome, certificate=None, trends={}, reasons=outcome.reasons)
+    return _uncertified(outcome)
 
 
-def _not_recorded(error: ApplianceError) -> Reason:
-    return Reason.relayed(
-        error.code,
-        f"the run could not be certified or recorded: {error}",
-        " ".join((type(error).__doc__ or "").split()),
+def _uncertified(outcome: VerificationOutcome, more: tuple[Reason, ...] = ()) -> CertifiedRun:
+    return CertifiedRun(
+        outcome=outcome, certificate=None, trends={}, reasons=(*outcome.reasons, *more)
     )
-
-
-def write_report(run: CertifiedRun, folder: Path) -> Path:
-    """Put `report.html`, `report.json` and a copy of the certificate there; return the page.
-
-    Each file appears whole. Raises StorageError.
-    """
-    parts = (run.outcome, run.certificate, run.trends)
-    document = json.dumps(report_json(*parts), indent=1, default=str)
-    try:
-        make_folders(folder)
-        if run.certificate is not None:
-            certificate = read_bounded(run.certificate.path)
-            replace_file(folder / run.certificate.path.name, certificate, mode=0o644)
-        replace_file(folder / "report.json", document.encode(), mode=0o644)
-        replace_file(folder / "report.html", report_html(*parts).encode(), mode=0o644)
-    except OSError as error:
-        raise StorageError(f"{folder}: {os.strerror(error.errno or 0)}") from error
-    return folder / "report.html"

@@ -20,9 +20,11 @@ from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
+from appliance.catalog.errors import JobExistsError
 from appliance.catalog.hosts import HostKind, HostRecord
-from appliance.catalog.job import BackupJob, CbtAuditJob, Job
+from appliance.catalog.job import BackupJob, CbtAuditJob, Job, VerificationJob
 from appliance.catalog.policy import Policy
+from appliance.jobs.verification_job import check_verification_job
 from appliance.repository.repository import Repository
 from appliance.service.job_changes import (
     JobFileChanges,
@@ -58,10 +60,23 @@ class JobBook:
     # One at a time
 
     def save(self, policies: Sequence[Policy], jobs: Sequence[Job]) -> None:
-        """As `Jobs.save`. Raises also UsageError: a job names a host that is not registered."""
-        self._check_hosts(jobs, ())
+        """As `Jobs.save`. Raises also UsageError: a job names a host that is not registered, or a
+        probe that is none."""
+        self._check_jobs(jobs, ())
         self._jobs.save(policies, jobs)
         self._write_copy()
+
+    def create(self, policies: Sequence[Policy], jobs: Sequence[Job]) -> None:
+        """As `save`, of new ones only. Raises also JobExistsError."""
+        taken = {policy.name for policy in self._jobs.policies()}
+        for policy in policies:
+            if policy.name in taken:
+                raise JobExistsError(f"there is a policy {policy.name!r} already")
+        taken = {saved.name for saved in self._jobs.list()}
+        for job in jobs:
+            if job.name in taken:
+                raise JobExistsError(f"there is a job {job.name!r} already")
+        self.save(policies, jobs)
 
     def enable(self, name: str) -> None:
         self._jobs.enable(name)
@@ -77,6 +92,11 @@ class JobBook:
         used = {saved.job.policy for saved in self._jobs.list()}
         if name not in used and any(policy.name == name for policy in self._jobs.policies()):
             self._jobs.remove_policy(name)
+        self._write_copy()
+
+    def remove_policy(self, name: str) -> None:
+        """Raises PolicyNotFoundError, PolicyInUseError."""
+        self._jobs.remove_policy(name)
         self._write_copy()
 
     # Files
@@ -95,7 +115,7 @@ class JobBook:
 
         Raises: UsageError, PolicyNotFoundError: it could not be applied.
         """
-        self._check_hosts(file.jobs, file.hosts)
+        self._check_jobs(file.jobs, file.hosts)
         self._jobs.check(file.policies, file.jobs)
         known = {record.name: record for record in self._catalog.hosts.list()}
         new_passwords = []
@@ -164,7 +184,7 @@ class JobBook:
 
     # Hosts
 
-    def _check_hosts(self, jobs: Sequence[Job], new: Sequence[HostEntry]) -> None:
+    def _check_jobs(self, jobs: Sequence[Job], new: Sequence[HostEntry]) -> None:
         known = {record.name for record in self._catalog.hosts.list()}
         known |= {entry.name for entry in new}
         for job in jobs:
@@ -174,6 +194,10 @@ class JobBook:
                     raise UsageError(
                         f"job.{job.name}.select.hosts: no host {missing[0]!r} is registered"
                     )
+            if isinstance(job, VerificationJob):
+                check_verification_job(job)
+                if job.host is not None and job.host not in known:
+                    raise UsageError(f"job.{job.name}.host: no host {job.host!r} is registered")
 
     def _put_host(self, file: JobFile, entry: HostEntry) -> None:
         records = {record.name: record for record in self._catalog.hosts.list()}

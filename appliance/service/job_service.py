@@ -29,16 +29,20 @@ from appliance.jobs.backup_limits import BackupLimits, LimitPolicy
 from appliance.jobs.due import next_run
 from appliance.jobs.engine import Engine, RunListener, Runner
 from appliance.jobs.live_run import LiveSnapshot
+from appliance.jobs.recovery_room import SessionServer
 from appliance.jobs.runners.backup_runner import BackupRunner
 from appliance.jobs.runners.cbt_audit_runner import CbtAuditRunner
 from appliance.jobs.runners.retention_runner import RetentionRunner
 from appliance.jobs.runners.site import OpenedSources, RunRoom
 from appliance.jobs.runners.upkeep_runners import CheckRunner, GcRunner
+from appliance.jobs.runners.verification_runner import VerificationRoom, VerificationRunner
 from appliance.jobs.scheduler import Scheduler, run_now
 from appliance.jobs.vm_backup import BackupRoom
 from appliance.repository.repository import Repository
+from appliance.service.hypervisor_proof import HypervisorOpener
 from appliance.service.job_book import JobBook, rebuild_history
 from appliance.service.protection import point_names
+from appliance.service.selection_preview import SelectionPreview
 from appliance.service.vm_sources import clean_up, open_sources
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.vm_identity import PointNames
@@ -123,7 +127,9 @@ def run_view(catalog: Catalog, run_id: str, live: LiveSnapshot | None = None) ->
 
 
 class JobService:
-    """`session_points`: the points that recovery sessions use. `more_runners`: of further kinds."""
+    """`session_points`: the points that recovery sessions use. `more_runners`: of further kinds.
+    `recovery`: who shows the sessions of verifications to hosts; None: the daemon, over its socket.
+    """
 
     def __init__(
         self,
@@ -136,6 +142,7 @@ class JobService:
         limits: LimitPolicy | None = None,
         listeners: Sequence[RunListener] = (),
         more_runners: Callable[[RunRoom], dict[RunKind, Runner]] = lambda room: {},
+        recovery: SessionServer | None = None,
     ) -> None:
         self._catalog = catalog
         self._repository = repository
@@ -147,6 +154,7 @@ class JobService:
             session_points=session_points,
             goes_on=lambda kind: bool(self.engine.active(kind)),
         )
+        self.preview = SelectionPreview(catalog.clock, site.open_sources, site.point_names)
         backups = BackupRoom(
             repository=repository,
             runs=catalog.runs,
@@ -155,12 +163,21 @@ class JobService:
             state_folder=home,
         )
         room = RunRoom(site=site, backups=backups, jobs=catalog.jobs)
+        self._hypervisors = HypervisorOpener(home, catalog, repository, recovery)
         runners: dict[RunKind, Runner] = {
             RunKind.BACKUP: BackupRunner(room, catalog.clock),
             RunKind.CBT_AUDIT: CbtAuditRunner(room, catalog.clock),
             RunKind.RETENTION: RetentionRunner(room, catalog.job_runs),
             RunKind.GC: GcRunner(repository),
             RunKind.CHECK: CheckRunner(repository),
+            RunKind.VERIFICATION: VerificationRunner(
+                VerificationRoom(
+                    home=home,
+                    catalog=catalog,
+                    repository=repository,
+                    open_hypervisor=self._hypervisors.open,
+                )
+            ),
         }
         self.engine = Engine(
             catalog.job_runs,
@@ -185,7 +202,14 @@ class JobService:
         """Idempotent."""
         self.scheduler.stop()
 
+    def discard_debris(self) -> None:
+        """Remove what killed verifications left on hypervisors. Raises StorageError."""
+        self._hypervisors.discard_debris()
+
     # Asked by the local socket, the API and the UI
+
+    def saved(self) -> list[SavedJob]:
+        return self._catalog.jobs.list()
 
     def jobs(self) -> list[JobStatus]:
         return [job_status(self._catalog, saved) for saved in self._catalog.jobs.list()]

@@ -1,12 +1,13 @@
 """Every hour the daemon looks for what killed runs have left on the hypervisors, and removes it.
 
-The first look is at the start. It asks each host anew, so nothing stays logged in. Thread model:
-one thread of its own; `stop` ends it after the host it is at.
+The first look is at the start. It asks each host anew, so nothing stays logged in.
+Thread model: one thread of its own; `stop` ends it after the host it is at.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
@@ -19,8 +20,16 @@ EVERY_S = 3600.0
 
 
 class OrphanPatrol:
-    def __init__(self, catalog: Catalog, *, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        every_s: float = EVERY_S,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`also`: done at each look; what it raises is logged."""
         self._catalog = catalog
+        self._also = also
         self._every_s = every_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._walk, name="orphan-patrol")
@@ -36,10 +45,11 @@ class OrphanPatrol:
 
     def _walk(self) -> None:
         while True:
-            try:
-                self._look()
-            except ApplianceError as error:
-                log.warning("clean-up failed", error=error)
+            for look in (self._look, self._also):
+                try:
+                    look()
+                except ApplianceError as error:
+                    log.warning("clean-up failed", error=error)
             if self._stopping.wait(self._every_s):
                 return
 

@@ -15,12 +15,12 @@ from appliance.base.reasons import Reason
 from appliance.catalog.catalog import Catalog, recovery_run
 from appliance.catalog.intents import IntentKind
 from appliance.exports.datastore.session import SessionStore
-from appliance.jobs.recovery_room import RecoveryRoom, StepEnds
+from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
-from appliance.service.hosts import open_host
+from appliance.service.hosts import open_vsphere
 from appliance.service.recovery_server import sessions_folder
-from appliance.targets.recovery import RecoveryTarget, TargetState
+from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
 
 _KINDS = (IntentKind.DATASTORE, IntentKind.PORT_GROUP, IntentKind.VM)
@@ -91,16 +91,16 @@ def clear_lost(catalog: Catalog, target: RecoveryTarget, lost: LostSession) -> t
 
 
 @contextmanager
-def open_recovery_target(catalog: Catalog, host: str | None) -> Iterator[RecoveryTarget]:
+def open_recovery_target(catalog: Catalog, host: str | None) -> Iterator[WitnessedTarget]:
     """Log in to one registered host; without a name, to the only one there is.
 
-    Raises: HostNotFoundError, UsageError, and as `open_host`.
+    Raises: HostNotFoundError, UsageError, and as `open_vsphere`.
     """
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if len(records) != 1:
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say on which host, with --host (registered: {names})")
-    with open_host(catalog, records[0]) as opened:
+    with open_vsphere(catalog, records[0]) as opened:
         yield VsphereRecovery(opened, catalog.appliance_id)
 
 
@@ -109,13 +109,15 @@ def recovery_room(
     catalog: Catalog,
     repository: Repository,
     step_ends: StepEnds = lambda name, seconds: None,
+    server: SessionServer | None = None,
 ) -> RecoveryRoom:
+    """`server`: who shows sessions to hosts; None: the daemon, asked over its socket."""
     folder = sessions_folder(home)
     return RecoveryRoom(
         repository=repository,
         store=SessionStore(folder),
         folder=folder,
-        server=DaemonClient(home),
+        server=server or DaemonClient(home),
         journal=CatalogJournal(catalog),
         clock=catalog.clock,
         step_ends=step_ends,

@@ -182,3 +182,14 @@ class RecoveryTarget(Protocol):
         Raises: StillThereError: a VM is on the datastore. SourceError.
         """
         ...
+
+
+class WitnessedTarget(RecoveryTarget, Protocol):
+    """One that can be asked what a guest shows."""
+
+    def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
+        """What the VM's screen shows, as a PNG of at most 16 MiB. The VM is on.
+
+        Raises: SourceError: it cannot be had.
+        """
+        ...

@@ -61,6 +61,7 @@ from vmware.relocate import (
     relocate_vm,
 )
 from vmware.running_tasks import TaskKind, settle
+from vmware.screenshot import take_screenshot
 
 log = EventLog(__name__)
 
@@ -136,6 +137,10 @@ class VsphereRecovery:
         return GuestLife(
             life=Life(found.life.value), host_name=found.host_name, address=found.address
         )
+
+    def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
+        with vsphere_calls(self.name, cancel):
+            return take_screenshot(self._session, key, patience=_patience(cancel))
 
     # Leaving
 

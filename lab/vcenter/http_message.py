@@ -1,4 +1,4 @@
-"""An HTTP request and its reply, as the handlers of the practice vCenter see them."""
+"""An HTTP request and its reply, as the handlers of the practice servers see them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class HttpRequest:
     body: BodyReader
     peer: str  # address of the client
     host: str  # address and port the client used for us
+    connection: object  # one for all requests of a connection, to hang state on (weakly)
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name.lower())

@@ -1,5 +1,7 @@
 """The HTTPS server: one thread per connection, HTTP/1.1 keep-alive, handlers by path prefix.
 
+Without a TLS context it is a plain HTTP server, for the protocols that seal their own messages.
+
 `route("/folder", handler)` serves `/folder` and everything below it; the longest prefix wins. A
 handler takes an HttpRequest and returns an HttpReply; it runs on the connection's thread and may
 block. The TLS handshake happens on that thread too, so a client that stalls holds up nobody.
@@ -32,7 +34,9 @@ _CHUNK_LINE_LIMIT = 1024
 
 
 class HttpsServer:
-    def __init__(self, context: ssl.SSLContext, *, address: str = "127.0.0.1", port: int = 0):
+    def __init__(
+        self, context: ssl.SSLContext | None, *, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self._routes: dict[str, Handler] = {}
         self._server = _Listener((address, port), context, self._find)
         self.port = int(self._server.server_address[1])
@@ -77,7 +81,7 @@ class _Listener(ThreadingMixIn, TCPServer):
     def __init__(
         self,
         address: tuple[str, int],
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         find: Callable[[str], Handler | None],
     ) -> None:
         self.context = context
@@ -90,7 +94,9 @@ class _Listener(ThreadingMixIn, TCPServer):
         raw, peer = self.socket.accept()
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.settimeout(_IDLE_TIMEOUT_S)
-        wrapped = self.context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+        wrapped = raw
+        if self.context is not None:
+            wrapped = self.context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
         with self._connections_lock:
             self._connections.add(wrapped)
         return wrapped, peer
@@ -177,7 +183,8 @@ class _Connection(BaseHTTPRequestHandler):
     wbufsize = 0
 
     def setup(self) -> None:
-        self.request.do_handshake()
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.do_handshake()
         super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -197,6 +204,7 @@ class _Connection(BaseHTTPRequestHandler):
             body=body,
             peer=self.client_address[0],
             host=self.headers.get("Host", ""),
+            connection=self,
         )
         handler = cast(_Listener, self.server).find(request.path)
         try:

@@ -272,3 +272,19 @@ def test_answers_carry_the_headers_that_keep_browsers_safe(nobody: Client) -> No
         assert "default-src 'self'" in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
+
+
+def test_the_secret_of_a_channel_goes_in_and_never_comes_out(administrator: Client) -> None:
+    """Neither by the list of channels nor by the answer to making one; failures have their code."""
+    channel = {"kind": "webhook", "name": "hook", "url": "https://127.0.0.1:1/"}
+    body = {"channel": channel, "secret": "a key of both sides"}
+    answers = [administrator.api("POST", "/notifications", body)]
+    answers.append(administrator.api("POST", "/notifications", body))
+    answers.append(administrator.api("POST", "/notifications/hook/test"))
+    answers.append(administrator.api("GET", "/notifications"))
+    answers.append(administrator.api("DELETE", "/notifications/hook"))
+    answers.append(administrator.api("POST", "/notifications/hook/test"))
+    assert [each.status for each in answers] == [200, 409, 502, 200, 204, 404]
+    assert answers[0].document["has_secret"]
+    assert answers[2].document["code"] == "notify.unreachable"
+    assert all(b"a key of both sides" not in each.body for each in answers)

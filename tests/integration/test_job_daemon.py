@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.service.daemon_client import DaemonClient
+from lab.faults import FaultName
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support.check_repository import check_repository
-from tests.support.holdfast_program import serving
+from tests.support.holdfast_program import command, serving
+from tests.support.hurried_holdfast import environment_from
 from tests.support.needs import needs
 from tests.support.vm_lab import VmLab, vm_lab
 
@@ -24,6 +27,8 @@ pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
 WITHIN_S = 120.0
+FLAT_FILES = "*-flat.vmdk"
+SLOW_BYTES_PER_S = MIB // 2  # a disk takes 16 s, so that nobody can miss it
 SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
 
 JOBS = """
@@ -35,7 +40,7 @@ retries = { attempts = 2, wait_minutes = 0 }
 
 [policy.slow]
 consistency = { wanted = "crash" }
-bandwidth = [{ limit = "2MiB/s" }]
+bandwidth = [{ limit = "64MiB/s" }]
 retries = { attempts = 2, wait_minutes = 0 }
 
 [job.all]
@@ -128,11 +133,15 @@ def test_what_came_due_while_no_daemon_ran_is_done_at_its_start(lab: VmLab) -> N
 
 def test_a_job_of_every_minute_runs_each_minute_by_itself(lab: VmLab) -> None:
     """Enabled while the daemon runs, nothing else is needed."""
-    with serving(lab.home, *SERVE):
-        lab.holdfast("job", "enable", "all")
-        runs = [run for run in ended(lab, "all", 2) if run["kind"] == "backup"]
+    hurried = environment_from(lab.home, datetime.now(UTC))
+    program = "tests.support.hurried_holdfast"
+    with serving(lab.home, *SERVE, program=program, with_environment=hurried):
+        subprocess.run(command("job", "enable", "all", program=program), env=hurried, check=True)
+        runs = [run for run in ended(lab, "all", 4) if run["kind"] == "backup"]
         assert runs[0]["cause"] == "schedule"
-        assert runs[0]["outcome"] == "success"
+        assert {run["outcome"] for run in runs[:2]} == {"success"}
+        first, second = (datetime.fromisoformat(run["due_at"]) for run in runs[:2])
+        assert second > first and (first.second, second.second) == (0, 0)
 
 
 def test_a_killed_daemon_goes_on_with_its_run_at_the_next_start(
@@ -142,12 +151,14 @@ def test_a_killed_daemon_goes_on_with_its_run_at_the_next_start(
     both VMs, nothing is left on the hypervisor, and every point is whole."""
     with serving(lab.home, *SERVE) as (daemon, _):
         client = DaemonClient(lab.home)
+        lab.faults.arm(FaultName.SLOW_STREAM, None, amount=SLOW_BYTES_PER_S, path=FLAT_FILES)
         run_id = client.run_job("slow")["run_id"]
         live = reading(client, run_id)
         assert live["disks"][0]["total_bytes"] == 8 * MIB
         assert live["vm_count"] == 2
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
+    lab.faults.disarm()
     with serving(lab.home, *SERVE):
         first, second = ended(lab, "slow", 2)
         assert (first["outcome"], first["error_code"]) == ("failed", "run.interrupted")
@@ -165,6 +176,7 @@ def test_a_killed_daemon_goes_on_with_its_run_at_the_next_start(
 def test_a_run_is_cancelled_in_order(lab: VmLab, machines: Machines) -> None:
     """What is not done has no point, no snapshot stays, nothing is repeated."""
     with serving(lab.home, *SERVE):
+        lab.faults.arm(FaultName.SLOW_STREAM, None, amount=SLOW_BYTES_PER_S, path=FLAT_FILES)
         client = DaemonClient(lab.home)
         run_id = client.run_job("slow")["run_id"]
         reading(client, run_id)
@@ -179,12 +191,12 @@ def test_a_run_is_cancelled_in_order(lab: VmLab, machines: Machines) -> None:
 
 
 def reading(client: DaemonClient, run_id: str) -> dict[str, Any]:
-    """Wait until a disk of the run is half read; return what is live then."""
+    """Wait until a disk of the run is being read, slowly; return what is live then."""
     deadline_s = time.monotonic() + WITHIN_S
     while True:
         run = client.run(run_id)
         live: dict[str, Any] | None = run["live"]
-        if live and any(disk["done_bytes"] for disk in live["disks"]):
+        if live and any(disk["total_bytes"] for disk in live["disks"]):
             return live
         assert run["state"] != "ended" and time.monotonic() < deadline_s, run
         time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -13,9 +14,12 @@ from appliance.api.services import Services
 from appliance.api.ui.pages import PAGES
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.catalog.job import JOB
+from appliance.catalog.policy import Policy
 from tests.support.api_server import Client, api_serving
 from tests.support.small_backups import back_up_bytes
 
+NIGHTLY = {"name": "nightly", "kind": "backup", "policy": "nightly", "select": {"names": ["web"]}}
 PASSWORD = "correct horse battery"
 HOSTILE = "<script>alert(1)</script>"
 
@@ -52,14 +56,17 @@ def test_every_page_opens_for_those_it_is_for(served: tuple[Services, int], role
     services, port = served
     point = back_up_bytes(services.repository, b"x" * 100_000, "web").point_id
     client = logged_in(services, port, role)
+    policy, job = Policy(name="nightly"), JOB.validate_python(NIGHTLY)
+    services.jobs.book.create([policy], [job])
     for page in PAGES:
         path = page.address.replace("{point}", point).replace("{name}", "web")
-        answer = client.call("GET", path.replace("{run}", "none"))
+        path = path.replace("{job}", "nightly").replace("{policy}", "nightly")
+        answer = client.call("GET", re.sub(r"{(run|operation)}", "none", path))
         text = answer.body.decode()
         if not may(role, page.permission):
             assert answer.status == 403
             continue
-        if "{run}" in path:
+        if "{run}" in path or "{operation}" in path:
             assert answer.status == 404
             continue
         assert answer.status == 200, text
@@ -86,3 +93,34 @@ def test_static_files_come_from_one_folder_only(served: tuple[Services, int]) ->
     assert client.call("GET", "/static/app.js").status == 200
     for path in ("/static/../pages.py", "/static/%2e%2e/pages.py", "/static/"):
         assert client.call("GET", path).status in (400, 403, 404)
+
+
+def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int]) -> None:
+    """The fields of the page are those of the API; its secret is not on the page afterwards."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    text = client.call("GET", "/notifications").body.decode()
+    assert "nobody is told" in text
+    form = {
+        "_csrf": client.csrf,
+        "_api": "POST /notifications",
+        "_next": "/notifications",
+        "channel.kind": "email",
+        "channel.name": "mail",
+        "channel.server": "mx.example.org",
+        "channel.port": "587",
+        "channel.security": "starttls",
+        "channel.sender": "a@example.org",
+        "channel.recipients[]": "b@example.org\nc@example.org",
+        "channel.user": "holdfast",
+        "channel.occasions[]": "failed",
+        "channel.digest_at": "",
+        "secret": "a password of the server",
+    }
+    for name in form:
+        assert name.startswith("_") or f'name="{name}"' in text, name
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    text = client.call("GET", "/notifications").body.decode()
+    assert "b@example.org, c@example.org" in text
+    assert "a password of the server" not in text

@@ -33,6 +33,7 @@ SECTIONS = {
     "nbd": "tests.perf.sections.nbd",
     "nfs": "tests.perf.sections.nfs",
     "boot": "tests.perf.sections.boot",
+    "instant": "tests.perf.sections.instant",
     "memory": "tests.perf.sections.memory",
     "index": "tests.perf.bench_index",
     "datastore": "tests.perf.sections.datastore",

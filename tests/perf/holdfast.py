@@ -16,7 +16,7 @@ from tests.perf.programs import NotMeasuredError, Run
 from tests.support.network_namespace import NetworkNamespace
 
 # The code of this checkout, also where the installed program belongs to another one.
-_CHECKOUT = {"PYTHONPATH": str(ROOT)}
+CHECKOUT = {"PYTHONPATH": str(ROOT)}
 _EXIT_CODES = (0, 3)  # success, finished with warnings
 
 
@@ -28,7 +28,7 @@ def command() -> list[str]:
 
 def call(*arguments: str | Path, timeout_s: float = programs.DEFAULT_TIMEOUT_S) -> Run:
     words = [*command(), *arguments]
-    return programs.run(words, environment=_CHECKOUT, timeout_s=timeout_s, accept=_EXIT_CODES)
+    return programs.run(words, environment=CHECKOUT, timeout_s=timeout_s, accept=_EXIT_CODES)
 
 
 def init(repository: Path) -> None:
@@ -94,7 +94,7 @@ def nbd_export(
     if cache_bytes and "--cache" in call("export", "nbd", "--help").stdout:
         options += ["--cache", str(cache_bytes)]
     words = [*command(), "export", "nbd", point_id, *options, "--repo", str(repository)]
-    with programs.server(words, ready=ready, environment=_CHECKOUT):
+    with programs.server(words, ready=ready, environment=CHECKOUT):
         yield uris[0]
 
 
@@ -123,7 +123,7 @@ def nfs_export(
     options = ["--cache", str(cache_bytes), *(["--writable"] if writable else [])]
     place = ["--repo", repository, "--home", home, "--json"]
     words = network.command(*command(), "export", "nfs", point_id, *options, *place)
-    with programs.server(words, ready=ready, environment=_CHECKOUT):
+    with programs.server(words, ready=ready, environment=CHECKOUT):
         yield uris[0]
 
 

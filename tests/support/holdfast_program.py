@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = "appliance.cli.main"
 _TIMEOUT_S = 240
 
 
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "appliance.cli.main", *map(str, words)]
+def command(*words: str | Path, program: str = PROGRAM) -> list[str]:
+    return [sys.executable, "-m", program, *map(str, words)]
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
@@ -50,11 +51,16 @@ def run_json(home: Path, *words: str | Path, expect: int = 0, **extra: str) -> A
 
 
 @contextmanager
-def serving(home: Path, *words: str | Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+def serving(
+    home: Path,
+    *words: str | Path,
+    program: str = PROGRAM,
+    with_environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     """Run a command that serves; yield it and the document it prints when it is ready."""
     process = subprocess.Popen(
-        command(*words, "--json"),
-        env=environment(home),
+        [*command(*words, program=program), "--json"],
+        env=with_environment or environment(home),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -214,7 +214,8 @@ def test_a_reader_finds_what_was_moved(repository: Repository) -> None:
     places = repository.index.find_many([row[0] for row in repository.index.entries()])
     forget(repository, first)
     find_many = repository.index.find_many
-    outcome = collect(repository)
+    outcome = collect_garbage(repository, GcOptions(rewrite_below=2.0))  # every pack is moved
+    check_repository(repository)
     assert outcome.rewritten_packs
     stale = iter([lambda digests: {d: places[d] for d in digests}])
     repository.index.find_many = lambda digests: next(stale, find_many)(digests)  # type: ignore[method-assign]

@@ -191,6 +191,8 @@ def test_a_file_is_applied_whole_or_not_at_all(tmp_path: Path, catalog: Catalog)
     for bad in (
         "[job.b]\nkind = 'gc'\npolicy = 'nowhere'\n",
         "[job.b]\nkind = 'retention'\n",
+        "[job.b]\nkind = 'verification'\nprobes = ['icmp']\n",
+        "[job.b]\nkind = 'verification'\nwhere = 'both'\nhost = 'nowhere'\n",
         "[job.b]\nkind = 'backup'\nselect = { everything = true, hosts = ['nowhere'] }\n",
     ):
         file = parse_job_file(FILE + bad, tmp_path)

@@ -15,10 +15,12 @@ from appliance.catalog.job import (
     GcJob,
     PointSelection,
     RetentionJob,
+    VerificationJob,
     VmSelection,
 )
 from appliance.catalog.policy import BandwidthRule, Ladder, Policy, Retention, Retries, Script
 from appliance.catalog.schedule import Schedule
+from appliance.catalog.vm_checks import Group, VmChecks
 from appliance.service.job_file import HostEntry, parse_job_file
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
@@ -32,7 +34,11 @@ TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "| field of `before` and `after` |": (Script,),
     "| field of `bandwidth` |": (BandwidthRule,),
     "| field of `retries` |": (Retries,),
-    "### `[job.NAME]`\n\n| field |": (BackupJob, CbtAuditJob, RetentionJob, GcJob, CheckJob),
+    "### `[job.NAME]`\n\n| field |": (
+        *(BackupJob, CbtAuditJob, RetentionJob, GcJob, CheckJob, VerificationJob),
+    ),
+    "| field of `vms` |": (VmChecks,),
+    "| field of `groups` |": (Group,),
     "| field of `select`, of VMs |": (VmSelection,),
     "| field of `select`, of points |": (PointSelection,),
 }
@@ -64,5 +70,5 @@ def test_the_example_is_a_file_that_can_be_applied() -> None:
     """It is parsed as `job apply` would."""
     text = PAGE.partition("$ cat jobs.toml\n")[2].partition("\n$ ")[0]
     file = parse_job_file(text, Path())
-    assert [job.name for job in file.jobs] == ["all", "collect", "prove"]
+    assert [job.name for job in file.jobs] == ["all", "proof", "collect", "prove"]
     assert file.policies[0].words.startswith("daily at 22:00 (Europe/Berlin)")

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from appliance.api.route import Route
-from appliance.api.routes import accounts, audit, hosts, login, points, recoveries, runs, tokens
-
-ROUTES: tuple[Route, ...] = tuple(
-    route
-    for module in (login, accounts, tokens, hosts, points, runs, recoveries, audit)
-    for route in module.table.routes
+from appliance.api.routes import (
+    accounts,
+    audit,
+    events,
+    hosts,
+    job_file,
+    jobs,
+    login,
+    notifications,
+    operations,
+    points,
+    policies,
+    recoveries,
+    runs,
+    tokens,
 )
+
+_MODULES = (
+    login,
+    accounts,
+    tokens,
+    hosts,
+    jobs,
+    policies,
+    job_file,
+    runs,
+    points,
+    recoveries,
+    operations,
+    events,
+    notifications,
+    audit,
+)
+ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

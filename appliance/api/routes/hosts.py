@@ -81,6 +81,7 @@ class VmShown(Shown):
     size_bytes: int
     disks: list[DiskShown]
     obstacles: list[ReasonShown]
+    point_name: str | None  # that its recovery points are kept under, if it has some
     newest_point: str | None
     newest_at: AwareDatetime | None
 
@@ -167,6 +168,7 @@ def list_vms(call: Call) -> VmList:
                 size_bytes=vm.size_bytes,
                 disks=[DiskShown.model_validate(disk) for disk in vm.disks],
                 obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
+                point_name=newest.name if newest else None,
                 newest_point=newest.point_id if newest else None,
                 newest_at=newest.created_at if newest else None,
             )

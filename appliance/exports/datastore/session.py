@@ -119,6 +119,9 @@ class SessionRecord(BaseModel):
     target_state: str = Field(default="", max_length=65536)  # the target's own document
     vm_key: str | None = None  # the VM that was made from it, as the hypervisor calls it
     power_on: bool = False  # wanted
+    owner_run: str = Field(
+        default="", max_length=64
+    )  # verification that discards it; else a person
     steps: tuple[SessionStep, ...] = ()
     stuck: str | None = Field(default=None, max_length=4096)  # why the last step failed
 

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 
-from tests.perf import holdfast, programs
+from tests.perf import holdfast, practice, programs
 from tests.perf.context import Bench, Figures, alternate
 from tests.perf.programs import NotMeasuredError
 from tests.perf.table import Goal, Ratio, Row
@@ -35,8 +34,12 @@ _PIECE_BYTES = 8 << 20
 def run(bench: Bench) -> list[Row]:
     programs.require("curl")
     size_bytes = QUICK_BYTES if bench.quick else DISK_BYTES
-    with bench.folder(NAME) as folder, _lab(folder) as lab, _machine(folder, lab, size_bytes) as vm:
-        _register(folder, lab)
+    with (
+        bench.folder(NAME) as folder,
+        practice.lab(folder) as lab,
+        _machine(folder, lab, size_bytes) as vm,
+    ):
+        practice.register(folder, lab)
 
         def curl(_number: int) -> Figures:
             took = _curl(folder, lab)
@@ -82,34 +85,14 @@ def run(bench: Bench) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _lab(home: Path) -> Iterator[Mapping[str, Any]]:
-    """The lab's vCenter for the block, as its JSON."""
-    shown = json.loads(holdfast.call("lab", "up", "--no-guests", "--json", "--home", home).stdout)
-    try:
-        yield shown["vcenter"]
-    finally:
-        holdfast.call("lab", "down", "--home", home)
-
-
-@contextlib.contextmanager
 def _machine(home: Path, lab: Mapping[str, Any], size_bytes: int) -> Iterator[Any]:
     """A VM that is off, its disk full of random data."""
-    instance = SmartConnect(
-        host=lab["address"],
-        port=lab["port"],
-        user=lab["user"],
-        pwd=lab["password"],
-        thumbprint=lab["fingerprint"],
-    )
-    try:
+    with practice.connection(lab) as instance:
         datacenter = instance.content.rootFolder.childEntity[0]
         pool = datacenter.hostFolder.childEntity[0].resourcePool
-        vm = _done(datacenter.vmFolder.CreateVM_Task(_spec(size_bytes), pool))
+        vm = practice.done(datacenter.vmFolder.CreateVM_Task(_spec(size_bytes), pool))
         _fill(home / "lab" / "datastores" / "datastore1" / VM / f"{VM}-flat.vmdk", size_bytes)
         yield vm
-    finally:
-        Disconnect(instance)
-        instance._stub.DropConnections()
 
 
 def _spec(size_bytes: int) -> Any:
@@ -139,23 +122,6 @@ def _fill(flat: Path, size_bytes: int) -> None:
             file.write(os.urandom(_PIECE_BYTES))
 
 
-def _done(task: Any) -> Any:
-    from pyVim.task import WaitForTask
-
-    WaitForTask(task)
-    return task.info.result
-
-
-def _register(home: Path, lab: Mapping[str, Any]) -> None:
-    password = home / "password"
-    password.touch(0o600)
-    password.write_text(str(lab["password"]))
-    words: list[str | Path] = ["host", "add", "lab", "--type", "vsphere", "--home", home]
-    words += ["--address", f"{lab['address']}:{lab['port']}", "--user", str(lab["user"])]
-    words += ["--password-file", password, "--accept-fingerprint", str(lab["fingerprint"])]
-    holdfast.call(*words)
-
-
 def _curl(home: Path, lab: Mapping[str, Any]) -> programs.Run:
     """Name and password go through a file: arguments can be seen by everybody."""
     config = home / "curl.conf"
@@ -172,11 +138,11 @@ def _read(home: Path, lab: Mapping[str, Any], vm: Any, *, direct: bool) -> Figur
     asked = home / "read.json"
     asked.touch(0o600)
     asked.write_text(json.dumps({**lab, "vm": VM, "direct": direct}))
-    snapshot = _done(vm.CreateSnapshot_Task("bench", "", False, False))
+    snapshot = practice.done(vm.CreateSnapshot_Task("bench", "", False, False))
     try:
         took = programs.run([sys.executable, "-m", "tests.perf.read_datastore", asked])
     finally:
-        _done(snapshot.RemoveSnapshot_Task(False, True))
+        practice.done(snapshot.RemoveSnapshot_Task(False, True))
     figures = json.loads(took.stdout)
     if direct != str(figures.pop("route")).startswith("host "):
         raise NotMeasuredError("the disk was read by another route")

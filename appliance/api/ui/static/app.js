@@ -1,68 +1,101 @@
 "use strict";
-// Forms with data-api="METHOD /path" are sent to the API as JSON; {name} in the path is taken from a
-// field. data-next is where to go when it worked; without it the page is loaded again. data-show names
-// the part of the answer to show instead; data-fill the field that takes it, and the fields of that
-// field's form take what was typed here under the same names.
+// Everything here makes pages quicker to use; they work without it. Forms go to /form either way.
+
+// Forms: sent without leaving the page, so that what was typed stays when something is wrong.
+// data-fill names a field that takes the answer; the fields of that field's form take what was
+// typed here under the same names.
 document.addEventListener("submit", async (event) => {
   const form = event.target;
-  if (!form.dataset.api) return;
+  if (form.getAttribute("action") !== "/form") return;
   event.preventDefault();
-  if (form.dataset.confirm && !window.confirm(form.dataset.confirm)) return;
-  const [method, template] = form.dataset.api.split(" ");
-  const body = {};
-  for (const field of form.elements) {
-    if (!field.name || field.value === "") continue;
-    if (field.type === "checkbox") body[field.name] = field.checked;
-    else if (field.type === "number") body[field.name] = Number(field.value);
-    else body[field.name] = field.value;
-  }
-  const path = template.replace(/\{(\w+)\}/g, (_, name) => {
-    const value = encodeURIComponent(body[name] ?? "");
-    delete body[name];
-    return value;
-  });
+  if (event.submitter?.name === "_preview") return void preview(form);
+  const fields = new FormData(form, event.submitter);
+  if (fields.get("_confirm") && !window.confirm(fields.get("_confirm"))) return;
   const message = form.querySelector("[role=status]");
-  const button = form.querySelector("button");
-  button.disabled = true;
-  message.textContent = "Working…";
+  const buttons = form.querySelectorAll("button");
+  const say = (text, kind) => { message.textContent = text; message.className = kind; };
+  buttons.forEach((button) => { button.disabled = true; });
+  say("Working…", "quiet");
   try {
-    const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
-    const options = { method, headers: { "X-CSRF-Token": csrf } };
-    if (!("bare" in form.dataset)) {
-      options.headers["Content-Type"] = "application/json";
-      options.body = JSON.stringify(body);
-    }
-    const answer = await fetch("/api/v1" + path, options);
-    const result = answer.status === 204 ? null : await answer.json();
-    if (!answer.ok) {
-      message.textContent = `${result.error}. ${result.next_step ?? ""} [${result.code}]`;
-      message.className = "failure";
-    } else if (form.dataset.show) {
-      message.textContent = result[form.dataset.show];
-      message.className = "shown";
-      const target = form.dataset.fill && document.getElementById(form.dataset.fill);
+    const answer = await fetch("/form", {
+      method: "POST", headers: { Accept: "application/json" }, body: new URLSearchParams(fields),
+    });
+    const result = await answer.json();
+    if (!answer.ok) say(`${result.error}. ${result.next_step ?? ""} [${result.code}]`, "failure");
+    else if (fields.get("_show")) {
+      const shown = result.result[fields.get("_show")];
+      say(shown, "shown");
+      const target = document.getElementById(form.dataset.fill ?? "");
       if (target) {
-        target.value = result[form.dataset.show];
+        target.value = shown;
         for (const field of form.elements) {
-          const same = field.name && target.form.elements.namedItem(field.name);
+          const same = field.name && !field.name.startsWith("_") && target.form.elements.namedItem(field.name);
           if (same) same.value = field.value;
         }
       }
     } else {
-      window.location.assign(form.dataset.next ?? window.location.href);
+      const next = fields.get("_next") ? result.next : window.location.href;
+      if (next === window.location.pathname + window.location.search) window.location.reload();
+      else window.location.assign(next);
       return;
     }
   } catch (error) {
-    message.textContent = `The appliance does not answer: ${error.message}`;
-    message.className = "failure";
+    say(`The appliance does not answer: ${error.message}`, "failure");
   }
-  button.disabled = false;
+  buttons.forEach((button) => { button.disabled = false; });
 });
 
-// Pages that show something running ask again after data-reload seconds, unless a form is in use.
-const seconds = Number(document.body.dataset.reload);
-if (seconds > 0) {
-  setInterval(() => {
-    if (!document.activeElement?.closest("form")) window.location.reload();
-  }, seconds * 1000);
+// Parts of a page (data-part, by id) are taken from the page asked for again; what is in use stays.
+async function renew(address) {
+  const answer = await fetch(address, { headers: { Accept: "text/html", "X-Background": "1" } });
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of document.querySelectorAll("[data-part]")) {
+    const other = fresh.getElementById(part.id);
+    if (other === null) return void window.location.reload();
+    if (part.contains(document.activeElement) && part.querySelector("form")) continue;
+    if (other.innerHTML !== part.innerHTML) part.replaceChildren(...other.childNodes);
+  }
+}
+
+// The preview of a form: its page, with what was typed so far.
+async function preview(form) {
+  const pairs = [...new FormData(form)].filter(([name, value]) => !name.startsWith("_") && value !== "");
+  await renew(`${window.location.pathname}?${new URLSearchParams(pairs)}`);
+}
+for (const form of document.querySelectorAll("[data-preview]")) {
+  let timer = 0;
+  form.addEventListener("input", (event) => {
+    const hides = event.target.dataset.hides;
+    if (hides) {
+      const hidden = document.getElementById(hides);
+      hidden.hidden = hidden.disabled = event.target.value !== "";
+    }
+    clearTimeout(timer);
+    timer = setTimeout(() => preview(form).catch(() => {}), 400);
+  });
+}
+
+// Live pages: an event of a kind that the page waits for renews its parts, at most once a second.
+const kinds = (document.body.dataset.live ?? "").split(" ").filter(Boolean);
+if (kinds.length) {
+  let events = null;
+  let waiting = false;
+  const soon = () => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => { waiting = false; renew(window.location.href).catch(() => {}); }, 1000);
+  };
+  const watch = () => {
+    if (document.visibilityState === "hidden") {
+      events?.close();
+      events = null;
+    } else if (events === null) {
+      events = new EventSource(`/api/v1/events?kinds=${kinds.join(",")}`);
+      for (const kind of [...kinds, "resync"]) events.addEventListener(kind, soon);
+    }
+  };
+  document.addEventListener("visibilitychange", watch);
+  window.addEventListener("pagehide", () => { events?.close(); events = null; });
+  watch();
 }

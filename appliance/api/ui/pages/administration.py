@@ -1,0 +1,51 @@
+"""Pages of the appliance itself: hypervisors, accounts, audit log, one's own account."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.api.permissions import Permission
+from appliance.api.routes import accounts, audit, hosts, login, tokens
+from appliance.api.ui.page import Page, PageCall
+from appliance.catalog.accounts import Role
+
+
+def _hosts(page: PageCall) -> dict[str, Any]:
+    return {
+        "hosts": page.ask(hosts.list_hosts),
+        "configure": page.may(Permission.CONFIGURE),
+    }
+
+
+def _accounts(page: PageCall) -> dict[str, Any]:
+    return {
+        "accounts": page.ask(accounts.list_accounts),
+        "tokens": page.ask(tokens.list_tokens),
+        "roles": [(str(role), str(role)) for role in reversed(Role)],
+    }
+
+
+def _audit(page: PageCall) -> dict[str, Any]:
+    query = audit.AuditPage(before=page.number("before") or None)
+    return {
+        "entries": page.ask(audit.list_audit, query=query),
+        "broken": page.ask(audit.check_audit).first_broken,
+        "page_size": query.limit,
+    }
+
+
+def _me(page: PageCall) -> dict[str, Any]:
+    return {"account": page.ask(login.me), "own": page.call.caller.account is not None}
+
+
+PAGES = (
+    Page(address="/hosts", template="hosts.html", permission=Permission.VIEW, show=_hosts),
+    Page(
+        address="/accounts",
+        template="accounts.html",
+        permission=Permission.ADMINISTER,
+        show=_accounts,
+    ),
+    Page(address="/audit", template="audit.html", permission=Permission.ADMINISTER, show=_audit),
+    Page(address="/me", template="me.html", permission=Permission.VIEW, show=_me),
+)

@@ -1,0 +1,14 @@
+# Script: remove_vm
+# Stops and removes a VM of ours, never another. Its disk files stay. Repeatable.
+# Parameters: {"vm_id": guid, "marker": string}
+# Value: {found: bool, disk_paths: [path]}
+# Errors: not-ours
+# Minimum: Windows Server 2012 R2
+$wanted = [guid]$parameters.vm_id
+$vm = Get-VM | Where-Object { $_.Id -eq $wanted } | Select-Object -First 1
+if (-not $vm) { return [pscustomobject]@{ found = $false; disk_paths = @() } }
+$vm = Get-MarkedVm $parameters.vm_id $parameters.marker
+$paths = @(Get-VMHardDiskDrive -VM $vm | ForEach-Object { [string]$_.Path } | Where-Object { $_ })
+if ([string]$vm.State -ne 'Off') { Stop-VM -VM $vm -TurnOff -Force }
+Remove-VM -VM $vm -Force
+[pscustomobject]@{ found = $true; disk_paths = $paths }

@@ -1,0 +1,134 @@
+"""Where the bytes of a disk file come from: a file on an SMB share, or one of this machine.
+
+`BatchSource` is what a source over a network should be: it is asked for everything a read needs in
+one call, so that the requests can be under way together. `read_ranges` is the one way the library
+reads content; structures are read one at a time.
+
+Thread model: sources are read from several threads at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, Self, runtime_checkable
+
+from hyperv.vhdx.errors import ReadFailedError, TruncatedDiskFileError
+from hyperv.vhdx.structures import KIB, MIB
+
+JOINED_GAP_BYTES: Final = 32 * KIB  # reading over a gap costs less than a further request
+MOST_AT_ONCE_BYTES: Final = 8 * MIB  # of one range made by joining
+
+
+class ByteSource(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return the bytes of [offset, offset + length), fewer only at the end of the file."""
+        ...
+
+
+@runtime_checkable
+class BatchSource(ByteSource, Protocol):
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Return what `read_at` would for each (offset, length), in the order of `ranges`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A range of a file, and where its bytes go; `buffer` has the length of the range."""
+
+    offset: int
+    buffer: memoryview
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.buffer)
+
+
+def read_exactly(source: ByteSource, offset: int, length: int, what: str) -> bytes:
+    """Raises TruncatedDiskFileError: `what` does not lie wholly inside the file."""
+    data = source.read_at(offset, length) if offset + length <= source.size_bytes else b""
+    if len(data) != length:
+        raise TruncatedDiskFileError(what, f"{length} bytes at {offset} end behind the file")
+    return data
+
+
+def read_ranges(source: ByteSource, wanted: Sequence[Wanted]) -> None:
+    """Fill the buffers; ranges that are close together are read as one.
+
+    Raises:
+        TruncatedDiskFileError: a range does not lie wholly inside the file.
+    """
+    groups = _grouped(sorted(wanted, key=lambda each: each.offset))
+    ranges = [
+        (group[0].offset, max(each.end for each in group) - group[0].offset) for group in groups
+    ]
+    contents: Iterable[bytes] = (source.read_at(*each) for each in ranges)
+    if len(ranges) > 1 and isinstance(source, BatchSource):
+        contents = source.read_many(ranges)
+    for group, (start, length), content in zip(groups, ranges, contents, strict=True):
+        if len(content) != length:
+            raise TruncatedDiskFileError(
+                "a block", f"{length} bytes at {start} end behind the file"
+            )
+        view = memoryview(content)
+        for each in group:
+            each.buffer[:] = view[each.offset - start : each.end - start]
+
+
+def _grouped(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    groups: list[list[Wanted]] = []
+    for each in wanted:
+        if (
+            groups
+            and each.offset - groups[-1][-1].end <= JOINED_GAP_BYTES
+            and each.end - groups[-1][0].offset <= MOST_AT_ONCE_BYTES
+        ):
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return groups
+
+
+class LocalFile:
+    """A file of this machine; use it as a context manager or `close` it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ReadFailedError: it cannot be opened."""
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ReadFailedError(f"{path}: {error.strerror}") from error
+        self._size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        parts = []
+        try:
+            while length and (part := os.pread(self._fd, min(length, 1 << 30), offset)):
+                parts.append(part)
+                offset, length = offset + len(part), length - len(part)
+        except OSError as error:
+            raise ReadFailedError(f"{self._path}: byte {offset}: {error.strerror}") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

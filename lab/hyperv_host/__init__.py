@@ -1,0 +1,1 @@
+"""A practice Hyper-V host: WS-Management in front, real VHDX files and QEMU guests behind."""
