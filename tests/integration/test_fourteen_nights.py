@@ -49,7 +49,7 @@ from tests.support.needs import needs
 from tests.support.programs import run as run_program
 from tests.support.vm_lab import VmLab, quick_tools, vm_lab
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 WITHIN_S = 240.0
 NIGHTS = 14

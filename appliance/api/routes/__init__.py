@@ -6,11 +6,13 @@ from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
     audit,
+    events,
     hosts,
     job_file,
     jobs,
     login,
     notifications,
+    operations,
     points,
     policies,
     recoveries,
@@ -31,6 +33,8 @@ _MODULES = (
     points,
     recoveries,
     verifications,
+    operations,
+    events,
     notifications,
     audit,
 )
