@@ -63,7 +63,9 @@ class Gate:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             found = catalog.api_tokens.find(token)
-            return Principal(name=f"token {found.name}", role=found.role) if found else None
+            if found is None:
+                return None
+            return Principal(name=f"token {found.name}", behind=found.created_by, role=found.role)
         secret = request.cookies.get(SESSION_COOKIE)
         session = catalog.web_sessions.find(secret) if secret else None
         if session is None:
@@ -73,6 +75,7 @@ class Gate:
             raise CsrfError("the CSRF token is missing or another")
         return Principal(
             name=session.account,
+            behind=session.account,
             role=session.role,
             account=session.account,
             session_secret=secret,

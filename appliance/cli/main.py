@@ -16,6 +16,7 @@ from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
+    approval_commands,
     backup_commands,
     certificate_commands,
     export_commands,
@@ -47,6 +48,7 @@ _GROUPS = (
     job_commands,
     run_commands,
     notify_commands,
+    approval_commands,
     serve_command,
     export_commands,
     verify_commands,

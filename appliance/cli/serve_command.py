@@ -14,8 +14,10 @@ from appliance.cli.output import ExitCode, note, show
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.repository.repository import Repository
+    from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
     from appliance.service.notify.post import Post
+    from appliance.service.recovery_server import RecoveryServer
     from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
@@ -104,6 +106,7 @@ def run_serve(args: argparse.Namespace) -> int:
             inventory=InventoryCache(catalog),
             jobs=jobs,
             post=post,
+            deletion=_deletion(catalog, repository, server),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
@@ -157,6 +160,16 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     book = PointBook(catalog, repository)
     book.start()
     stack.callback(book.stop)
+
+
+def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+    """What was approved before a kill is carried out now."""
+    from appliance.service.deletion import Deletion
+    from appliance.service.recovery_server import sessions_points
+
+    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion.resume()
+    return deletion
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:

@@ -23,11 +23,12 @@ from appliance.exports.datastore.session import SessionStore
 from appliance.exports.loop_thread import LoopThread
 from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
+from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.notify.post import Post
 from appliance.service.point_book import PointBook
-from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_server import RecoveryServer, sessions_points
 from appliance.service.repository_figures import RepositoryFigures
 
 
@@ -108,6 +109,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             jobs=JobService(catalog, repository, home, frozenset),
             post=Post(catalog),
             figures=figures,
+            deletion=Deletion(catalog, repository, lambda: sessions_points(recovery)),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

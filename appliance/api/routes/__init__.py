@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
+    approvals,
     audit,
     hosts,
     job_file,
@@ -30,6 +31,7 @@ _MODULES = (
     points,
     recoveries,
     notifications,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)
