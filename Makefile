@@ -3,10 +3,10 @@ PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -
 VENV := .venv
 BIN := $(VENV)/bin
 
-DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2
+DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2 tgt ntfs-3g
 DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common samba
-DEBIAN_CHECK := ntfs-3g dosfstools xfsprogs
-DEBIAN_TEST := $(DEBIAN_CHECK) libnfs-utils qemu-block-extra libnbd-bin python3-libnbd nbdkit fio openssl git libvhdi-utils
+DEBIAN_CHECK := dosfstools xfsprogs
+DEBIAN_TEST := $(DEBIAN_CHECK) libnfs-utils libiscsi-bin qemu-block-extra libnbd-bin python3-libnbd nbdkit fio openssl git libvhdi-utils
 DEBIAN_BENCH := borgbackup restic
 STAMP := $(VENV)/.installed
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from appliance.base.errors import ApplianceError
 from appliance.catalog.catalog import Catalog
-from appliance.service.hosts import open_host
-from appliance.sources.vsphere_listing import ListedVm, list_vms
+from appliance.service.hosts import list_vms, open_host
+from appliance.sources.listed_vm import ListedVm
 
 KEPT_S = 60.0
 
