@@ -35,6 +35,7 @@ from appliance.cli import (
 )
 from appliance.cli.options import common_options
 from appliance.cli.output import ExitCode, note, show_error
+from appliance.cli.remote import run_command
 
 _GROUPS = (
     repo_commands,
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.cancel = _cancel_on_signals()
     try:
-        return int(args.run(args))
+        return run_command(args)
     except UsageError as error:
         show_error(args, error)
         return ExitCode.USAGE
