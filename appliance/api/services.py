@@ -11,8 +11,10 @@ from appliance.repository.repository import Repository
 from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
 
@@ -24,6 +26,8 @@ class Services:
     recovery: RecoveryServer
     inventory: InventoryCache
     jobs: JobService
+    recover: RecoveryService
+    feed: LiveFeed
     post: Post
     deletion: Deletion
     figures: RepositoryFigures
