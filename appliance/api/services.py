@@ -10,8 +10,10 @@ from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
 
@@ -23,6 +25,8 @@ class Services:
     recovery: RecoveryServer
     inventory: InventoryCache
     jobs: JobService
+    recover: RecoveryService
+    feed: LiveFeed
     post: Post
     figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.repository.repository import Repository
     from appliance.service.job_service import JobService
+    from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
+    from appliance.service.recovery_server import RecoveryServer
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
@@ -62,7 +65,6 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
-    from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
     from appliance.service.source_tools import source_tools
@@ -92,6 +94,7 @@ def run_serve(args: argparse.Namespace) -> int:
             tools=source_tools(home),
             recovery=server,
         )
+        recover = RecoveryService(catalog, repository, home, server, source_tools(home))
         post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
@@ -103,6 +106,8 @@ def run_serve(args: argparse.Namespace) -> int:
             recovery=server,
             inventory=InventoryCache(catalog),
             jobs=jobs,
+            recover=recover,
+            feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
             figures=_figures(stack, catalog, repository),
         )
@@ -110,6 +115,7 @@ def run_serve(args: argparse.Namespace) -> int:
         web = Site(build_application(services))
         port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
         _start_book(stack, catalog, repository)
         jobs.start()
@@ -131,9 +137,24 @@ def run_serve(args: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _started_feed(
+    stack: ExitStack,
+    jobs: JobService,
+    recover: RecoveryService,
+    server: RecoveryServer,
+    catalog: Catalog,
+) -> LiveFeed:
+    """Who watches what goes on, for those who look at it."""
+
+    feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
+    jobs.engine.add_listener(lambda run: feed.wake())
+    feed.start()
+    stack.callback(feed.stop)
+    return feed
+
+
 def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     """Who tells people of runs that have ended; stopped after the last run."""
-    from appliance.service.notify.post import Post
 
     post = Post(catalog)
     jobs.engine.add_listener(lambda run: post.wake())
@@ -143,7 +164,6 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
 
 
 def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
-    from appliance.service.repository_figures import RepositoryFigures
 
     figures = RepositoryFigures(repository, catalog.clock)
     stack.callback(figures.stop)
