@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,3 +34,5 @@ class Services:
     figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""
+    on_set_up: Callable[[], None] = lambda: None
+    """Called once the first account is there."""

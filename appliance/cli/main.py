@@ -16,6 +16,7 @@ from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
+    appliance_commands,
     approval_commands,
     backup_commands,
     certificate_commands,
@@ -53,6 +54,7 @@ _GROUPS = (
     serve_command,
     export_commands,
     verify_commands,
+    appliance_commands,
     lab_commands,
 )
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
+    from appliance.api.services import Services
     from appliance.catalog.catalog import Catalog
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
     from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
@@ -51,6 +55,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="space kept free where sessions keep what guests write",
     )
+    serve.add_argument(
+        "--setup-token-file",
+        type=Path,
+        metavar="FILE",
+        help="where the set-up token is kept until the first account is made, not on stderr",
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -59,6 +69,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.api.local_socket import Site, local_application
     from appliance.api.services import Services
     from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.loop_thread import LoopThread
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
@@ -115,7 +126,7 @@ def run_serve(args: argparse.Namespace) -> int:
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
-        port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
+        port = loop.call(web.start_tls(_web_host(args.bind), args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
@@ -131,12 +142,39 @@ def run_serve(args: argparse.Namespace) -> int:
             "jobs": len(catalog.jobs.list()),
         }
         show(args, document, lambda: _text(document))
-        if not catalog.accounts.any():
-            note(f"set-up token, for the first account: {services.setup_token}")
+        _show_setup_token(args, stack, services)
         note("interrupt to stop; sessions go on at the next start")
-        while not args.cancel.cancelled:
-            args.cancel.wait(_WAIT_S)
+        _stay(args, Heartbeat(loop, catalog.accounts.any))
     return ExitCode.SUCCESS
+
+
+def _stay(args: argparse.Namespace, heartbeat: Heartbeat) -> None:
+    """Until the daemon is told to stop."""
+    notify("READY=1")
+    while not args.cancel.cancelled:
+        args.cancel.wait(_WAIT_S)
+        heartbeat.beat()
+    notify("STOPPING=1")
+
+
+def _web_host(bind: str) -> str:
+    """Every address means those of IPv6 too."""
+    return "" if bind == "0.0.0.0" else bind
+
+
+def _show_setup_token(args: argparse.Namespace, stack: ExitStack, services: Services) -> None:
+    """The set-up token on stderr, or in the file that was asked for, which goes with its use."""
+    from appliance.api.setup_token_file import SetupTokenFile
+
+    if services.catalog.accounts.any():
+        return
+    if args.setup_token_file is None:
+        note(f"set-up token, for the first account: {services.setup_token}")
+        return
+    file = SetupTokenFile(args.setup_token_file)
+    file.write(services.setup_token)
+    stack.callback(file.remove)
+    services.on_set_up = file.remove
 
 
 def _started_feed(
