@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
+    approvals,
     audit,
     events,
     hosts,
@@ -36,6 +37,7 @@ _MODULES = (
     operations,
     events,
     notifications,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)
