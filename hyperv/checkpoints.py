@@ -28,6 +28,7 @@ from hyperv.errors import (
     HypervError,
     MergeError,
     ScriptError,
+    SessionLostError,
 )
 from hyperv.findings import Finding, Weight
 from hyperv.host_session import HostSession
@@ -201,7 +202,11 @@ def _make(
         "consistency": level.value,
         "backup_type": backup_type.value,
     }
-    started = host.call("create_checkpoint", parameters, CheckpointStarted, patience=patience)
+    try:
+        started = host.call("create_checkpoint", parameters, CheckpointStarted, patience=patience)
+    except SessionLostError:  # it may have been carried out: what is there decides
+        started = CheckpointStarted(job_id="", checkpoint_id="")
+        wait_until_idle(host, vm_id, patience)
     job = wait_for_job(host, started.job_id, "making a checkpoint", patience)
     new = [
         found.id

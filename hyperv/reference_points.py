@@ -10,10 +10,11 @@ Source: design notes section 3; Msvm_VirtualSystemReferencePoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from hyperv.checkpoints import list_checkpoints, wait_for_merge
-from hyperv.errors import CheckpointError
+from hyperv.checkpoints import list_checkpoints, wait_for_merge, wait_until_idle
+from hyperv.errors import CheckpointError, MergeError, SessionLostError
 from hyperv.findings import Finding
 from hyperv.host_session import HostSession
 from hyperv.jobs import wait_for_job
@@ -52,22 +53,37 @@ def convert(host: HostSession, vm_id: str, checkpoint_id: str, patience: Patienc
 
     Raises:
         CheckpointError: it failed; the checkpoint may still be there.
-        MergeError, GoneError, HypervError.
+        GoneError, HypervError.
     """
     before = {point.id for point in list_reference_points(host, vm_id, patience)}
     parameters = {"checkpoint_id": checkpoint_id}
-    started = host.call(
-        "convert_to_reference_point", parameters, ReferencePointStarted, patience=patience
-    )
+    try:
+        started = host.call(
+            "convert_to_reference_point", parameters, ReferencePointStarted, patience=patience
+        )
+    except SessionLostError:  # it may have been carried out: what is there decides
+        started = ReferencePointStarted(job_id="", reference_point_id="")
+        wait_until_idle(host, vm_id, patience)
     job = wait_for_job(host, started.job_id, "making a reference point", patience)
     if any(found.id == checkpoint_id for found in list_checkpoints(host, vm_id, patience)):
         raise CheckpointError(f"{host.address}: checkpoint {checkpoint_id} was not converted")
-    wait_for_merge(host, vm_id, patience)
-    named = {started.reference_point_id, *(job.reference_points if job else ())}
-    new = [
-        point for point in list_reference_points(host, vm_id, patience) if point.id not in before
-    ]
-    ours = [point for point in new if point.id in named] or new
+    found = _found(
+        host,
+        {started.reference_point_id, *(job.reference_points if job else ())},
+        [point for point in list_reference_points(host, vm_id, patience) if point.id not in before],
+        patience,
+    )
+    try:
+        wait_for_merge(host, vm_id, patience)
+    except MergeError as error:
+        return replace(found, findings=(*found.findings, _not_merged(error)))
+    return found
+
+
+def _found(
+    host: HostSession, named: set[str], new: Sequence[ReferencePoint], patience: Patience
+) -> Converted:
+    ours = [point for point in new if point.id in named] or list(new)
     if len(ours) != 1:
         return Converted(point=None, findings=(_unusable(f"{len(new)} new ones were found"),))
     doubt = _doubt(ours[0])
@@ -86,14 +102,16 @@ def remove_reference_point(host: HostSession, point_id: str, patience: Patience)
 
 def rct_id_of(point: ReferencePoint, disk: CheckpointDisk) -> str:
     """Return the change tracking id of a disk, "" if the point has none for it."""
-    for found in point.disks:
-        if found.virtual_disk_id and found.virtual_disk_id == disk.virtual_disk_id:
-            return found.rct_id
     place = _place(disk.attachment)
-    for found in point.disks:
-        if not found.virtual_disk_id and _place(found.attachment) == place:
-            return found.rct_id
-    return ""
+    same = [
+        found
+        for found in point.disks
+        if found.virtual_disk_id in ("", disk.virtual_disk_id)
+        and (found.virtual_disk_id or _place(found.attachment) == place)
+    ]
+    if len(same) > 1:  # copies of one disk in one VM: they differ by place only
+        same = [found for found in same if _place(found.attachment) == place]
+    return same[0].rct_id if len(same) == 1 else ""
 
 
 def _place(attachment: str) -> str:
@@ -114,4 +132,12 @@ def _unusable(why: str) -> Finding:
         "rct.no-reference-point",
         f"no usable reference point was left ({why}), so the next backup reads whole disks",
         "update the VM's configuration version to 8.0 or later if this comes back",
+    )
+
+
+def _not_merged(error: MergeError) -> Finding:
+    return Finding(
+        "checkpoint.not-merged",
+        f"the disks of the checkpoint were not merged in time ({error})",
+        "look at the host's VMMS log (events 19080 and 19100) and at its free space",
     )

@@ -142,6 +142,20 @@ class FaultName(StrEnum):
     NO_LIVE_MOVE = "no-live-move", "RelocateVM of a running VM is refused: NotEnoughLicenses"
     SCREEN_UNAVAILABLE = "screen-unavailable", "no screenshot can be taken"
 
+    # the practice Hyper-V host (vm, vm_name). snapshot-*, quiesce-failure, remove-*, tools-silent,
+    # power-on-failure and relocate-failure go for its machines, too; those of sessions and of SOAP
+    # by host and method: the action and, for that of a script's command, `Receive:NAME`
+    RCT_RESET = "rct-reset", "change tracking starts over at the checkpoint: older ids are unknown"
+    RCT_EMPTY_ID = "rct-empty-id", "the reference point has an empty tracking id for its disks"
+    RCT_QUERY_FAILURE = "rct-query-failure", "GetVirtualDiskChanges returns 32768"
+    RCT_STUCK_REGION = "rct-stuck-region", "GetVirtualDiskChanges processes 0 bytes"
+    MERGE_FAILURE = "merge-failure", "the checkpoint goes, merging its file fails: in use"
+    SMB_FILE_BUSY = "smb-file-busy", "the host holds the frozen files for itself for amount seconds"
+    SCRIPT_FAILURE = (
+        "script-failure",
+        "the script (method) ends with an exception it did not expect",
+    )
+
     # inventory reads (vm, vm_name)
     MISSING_PROPERTY = "missing-property", "config of the VM comes in missingSet: NoPermission"
 

@@ -170,3 +170,39 @@ class JobRunningError(CatalogError):
     """A run of this job waits or goes on; two never overlap. Let it end, or cancel it."""
 
     code = "job.running"
+
+
+class ChannelNotFoundError(CatalogError):
+    """There is no such notification channel; `holdfast notify list` shows those that there are."""
+
+    code = "notify.not-found"
+
+
+class ChannelExistsError(CatalogError):
+    """There is a notification channel of this name; remove it first to change it."""
+
+    code = "notify.exists"
+
+
+class ApprovalError(CatalogError):
+    """A second administrator's approval is needed, or cannot be given; the message says why."""
+
+    code = "approval.failed"
+
+
+class ApprovalNotFoundError(ApprovalError):
+    """There is no such request; `holdfast approval list` shows those that there are."""
+
+    code = "approval.not-found"
+
+
+class ApprovalDecidedError(ApprovalError):
+    """The request is decided or has expired; ask anew if it is still wanted."""
+
+    code = "approval.decided"
+
+
+class OwnRequestError(ApprovalError):
+    """Who asked cannot approve; another administrator has to."""
+
+    code = "approval.own-request"

@@ -1,8 +1,8 @@
 """The hypervisors that were registered, with what it takes to log in.
 
 A record never carries the password; `Hosts.password` opens it when a session is made. It is sealed
-together with name, address, port, user and fingerprint: who can write to the catalog, but has no
-key, cannot send the password to another server.
+together with name, address, port, user, fingerprint and the kind of login: who can write to the
+catalog, but has no key, cannot send the password to another server.
 
 Thread model: as `db.py`.
 """
@@ -27,6 +27,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ADDRESS = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 _TEXT_LIMIT = 256
 _COLUMNS = "name, kind, address, port, user, fingerprint, server_id, settings, added_at"
+
+
+LOGIN_SETTINGS = ("login", "scheme", "smb_port", "smb_protection")
+"""Of `HostRecord.settings`: how and where the password is used, of Hyper-V hosts."""
 
 
 class HostKind(StrEnum):
@@ -64,7 +68,8 @@ class HostRecord:
     def sealed_with(self) -> tuple[str, ...]:
         """What the password belongs to."""
         where = (self.kind, self.address, str(self.port), self.user, self.fingerprint)
-        return (f"host {self.name}", "password", *where)
+        how = [f"{key}={self.settings[key]}" for key in LOGIN_SETTINGS if key in self.settings]
+        return (f"host {self.name}", "password", *where, *how)
 
     @classmethod
     def from_row(cls, row: tuple[str, str, str, int, str, str, str, str, str]) -> Self:

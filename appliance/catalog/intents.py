@@ -39,6 +39,7 @@ class IntentKind(StrEnum):
     FILE = "file"
     DATASTORE = "datastore"
     PORT_GROUP = "port-group"
+    REFERENCE_POINT = "reference-point"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

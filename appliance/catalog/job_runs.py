@@ -190,6 +190,26 @@ class JobRuns:
         runs = [_run(row) for row in rows]
         return runs if state is None else [run for run in runs if run.state is state]
 
+    def last_good_end(self, job: str, kind: RunKind) -> datetime | None:
+        """When a run last ended as success or warning."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT ended_at FROM job_runs WHERE job = ? AND kind = ?"
+                " AND outcome IN ('success', 'warning') ORDER BY seq DESC LIMIT 1",
+                (job, kind),
+            ).fetchone()
+        return datetime.fromisoformat(row[0]) if row else None
+
+    def ended_between(self, since: datetime, until: datetime, *, limit: int) -> list[JobRun]:
+        """Return the newest `limit` that ended after `since` and up to `until`, with results."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_FULL} FROM job_runs WHERE ended_at > ? AND ended_at <= ?"
+                " ORDER BY ended_at DESC LIMIT ?",
+                (since.isoformat(), until.isoformat(), limit),
+            ).fetchall()
+        return [_run(row) for row in reversed(rows)]
+
     def list(
         self, *, job: str | None = None, before: int | None = None, limit: int = 100
     ) -> list[JobRun]:
@@ -227,11 +247,21 @@ class JobRuns:
             handled_until=datetime.fromisoformat(handled) if handled else None,
         )
 
+    def outcome_before(self, run: JobRun) -> RunOutcome | None:
+        """How the job's run before ended, of this kind, cancelled ones left out; None: no run."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT outcome FROM job_runs WHERE job = ? AND kind = ? AND seq < ?"
+                " AND outcome IN ('success', 'warning', 'failed') ORDER BY seq DESC LIMIT 1",
+                (run.job, run.kind, run.seq),
+            ).fetchone()
+        return RunOutcome(row[0]) if row else None
+
     def newest_result(self, job: str, kind: RunKind, key: str) -> Any:
         """Return what the newest ended run that has `key` in its result says there, else None."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT json_extract(result, ?) FROM job_runs WHERE job = ? AND kind = ?"
+                "SELECT result -> ? FROM job_runs WHERE job = ? AND kind = ?"
                 " AND ended_at IS NOT NULL AND json_type(result, ?) IS NOT NULL"
                 " ORDER BY seq DESC LIMIT 1",
                 (f"$.{key}", job, kind, f"$.{key}"),

@@ -6,6 +6,8 @@ is never changed; a new one is added at the end. Times are ISO 8601 with zone, U
 
 from __future__ import annotations
 
+from appliance.catalog.point_tables import POINT_TABLES
+
 APPLICATION_ID = 0x484F4C44  # "HOLD", `PRAGMA application_id`: this file is ours
 
 _HOSTS = """
@@ -165,6 +167,56 @@ CREATE TABLE job_runs (
 ) STRICT
 """
 
+_CHANNELS = """
+CREATE TABLE channels (
+  name          TEXT PRIMARY KEY,
+  document      TEXT NOT NULL,
+  sealed_secret BLOB,
+  digest_until  TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_OUTBOX = """
+CREATE TABLE outbox (
+  id         INTEGER PRIMARY KEY AUTOINCREMENT,
+  channel    TEXT NOT NULL REFERENCES channels (name) ON DELETE CASCADE,
+  message    TEXT NOT NULL,
+  queued_at  TEXT NOT NULL,
+  attempts   INTEGER NOT NULL,
+  next_at    TEXT,
+  ended_at   TEXT,
+  state      TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'given-up')),
+  error_code TEXT,
+  error      TEXT,
+  CHECK ((next_at IS NULL) = (state <> 'waiting')),
+  CHECK ((ended_at IS NULL) = (state = 'waiting'))
+) STRICT
+"""
+
+_SETTINGS = """
+CREATE TABLE settings (
+  name  TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_APPROVALS = """
+CREATE TABLE approvals (
+  id           INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind         TEXT NOT NULL,
+  objects      TEXT NOT NULL,
+  reason       TEXT NOT NULL,
+  requested_by TEXT NOT NULL,
+  requested_at TEXT NOT NULL,
+  expires_at   TEXT NOT NULL,
+  state        TEXT NOT NULL
+               CHECK (state IN ('waiting', 'approved', 'done', 'refused', 'expired')),
+  decided_by   TEXT,
+  decided_at   TEXT,
+  CHECK (state NOT IN ('approved', 'done') OR decided_by <> requested_by)
+) STRICT
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -202,4 +254,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE verifications_by_place RENAME TO verifications",
         "CREATE INDEX verifications_by_vm ON verifications (vm, run_id)",
     ),
+    (
+        _CHANNELS,
+        _OUTBOX,
+        "CREATE INDEX outbox_waiting ON outbox (next_at) WHERE state = 'waiting'",
+        "CREATE INDEX outbox_by_channel ON outbox (channel, state, id)",
+        "ALTER TABLE job_runs ADD COLUMN told INTEGER NOT NULL DEFAULT 0 CHECK (told IN (0, 1))",
+        "UPDATE job_runs SET told = 1 WHERE ended_at IS NOT NULL",
+        "CREATE INDEX job_runs_by_end ON job_runs (ended_at)",
+        "CREATE INDEX job_runs_untold ON job_runs (seq) WHERE told = 0",
+    ),
+    POINT_TABLES,
+    (_SETTINGS, _APPROVALS),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
-from appliance.cli import export_nfs
+from appliance.cli import export_iscsi, export_nfs
 from appliance.cli.options import open_repository
 from appliance.cli.output import ExitCode, note, show
 from appliance.cli.overlay_options import (
@@ -49,6 +49,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     nbd.set_defaults(run=run_nbd)
 
     export_nfs.add(verbs, common)
+    export_iscsi.add(verbs, common)
 
     fuse = verbs.add_parser("fuse", parents=[common], help="as files in a folder (read-only)")
     fuse.add_argument("point", metavar="P")

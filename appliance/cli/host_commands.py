@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.secret import Secret
 from appliance.cli.options import home_path, read_secret_file, read_secret_line
 from appliance.cli.output import ExitCode, note, show, table
+from appliance.cli.prompts import interruptible
 
 if TYPE_CHECKING:
     from appliance.catalog.hosts import HostRecord
-    from appliance.sources.vsphere_host import HostLogin
+    from appliance.service.hosts import AnyLogin
 
 DEFAULT_PORT = 443
 
@@ -40,9 +38,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
     adding = verbs.add_parser("add", parents=[common], help="register a hypervisor")
     adding.add_argument("name", metavar="NAME", help="what to call it here")
-    adding.add_argument("--type", required=True, choices=("vsphere",))
+    adding.add_argument("--type", required=True, choices=("vsphere", "hyperv"))
     adding.add_argument(
-        "--address", required=True, metavar="A[:PORT]", help="vCenter Server or ESXi host"
+        "--address",
+        required=True,
+        metavar="A[:PORT]",
+        help="vCenter Server, ESXi host or Hyper-V host",
     )
     adding.add_argument("--user", required=True, metavar="U")
     adding.add_argument(
@@ -55,6 +56,27 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--accept-fingerprint",
         metavar="FP",
         help="SHA-256 or SHA-1 of the server's certificate (default: show it and ask)",
+    )
+    adding.add_argument(
+        "--auth",
+        choices=("ntlm", "kerberos", "credssp", "basic"),
+        default="ntlm",
+        help="how to log in to a Hyper-V host (default: ntlm)",
+    )
+    adding.add_argument(
+        "--scheme",
+        choices=("https", "http"),
+        default="https",
+        help="of a Hyper-V host; over http, messages are sealed by the login (default: https)",
+    )
+    adding.add_argument(
+        "--smb-port", type=int, default=445, metavar="N", help="of a Hyper-V host (default: 445)"
+    )
+    adding.add_argument(
+        "--smb-protection",
+        choices=("signed", "encrypted"),
+        default="signed",
+        help="of disk data that a Hyper-V host sends (default: signed)",
     )
     adding.set_defaults(run=run_add)
 
@@ -75,7 +97,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     removing.set_defaults(run=run_remove)
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Split `A`, `A:PORT`, `[A]:PORT` (IPv6). Raises UsageError."""
     address, port_text = text, ""
     if text.startswith("["):
@@ -85,20 +107,19 @@ def parse_address(text: str) -> tuple[str, int]:
         address, _, port_text = text.partition(":")
     if not address or (port_text and not (port_text.isascii() and port_text.isdigit())):
         raise UsageError(f"not an address or ADDRESS:PORT: {text!r}")
-    return address, int(port_text or DEFAULT_PORT)
+    return address, int(port_text or default_port)
 
 
 def run_add(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.hosts import add_host
-    from appliance.sources.vsphere_host import HostLogin
 
-    address, port = parse_address(args.address)
-    login = HostLogin(name=args.name, address=address, port=port, user=args.user, fingerprint="")
+    login = _hyperv_login(args) if args.type == "hyperv" else _vsphere_login(args)
     with Home(home_path(args)).open_catalog() as catalog:
         catalog.hosts.check_free(login.name)
-        login = replace(login, fingerprint=_fingerprint(args, login))
-        added = add_host(catalog, login, _password(args, login))
+        if args.scheme == "https":
+            login = replace(login, fingerprint=_fingerprint(args, login))
+        added = add_host(catalog, login, read_password(args, login.user))
     about = added.about
     show(
         args,
@@ -109,29 +130,62 @@ def run_add(args: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
-def _fingerprint(args: argparse.Namespace, login: HostLogin) -> str:
+def _vsphere_login(args: argparse.Namespace) -> AnyLogin:
+    from appliance.sources.vsphere_host import HostLogin
+
+    if args.scheme != "https":
+        raise UsageError("vSphere is reached over https only")
+    address, port = parse_address(args.address)
+    return HostLogin(name=args.name, address=address, port=port, user=args.user, fingerprint="")
+
+
+def _hyperv_login(args: argparse.Namespace) -> AnyLogin:
+    from appliance.sources.hyperv_host import HTTP_PORT, HTTPS_PORT, HypervLogin
+
+    is_plain = args.scheme == "http"
+    address, port = parse_address(args.address, HTTP_PORT if is_plain else HTTPS_PORT)
+    return HypervLogin.from_settings(
+        {
+            "login": args.auth,
+            "scheme": args.scheme,
+            "smb_port": str(args.smb_port),
+            "smb_protection": args.smb_protection,
+        },
+        name=args.name,
+        address=address,
+        port=port,
+        user=args.user,
+        fingerprint="",
+    )
+
+
+def _fingerprint(args: argparse.Namespace, login: AnyLogin) -> str:
     """The certificate's fingerprint, accepted by option or by a person."""
-    from appliance.sources.vsphere_host import accepted_fingerprint, shown_fingerprint
+    from appliance.service.hosts import accepted_fingerprint, shown_fingerprint
 
     if args.accept_fingerprint:
-        return accepted_fingerprint(login.name, login.address, login.port, args.accept_fingerprint)
-    found = shown_fingerprint(login.name, login.address, login.port)
-    where = f"{login.address}:{login.port}"
+        return accepted_fingerprint(login, args.accept_fingerprint)
+    return accepted_by_person(shown_fingerprint(login), f"{login.address}:{login.port}")
+
+
+def accepted_by_person(found: str, where: str) -> str:
+    """`found`, if somebody at the terminal says so. Raises FingerprintNotAcceptedError."""
     if sys.stdin.isatty():
         note(f"certificate of {where}, SHA-256:\n  {found}")
-        with _interruptible():
+        with interruptible():
             note("is that what the server itself shows? type yes to accept it:")
             if sys.stdin.readline().strip().lower() == "yes":
                 return found
     raise FingerprintNotAcceptedError(f"the certificate of {where} is {found}")
 
 
-def _password(args: argparse.Namespace, login: HostLogin) -> Secret:
+def read_password(args: argparse.Namespace, user: str) -> Secret:
+    """From a file, the terminal or standard input. Raises UsageError."""
     if args.password_file:
         secret = read_secret_file(args.password_file)
     elif sys.stdin.isatty():
-        with _interruptible():
-            secret = Secret.of_text(getpass.getpass(f"password of {login.user}: "))
+        with interruptible():
+            secret = Secret.of_text(getpass.getpass(f"password of {user}: "))
     else:
         secret = read_secret_line(sys.stdin.buffer, "standard input")
     try:
@@ -139,18 +193,6 @@ def _password(args: argparse.Namespace, login: HostLogin) -> Secret:
     except UnicodeDecodeError:
         raise UsageError("the password is not UTF-8") from None
     return secret
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C at a prompt ends the command at once. Raises CancelledError."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise CancelledError("cancelled") from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -196,6 +238,8 @@ def run_test(args: argparse.Namespace) -> int:
     step = (
         f"give them to the role of {record.user} at the root of the inventory, with propagation; "
         "leave out the purposes that you do not use"
+        if record.kind == "vsphere"
+        else f"make {record.user} a local administrator of a host with the Hyper-V role"
     )
     document = {
         "host": record.name,

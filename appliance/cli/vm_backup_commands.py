@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.jobs.vm_selection import HostFailure
     from appliance.sources.contract import Orphan
 
-_TRANSPORTS = ("hot-add", "vddk", "datastore-https", "nfc-lease")
+_TRANSPORTS = ("hot-add", "vddk", "datastore-https", "nfc-lease", "smb")
 _CONSISTENCIES = ("application", "file-system", "crash")
 
 

@@ -16,8 +16,8 @@ from appliance.cli.output import ExitCode, note, show, table
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.catalog.hosts import HostRecord
+    from appliance.sources.listed_vm import ListedVm
     from appliance.sources.vm_identity import KnownPoint, PointNames
-    from appliance.sources.vsphere_listing import ListedVm
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -64,8 +64,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def _inventory(catalog: Catalog, record: HostRecord) -> list[ListedVm]:
-    from appliance.service.hosts import open_host
-    from appliance.sources.vsphere_listing import list_vms
+    from appliance.service.hosts import list_vms, open_host
 
     with open_host(catalog, record) as host:
         return list_vms(host)
@@ -126,7 +125,7 @@ def _as_json(row: _Row, known: bool) -> dict[str, Any]:
 def _text(rows: Sequence[_Row]) -> str:
     if not rows:
         return ""
-    header = ("HOST", "VM", "POWER", "DISKS", "SIZE", "CBT", "ESXI HOST", "FOLDER", "PROTECTED")
+    header = ("HOST", "VM", "POWER", "DISKS", "SIZE", "CBT", "RUNS ON", "FOLDER", "PROTECTED")
     lines = [
         (
             row.vm.host,

@@ -99,7 +99,7 @@ class FuseExport:
             StaleMountError, MountError, UsageError: nothing was mounted.
         """
         check_folder(self._folder)
-        fuse = _load_fuse()
+        fuse = load_fuse()
         with ExitStack() as stack:
             disks: dict[str, BlockReader] = {}
             for disk in self._point.disks:
@@ -145,7 +145,8 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: {error.strerror}") from error
 
 
-def _load_fuse() -> Any:
+def load_fuse() -> Any:
+    """Import fusepy. Raises MountError: libfuse is not installed."""
     try:
         import fuse
     except OSError as error:  # fusepy found no libfuse

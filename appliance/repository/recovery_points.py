@@ -7,8 +7,11 @@ later frees what only that point needed.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 from appliance.base.errors import UsageError
 from appliance.base.ids import RecoveryPointId, parse_point_id
@@ -19,9 +22,19 @@ from appliance.repository.errors import CorruptError, PointNotFoundError
 from appliance.repository.format import DOCUMENT_LIMIT_BYTES, POINTS, point_name
 from appliance.repository.manifest import Manifest
 
+_CACHE_POINTS_MAX = 50_000  # some kilobytes each
+
+
+class PointListener(Protocol):
+    """Hears of what this process did to the points, on the thread that did it; must not raise."""
+
+    def committed(self, manifest: Manifest) -> None: ...
+
+    def forgotten(self, point_id: RecoveryPointId) -> None: ...
+
 
 class RecoveryPoints:
-    """Thread-safe and process-safe: it keeps nothing but an immutable cache."""
+    """Thread-safe and process-safe: it keeps nothing but a bounded cache of what never changes."""
 
     def __init__(
         self,
@@ -34,7 +47,12 @@ class RecoveryPoints:
         self._store = store
         self._codec = codec
         self._forgetting = forgetting
-        self._cache: dict[str, Manifest] = {}
+        self._cache: OrderedDict[str, Manifest] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self._listeners: list[PointListener] = []
+
+    def add_listener(self, listener: PointListener) -> None:
+        self._listeners.append(listener)
 
     def ids(self) -> list[RecoveryPointId]:
         """Return the ids of all points, oldest first; readable or not."""
@@ -69,8 +87,9 @@ class RecoveryPoints:
 
     def get(self, point_id: str) -> Manifest:
         """Raises PointNotFoundError, CorruptError, UsageError (not a point id)."""
-        if point_id in self._cache:
-            return self._cache[point_id]
+        with self._cache_lock:
+            if point_id in self._cache:
+                return self._cache[point_id]
         name = point_name(parse_point_id(point_id))
         try:
             blob = self._store.get(name, limit_bytes=DOCUMENT_LIMIT_BYTES)
@@ -82,7 +101,10 @@ class RecoveryPoints:
             raise CorruptError(f"{name}: {error}") from error
         if manifest.point_id != point_id:
             raise CorruptError(f"{name}: names itself {manifest.point_id}")
-        self._cache[point_id] = manifest
+        with self._cache_lock:
+            self._cache[point_id] = manifest
+            while len(self._cache) > _CACHE_POINTS_MAX:
+                self._cache.popitem(last=False)
         return manifest
 
     def exists(self, point_id: str) -> bool:
@@ -95,7 +117,8 @@ class RecoveryPoints:
 
     def drop_cache(self) -> None:
         """Read manifests anew, as a check must."""
-        self._cache.clear()
+        with self._cache_lock:
+            self._cache.clear()
 
     def find(self, text: str) -> Manifest:
         """Return the point that a person means: an id, a unique prefix of one, or `latest:VM`."""
@@ -124,6 +147,8 @@ class RecoveryPoints:
         """
         name = point_name(manifest.point_id)
         self._store.put(name, self._codec.encode(name, manifest.model_dump_json().encode()))
+        for listener in self._listeners:
+            listener.committed(manifest)
 
     def forget(self, point_id: RecoveryPointId) -> None:
         """Remove the point; its space comes back with the next garbage collection. Idempotent."""
@@ -131,4 +156,7 @@ class RecoveryPoints:
         with self._forgetting():
             self._store.delete(name)
         self._store.delete(profile_name(point_id))
-        self._cache.pop(point_id, None)
+        with self._cache_lock:
+            self._cache.pop(point_id, None)
+        for listener in self._listeners:
+            listener.forgotten(point_id)

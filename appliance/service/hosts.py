@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.hosts import HostKind, HostRecord
-from appliance.sources.vsphere_host import HostAbout, HostLogin, VsphereHost
+from appliance.sources import hyperv_host, hyperv_listing, vsphere_host, vsphere_listing
+from appliance.sources.host_about import HostAbout
+from appliance.sources.hyperv_host import HypervHost, HypervLogin
+from appliance.sources.listed_vm import ListedVm
+from appliance.sources.vsphere_host import HostLogin, VsphereHost
+
+RegisteredHost = VsphereHost | HypervHost
+AnyLogin = HostLogin | HypervLogin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,35 +27,75 @@ class AddedHost:
     about: HostAbout
 
 
-def add_host(catalog: Catalog, login: HostLogin, password: Secret) -> AddedHost:
+def shown_fingerprint(login: AnyLogin) -> str:
+    """Return the SHA-256 of the certificate that the server shows now; sends no request.
+
+    Raises: as the adapters' functions of this name.
+    """
+    where = (login.name, login.address, login.port)
+    if isinstance(login, HypervLogin):
+        return hyperv_host.shown_fingerprint(*where)
+    return vsphere_host.shown_fingerprint(*where)
+
+
+def accepted_fingerprint(login: AnyLogin, accepted: str) -> str:
+    """Return the SHA-256 of the server's certificate if it is the accepted one.
+
+    Raises: as the adapters' functions of this name.
+    """
+    where = (login.name, login.address, login.port)
+    if isinstance(login, HypervLogin):
+        return hyperv_host.accepted_fingerprint(*where, accepted)
+    return vsphere_host.accepted_fingerprint(*where, accepted)
+
+
+def add_host(catalog: Catalog, login: AnyLogin, password: Secret) -> AddedHost:
     """Log in, then store; what cannot log in is not stored.
 
-    Raises: UsageError, HostExistsError, and as `VsphereHost.connect`.
+    Raises: UsageError, HostExistsError, and as `VsphereHost.connect`, `HypervHost.connect`.
     """
     catalog.hosts.check_free(login.name)  # before the password travels
+    is_hyperv = isinstance(login, HypervLogin)
     record = HostRecord(
         name=login.name,
-        kind=HostKind.VSPHERE,
+        kind=HostKind.HYPERV if is_hyperv else HostKind.VSPHERE,
         address=login.address,
         port=login.port,
         user=login.user,
         fingerprint=login.fingerprint,
         server_id="not known yet",
         added_at=catalog.clock.now(),
+        settings=login.settings if isinstance(login, HypervLogin) else {},
     )
-    with VsphereHost.connect(login, lambda: password) as host:
+    with _connect(login, password) as host:
         about = host.about
     record = replace(record, server_id=about.server_id)
     catalog.hosts.add(record, password)
     return AddedHost(record=record, about=about)
 
 
-def open_host(catalog: Catalog, record: HostRecord) -> VsphereHost:
+def _connect(login: AnyLogin, password: Secret) -> RegisteredHost:
+    if isinstance(login, HypervLogin):
+        return HypervHost.connect(login, lambda: password)
+    return VsphereHost.connect(login, lambda: password)
+
+
+def open_host(catalog: Catalog, record: HostRecord) -> RegisteredHost:
     """Log in to a registered host; close it when done.
 
     The password is opened at each login and not kept. Raises: SecretsKeyLostError,
-    SecretDamagedError, and as `VsphereHost.connect`.
+    SecretDamagedError, and as `VsphereHost.connect`, `HypervHost.connect`.
     """
+    if record.kind is HostKind.HYPERV:
+        hyperv_login = HypervLogin.from_settings(
+            record.settings,
+            name=record.name,
+            address=record.address,
+            port=record.port,
+            user=record.user,
+            fingerprint=record.fingerprint,
+        )
+        return HypervHost.connect(hyperv_login, lambda: catalog.hosts.password(record))
     login = HostLogin(
         name=record.name,
         address=record.address,
@@ -56,3 +104,19 @@ def open_host(catalog: Catalog, record: HostRecord) -> VsphereHost:
         fingerprint=record.fingerprint,
     )
     return VsphereHost.connect(login, lambda: catalog.hosts.password(record))
+
+
+def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
+    """As `open_host`, for what only vSphere can do yet. Raises UsageError: it is another kind."""
+    if record.kind is not HostKind.VSPHERE:
+        raise UsageError(f"host {record.name!r} is not vSphere; VMs are not restored to it yet")
+    opened = open_host(catalog, record)
+    assert isinstance(opened, VsphereHost)
+    return opened
+
+
+def list_vms(host: RegisteredHost) -> list[ListedVm]:
+    """Return all VMs and templates, by name. Raises: as `open_host`."""
+    if isinstance(host, HypervHost):
+        return hyperv_listing.list_vms(host)
+    return vsphere_listing.list_vms(host)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from appliance.base.errors import ApplianceError
 from appliance.catalog.catalog import Catalog
-from appliance.service.hosts import open_host
-from appliance.sources.vsphere_listing import ListedVm, list_vms
+from appliance.service.hosts import list_vms, open_host
+from appliance.sources.listed_vm import ListedVm
 
 KEPT_S = 60.0
 
@@ -30,6 +30,10 @@ class InventoryCache:
         self._kept_s = kept_s
         self._lock = threading.Lock()
         self._found: dict[str, tuple[float, tuple[ListedVm, ...]]] = {}
+
+    def known(self) -> list[ListedVm]:
+        """What was found last, however old; nobody is asked, and nobody waited for."""
+        return [vm for _, vms in tuple(self._found.values()) for vm in vms]
 
     def get(self, *, fresh: bool = False) -> Inventory:
         """The VMs of all hosts, at most `kept_s` old; a host that fails stops no other."""

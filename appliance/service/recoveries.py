@@ -18,7 +18,7 @@ from appliance.exports.datastore.session import SessionStore
 from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
-from appliance.service.hosts import open_host
+from appliance.service.hosts import open_vsphere
 from appliance.service.recovery_server import sessions_folder
 from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
@@ -94,13 +94,13 @@ def clear_lost(catalog: Catalog, target: RecoveryTarget, lost: LostSession) -> t
 def open_recovery_target(catalog: Catalog, host: str | None) -> Iterator[WitnessedTarget]:
     """Log in to one registered host; without a name, to the only one there is.
 
-    Raises: HostNotFoundError, UsageError, and as `open_host`.
+    Raises: HostNotFoundError, UsageError, and as `open_vsphere`.
     """
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if len(records) != 1:
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say on which host, with --host (registered: {names})")
-    with open_host(catalog, records[0]) as opened:
+    with open_vsphere(catalog, records[0]) as opened:
         yield VsphereRecovery(opened, catalog.appliance_id)
 
 

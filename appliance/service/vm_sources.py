@@ -16,12 +16,15 @@ from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.run_context import CancelToken
 from appliance.catalog.catalog import Catalog
+from appliance.catalog.hosts import HostRecord
 from appliance.catalog.intents import IntentId, IntentKind
 from appliance.catalog.run_locks import CleaningBusyError
 from appliance.jobs.runners.site import OpenedSources
 from appliance.jobs.vm_selection import HostFailure
-from appliance.service.hosts import open_host
+from appliance.service.hosts import open_host, open_vsphere
 from appliance.sources.contract import Orphan, VmSource
+from appliance.sources.hyperv import HypervSource
+from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
 from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
@@ -72,6 +75,8 @@ class HostIntents:
                 run_id=intent.run_id,
                 target=intent.target_moref,
                 detail=intent.detail,
+                name=intent.name,
+                made=intent.made_moref,
             )
             for intent in self._journal.abandoned(host=self._host)
         ]
@@ -96,21 +101,24 @@ def open_sources(
         failures: list[HostFailure] = []
         for record in records:
             try:
-                vsphere = open_host(catalog, record)
+                source = _open_source(catalog, record, tools)
             except ApplianceError as error:
                 if len(records) == 1:
                     raise
                 failures.append(HostFailure(host=record.name, error=error))
                 continue
-            source = VsphereSource(
-                vsphere,
-                VsphereTransports(tools, partial(catalog.hosts.password, record)),
-                HostIntents(catalog, record.name),
-                catalog.appliance_id,
-            )
             opened.callback(source.close)
             sources.append(source)
         yield OpenedSources(sources=tuple(sources), failures=tuple(failures))
+
+
+def _open_source(catalog: Catalog, record: HostRecord, tools: SourceTools) -> VmSource:
+    host = open_host(catalog, record)
+    intents = HostIntents(catalog, record.name)
+    if isinstance(host, HypervHost):
+        return HypervSource(host, intents, catalog.appliance_id, catalog.clock)
+    transports = VsphereTransports(tools, partial(catalog.hosts.password, record))
+    return VsphereSource(host, transports, intents, catalog.appliance_id)
 
 
 @contextmanager
@@ -125,7 +133,7 @@ def open_target(
     if len(records) != 1:
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say to which host, with --host (registered: {names})")
-    vsphere = open_host(catalog, records[0])
+    vsphere = open_vsphere(catalog, records[0])
     shared = VsphereTransports(tools or SourceTools(), partial(catalog.hosts.password, records[0]))
     intents = HostIntents(catalog, records[0].name)
     source = VsphereSource(vsphere, shared, intents, catalog.appliance_id)

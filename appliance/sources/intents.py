@@ -19,6 +19,7 @@ class Made(StrEnum):
     SNAPSHOT = "snapshot"
     HOT_ADDED_DISK = "hot-added-disk"
     VM = "vm"
+    REFERENCE_POINT = "reference-point"  # stays while the next backup needs it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class OpenIntent:
     run_id: RunId
     target: str  # the object that it is made on
     detail: str
+    name: str = ""
+    made: str | None = None  # what it is called there; None: not known to have come to be
 
 
 class Intents(Protocol):

@@ -18,7 +18,9 @@ from pyVmomi import vim
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
 from appliance.blocks.extents import Extent, ExtentKind, MappedExtent
+from appliance.sources.changes import OTHER_VM, Changes, is_mistrusted
 from appliance.sources.contract import DiskNotCoverableError
+from appliance.sources.disk_numbers import PlacedDisk, disk_numbers
 from appliance.sources.frozen import Access, DiskIdentity, KnownDisk, KnownState, TransferReport
 from appliance.sources.reopening_reader import OpenTransport
 from appliance.sources.vsphere_reasons import reason, vsphere_calls
@@ -44,12 +46,6 @@ MOVED = Reason(
     "none: the next backup reads changed blocks again",
     warning=False,
 )
-OTHER_VM = Reason(
-    "full.other-vm",
-    "the parent point is of another VM of this name",
-    "none: the next backup reads changed blocks again",
-    warning=False,
-)
 
 
 def identity_of_disk(disk: DiskInfo) -> DiskIdentity:
@@ -59,45 +55,15 @@ def identity_of_disk(disk: DiskInfo) -> DiskIdentity:
 
 
 def numbers(disks: Sequence[DiskInfo], known: KnownState | None) -> Mapping[int, int]:
-    """Return device key -> disk number: as in `known`, else the lowest that it does not use."""
-    earlier = known.disks if known else ()
-    result: dict[int, int] = {}
-    for same in (_same_disk, _same_uuid, _same_place):
-        for disk in disks:
-            for old in earlier:
-                fits = disk.key not in result and old.number not in result.values()
-                if fits and old.identity is not None and same(disk, old.identity):
-                    result[disk.key] = old.number
-    taken = {old.number for old in earlier} | set(result.values())
-    free = (number for number in range(256) if number not in taken)
-    for disk in sorted(disks, key=_order):
-        if disk.key not in result:
-            result[disk.key] = next(free)
-    return result
-
-
-def _same_disk(disk: DiskInfo, old: DiskIdentity) -> bool:
-    return _same_uuid(disk, old) and _same_place(disk, old)
-
-
-def _same_uuid(disk: DiskInfo, old: DiskIdentity) -> bool:
-    return disk.backing_uuid != "" and disk.backing_uuid == old.uuid
-
-
-def _same_place(disk: DiskInfo, old: DiskIdentity) -> bool:
-    return disk.address == old.place
+    """Return device key -> disk number (`disk_numbers`)."""
+    ordered = sorted(disks, key=_order)
+    places = [PlacedDisk(uuid=disk.backing_uuid, place=disk.address) for disk in ordered]
+    found = disk_numbers(places, known)
+    return {disk.key: number for disk, number in zip(ordered, found, strict=True)}
 
 
 def _order(disk: DiskInfo) -> tuple[str, int, int, int]:
     return disk.controller_family, disk.bus_number, disk.unit_number, disk.key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What changed since an earlier state; None: everything may have, and why."""
-
-    extents: tuple[Extent, ...] | None
-    reasons: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +109,6 @@ def _doubt(disk: DiskInfo, old: KnownDisk) -> Reason | None:
     if is_mistrusted(old):
         return MISTRUSTED
     return MOVED if disk.address != old.identity.place else None
-
-
-def is_mistrusted(old: KnownDisk) -> bool:
-    """Whether its change list failed an audit, and nobody has reset the tracking since."""
-    return old.change_id is None and old.identity is not None and bool(old.identity.change_id)
 
 
 class DiskOpener:

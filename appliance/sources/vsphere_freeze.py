@@ -26,6 +26,7 @@ from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.blocks.extents import Extent
 from appliance.sources.allocated_reader import AllocatedReader
+from appliance.sources.changes import is_mistrusted
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
@@ -41,7 +42,6 @@ from appliance.sources.vsphere_disks import (
     FrozenAt,
     changes_since,
     identity_of_disk,
-    is_mistrusted,
     numbers,
     snapshot_disks,
 )

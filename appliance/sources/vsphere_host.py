@@ -17,6 +17,7 @@ from typing import Self
 
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
+from appliance.sources.host_about import HostAbout, LackingPurpose
 from appliance.sources.vsphere_errors import as_appliance_errors
 from vmware import https
 from vmware.errors import ProtocolError
@@ -36,24 +37,6 @@ class HostLogin:
     port: int
     user: str
     fingerprint: str  # SHA-256 of the certificate, "AA:BB:…"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostAbout:
-    product: str  # "VMware vCenter Server"
-    version: str
-    build: str
-    is_vcenter: bool
-    server_id: str  # who the server is, wherever it is reached
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LackingPurpose:
-    """Privileges that the account lacks, all for one purpose."""
-
-    purpose: str  # as `vmware.privileges` calls it
-    needed_to_back_up: bool
-    privileges: tuple[str, ...]
 
 
 class VsphereHost:

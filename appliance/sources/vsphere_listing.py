@@ -8,10 +8,8 @@ Thread model: values; `list_vms` blocks and may be called from any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
 from appliance.base.reasons import Reason
+from appliance.sources.listed_vm import ChangeTracking, ListedDisk, ListedVm
 from appliance.sources.vm_identity import VmIdentity
 from appliance.sources.vsphere_errors import as_appliance_errors
 from appliance.sources.vsphere_host import VsphereHost
@@ -24,41 +22,6 @@ _POWER = {
     Power.SUSPENDED: "suspended",
     Power.UNKNOWN: "unknown",
 }
-
-
-class ChangeTracking(StrEnum):
-    """Changed block tracking of a VM."""
-
-    ENABLED = "enabled"
-    DISABLED = "disabled"
-    UNSUPPORTED = "unsupported"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedDisk:
-    key: int
-    label: str
-    size_bytes: int
-    file_name: str  # "[datastore] folder/file.vmdk"
-    obstacle: Reason | None  # why it is left out of backups
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedVm:
-    host: str  # the registered host
-    moref: str
-    name: str
-    identity: VmIdentity
-    power: str  # on, off, suspended, unknown
-    folder: str
-    runs_on: str  # the ESXi host
-    change_tracking: ChangeTracking
-    disks: tuple[ListedDisk, ...]
-    obstacles: tuple[Reason, ...]  # why it cannot be backed up now; empty: it can
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(disk.size_bytes for disk in self.disks)
 
 
 def list_vms(host: VsphereHost) -> list[ListedVm]:

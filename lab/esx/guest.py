@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lab.esx.errors import HostError
-from lab.esx.machine import Machine
+from lab.esx.running_machine import RunningMachine
 from lab.esx.vm_state import GuestInfo, Heartbeat
 
 GUEST_ADDRESS = "10.0.2.15"  # what QEMU's user network gives the first adapter
@@ -45,14 +45,14 @@ class Guest:
         self._info = GuestInfo()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._machine: Machine | None = None
+        self._machine: RunningMachine | None = None
         self._watch = threading.Thread(target=self._beat, name="lab-heartbeat", daemon=True)
 
     @property
     def info(self) -> GuestInfo:
         return self._info
 
-    def start(self, machine: Machine) -> None:
+    def start(self, machine: RunningMachine) -> None:
         self._machine = machine
         self._watch.start()
 
@@ -100,7 +100,7 @@ class Guest:
             self._watch.join()
 
     def _has_network(self) -> bool:
-        return self._machine is not None and bool(self._machine.config.nics)
+        return self._machine is not None and self._machine.has_network
 
     def _set(self, info: GuestInfo) -> None:
         with self._lock:
@@ -124,10 +124,17 @@ class Guest:
             ports = self._machine.forwarded_ports()
             if not ports:
                 return bool(self._machine.qmp.execute("query-status")["running"])
-            port = next(iter(ports.values()))
-            with socket.create_connection(("127.0.0.1", port), _PROBE_TIMEOUT_S) as connection:
-                connection.settimeout(_PROBE_TIMEOUT_S)
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                return bool(connection.recv(1))
-        except (OSError, HostError):
+            return any(_takes_requests(port) for port in ports.values())
+        except HostError:
             return False
+
+
+def _takes_requests(port: int) -> bool:
+    """Whether a service of the guest behind this port says anything; not every guest has all."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), _PROBE_TIMEOUT_S) as connection:
+            connection.settimeout(_PROBE_TIMEOUT_S)
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return bool(connection.recv(1))
+    except OSError:
+        return False

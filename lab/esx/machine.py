@@ -13,25 +13,20 @@ with its keeper. Thread model: any thread; callbacks come on QEMU's own threads 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab.esx.console import Console
 from lab.esx.datastore import Datastores
 from lab.esx.disk_chain import DiskChain
 from lab.esx.errors import HostError
 from lab.esx.hardware import Controller, ControllerKind, Disk, Nic, VmConfig
 from lab.esx.open_disk import OpenDisk, throttle_group
-from lab.esx.qemu_process import QemuProcess
-from lab.esx.qmp import QmpError
+from lab.esx.running_machine import RunningMachine, machine_arguments
 
 FORWARD_SETTING = "lab.forward"
 _GUEST_PORTS = "80,7777,8080"
 _PORTS_MAX = 8
-_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)")
 _ADAPTERS = {
     ControllerKind.PVSCSI: "pvscsi",
     ControllerKind.LSI_SAS: "mptsas1068",
@@ -49,7 +44,7 @@ class MachineConfigError(HostError):
     fault = "GenericVmConfigFault"
 
 
-class Machine:
+class Machine(RunningMachine):
     """Starts stopped; `run` lets the guest go."""
 
     def __init__(
@@ -70,79 +65,10 @@ class Machine:
             key: OpenDisk(datastores, chain, f"d{key}", stunned=self.stunned)
             for key, chain in disks.items()
         }
-        self.console = Console(folder / "serial.log", on_line)
         self.socket_path = folder / "map.sock"
+        self.has_network = bool(config.nics)
         self._datastores = datastores
-        try:
-            self._process = QemuProcess(
-                self._command, on_serial=self.console.feed, on_event=on_event, on_end=on_end
-            )
-        except HostError:
-            self.console.close()
-            raise
-        self.qmp = self._process.qmp
-
-    @property
-    def running(self) -> bool:
-        return self._process.running
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def end_text(self) -> str:
-        return self._process.end_text
-
-    def run(self) -> None:
-        self.qmp.execute("cont")
-
-    def stop(self) -> None:
-        """Freeze the processors; what the guest had written is with QEMU."""
-        self.qmp.execute("stop")
-
-    @contextmanager
-    def stunned(self) -> Iterator[None]:
-        """The guest stands still for the block: nothing is being written."""
-        self.stop()
-        try:
-            yield
-        finally:
-            with suppress(QmpError):  # it shut itself down just before
-                self.run()
-
-    def send_line(self, text: str) -> None:
-        self._process.send_serial(text.encode() + b"\n")
-
-    def press_power_button(self) -> None:
-        self.qmp.execute("system_powerdown")
-
-    def reset(self) -> None:
-        self.qmp.execute("system_reset")
-
-    def screenshot(self, path: Path) -> None:
-        """Write what the screen shows as PNG."""
-        self.qmp.execute("screendump", filename=str(path), format="png")
-
-    def forwarded_ports(self) -> dict[int, int]:
-        """Ports of 127.0.0.1 by the guest's port they lead to."""
-        text = self.qmp.execute("human-monitor-command", command_line="info usernet")
-        return {int(guest): int(host) for host, guest in _FORWARD.findall(str(text))}
-
-    def end(self) -> None:
-        """Let QEMU flush its disks and end; kill it when it does not."""
-        if self.running:
-            try:
-                self.qmp.execute("quit")
-                self._process.wait(10.0)
-            except HostError:
-                pass  # killed below
-        self.close()
-
-    def close(self) -> None:
-        """Kill what still runs. Idempotent."""
-        self._process.close()
-        self.console.close()
+        super().__init__(self._command, folder, on_line=on_line, on_event=on_event, on_end=on_end)
 
     def add_disk(self, disk: Disk, controller: Controller, chain: DiskChain) -> None:
         """Plug a disk into the running guest."""
@@ -169,13 +95,8 @@ class Machine:
     def _command(self, qmp_fd: int, serial_fd: int) -> list[str]:
         config = self.config
         return [
-            *("qemu-system-x86_64", "-S", "-no-shutdown", "-nodefaults", "-no-user-config"),
-            *("-display", "none", "-name", "holdfast-lab", "-machine", "pc", "-accel", "tcg"),
-            *("-cpu", "max,la57=off", "-m", str(config.memory_mib), "-smp", str(config.cpus)),
+            *machine_arguments(qmp_fd, serial_fd, memory_mib=config.memory_mib, cpus=config.cpus),
             *("-uuid", config.uuid, "-boot", "menu=off,strict=on", "-device", "VGA"),
-            *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
-            *("-chardev", f"socket,id=serial0,fd={serial_fd}", "-serial", "chardev:serial0"),
-            *("-chardev", f"socket,id=qmp0,fd={qmp_fd}", "-mon", "chardev=qmp0,mode=control"),
             *("-object", json.dumps(throttle_group())),
             *self._disk_arguments(),
             *_nic_arguments(config),

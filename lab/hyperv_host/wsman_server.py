@@ -84,7 +84,7 @@ class WsmanServer:
             return HttpReply(status=405, headers=[("Allow", "POST")])
         body = request.body.read_all(_BODY_BYTES_MAX)
         if body is None:
-            return HttpReply(status=413, close=True)
+            return HttpReply(status=413)
         logon = self._logons.get(request.connection)
         if logon is None:
             logon = self._logons[request.connection] = Logon(self._accounts, secure=secure)

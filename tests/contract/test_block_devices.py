@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from appliance.base.units import KIB
+from appliance.blocks.composed_device import ComposedDevice, Piece
 from appliance.blocks.extents import Extent
 from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
 from appliance.blocks.read_ahead import ReadAheadReader
 from appliance.blocks.write_through import WriteThroughDevice
+from appliance.blocks.zero_reader import ZeroReader
 from tests.contract.block_device import BlockDeviceSuite
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.memory_device import MemoryDevice
@@ -68,6 +70,43 @@ class TestReadAheadReader(BlockReaderSuite):
     @pytest.fixture
     def make(self) -> MakeReader:
         return lambda content: ReadAheadReader(MemoryDevice(content))
+
+
+class TestComposedDevice(BlockDeviceSuite):
+    """Of three ranges of two devices, neither in their order nor from their first byte."""
+
+    @pytest.fixture
+    def make(self) -> MakeReader:
+        def composed(content: bytes) -> ComposedDevice:
+            first, second = 300 * KIB + 512, 700 * KIB
+            one = MemoryDevice(b"x" * 100 + content[second:] + content[:first])
+            two = MemoryDevice(content[first:second])
+            tail = len(content) - second
+            return ComposedDevice(
+                [
+                    Piece(offset=0, length=first, device=one, device_offset=100 + tail),
+                    Piece(offset=first, length=second - first, device=two, device_offset=0),
+                    Piece(offset=second, length=tail, device=one, device_offset=100),
+                ]
+            )
+
+        return composed
+
+
+class TestOverlayOfNothing(BlockDeviceSuite):
+    """An overlay that holds everything itself."""
+
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeReader:
+        def written(content: bytes) -> Overlay:
+            overlay = Overlay.create(tmp_path / "session", ZeroReader(len(content)), {}, SMALL)
+            for start in range(0, len(content), 4 * KIB):
+                block = content[start : start + 4 * KIB]
+                if any(block):
+                    overlay.write_at(start, block)
+            return overlay
+
+        return written
 
 
 class TestOverlayUntouched(BlockDeviceSuite):

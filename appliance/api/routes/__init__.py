@@ -5,16 +5,21 @@ from __future__ import annotations
 from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
+    approvals,
     audit,
+    events,
     hosts,
     job_file,
     jobs,
     login,
+    notifications,
+    operations,
     points,
     policies,
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -28,6 +33,11 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
+    operations,
+    events,
+    notifications,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

@@ -18,10 +18,11 @@ from appliance.api.ui.pages import (
     overview,
     recoveries,
     runs,
+    telling,
 )
 from appliance.base.errors import ApplianceError
 
-_MODULES = (overview, inventory, jobs, runs, recoveries, administration)
+_MODULES = (overview, inventory, jobs, runs, recoveries, telling, administration)
 PAGES: tuple[Page, ...] = tuple(page for module in _MODULES for page in module.PAGES)
 
 

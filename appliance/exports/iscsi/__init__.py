@@ -1,0 +1,1 @@
+"""Disks served over iSCSI by tgt, whose backing files are devices of ours behind FUSE."""

@@ -1,0 +1,259 @@
+"""Devices as files of one folder, for programs that know nothing but files: tgt, mkntfs.
+
+    program -> kernel -> libfuse2 -> fusepy -> `_Files` -> a `BlockDevice` per file
+
+Invariant: nothing is kept in the kernel (direct_io), so a file and its device agree at any time.
+
+Life: the mount ends with `close`, with `fusermount -u`, or with the process (auto_unmount). While
+somebody else holds `connection_fds` the kernel does not answer in the place of a dead server, it
+waits: see `tgt_process`.
+
+Thread model: libfuse runs its threads, several requests at once; `add` and `remove` any thread.
+Touching a file of the folder from Python needs the GIL on both sides, so do that in a child only.
+libfuse takes over SIGHUP while it runs, where nobody else handles it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from appliance.base.errors import ApplianceError, StorageFullError
+from appliance.base.units import KIB
+from appliance.blocks.device import BlockDevice
+from appliance.exports.fuse import MountError, check_folder, load_fuse
+
+_MOUNT_WITHIN_S = 20.0
+_POLL_S = 0.005
+_TRANSFER_BYTES = 128 * KIB  # libfuse2 does not ask for more at once
+log = logging.getLogger(__name__)
+
+
+class DeviceFiles:
+    """A context manager; `folder` is made if missing and must be empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = _Files()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self.connection_fds: tuple[int, ...] = ()
+
+    def __enter__(self) -> DeviceFiles:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Return once the folder is mounted; what a killed process left there is unmounted.
+
+        Raises: MountError, UsageError.
+        """
+        unmount(self.folder)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(self.folder)
+        before = _fuse_fds()
+        fuse = load_fuse()
+        self._thread = threading.Thread(target=self._serve, args=(fuse,), name="device-files")
+        self._thread.start()
+        if not self._files.started.wait(_MOUNT_WITHIN_S) or not self._thread.is_alive():
+            self.close()
+            raise MountError(f"{self.folder}: cannot be mounted on") from self._failure
+        self.connection_fds = tuple(sorted(_fuse_fds() - before))
+
+    def close(self) -> None:
+        """Unmount; nobody may have a file open, or they get errors. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        while thread.is_alive():
+            unmount(self.folder)
+            thread.join(_POLL_S * 20)
+        self.connection_fds = ()
+        self.folder.rmdir()
+
+    def add(self, name: str, device: BlockDevice, *, read_only: bool = False) -> Path:
+        """Show a device, which stays the caller's, and return the path of its file."""
+        self._files.devices[name] = _Shown(device, read_only)
+        return self.folder / name
+
+    def remove(self, name: str) -> None:
+        """No request touches the device after the return. Idempotent."""
+        shown = self._files.devices.pop(name, None)
+        if shown is not None:
+            shown.end()
+
+    def _serve(self, fuse: Any) -> None:
+        try:
+            fuse.FUSE(
+                self._files,
+                str(self.folder),
+                foreground=True,
+                nothreads=False,
+                big_writes=True,
+                direct_io=True,
+                auto_unmount=True,
+                default_permissions=True,
+                max_read=_TRANSFER_BYTES,
+                attr_timeout=0,
+                entry_timeout=0,
+                fsname="holdfast-devices",
+                subtype="holdfast",
+            )
+        except RuntimeError as error:  # libfuse's exit code; it has said why on stderr
+            self._failure = error
+        finally:
+            self._files.started.set()
+
+
+def unmount(folder: Path) -> None:
+    """Take whatever is mounted there away, also what a killed process left. Idempotent."""
+    subprocess.run(
+        ["fusermount", "-u", "-q", "-z", str(folder)],
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _fuse_fds() -> set[int]:
+    """Descriptors of this process that lead to the kernel's side of a mount."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if str(entry.readlink()) == "/dev/fuse":
+                found.add(int(entry.name))
+        except OSError:
+            continue  # closed meanwhile
+    return found
+
+
+class _Shown:
+    """A device, and who is inside it."""
+
+    def __init__(self, device: BlockDevice, read_only: bool) -> None:
+        self.device = device
+        self.read_only = read_only
+        self._idle = threading.Condition()
+        self._inside = 0
+        self._ended = False
+
+    def __enter__(self) -> BlockDevice:
+        with self._idle:
+            if self._ended:
+                raise OSError(errno.ENOENT, "withdrawn")
+            self._inside += 1
+        return self.device
+
+    def __exit__(self, *_: object) -> None:
+        with self._idle:
+            self._inside -= 1
+            self._idle.notify_all()
+
+    def end(self) -> None:
+        with self._idle:
+            self._ended = True
+            self._idle.wait_for(lambda: not self._inside)
+
+
+class _Files:
+    """The operations, as fusepy calls them: by name, with the path first."""
+
+    use_ns = True
+
+    def __init__(self) -> None:
+        self.devices: dict[str, _Shown] = {}
+        self.started = threading.Event()
+
+    def __call__(self, operation: str, *arguments: Any) -> Any:
+        """Raises nothing but OSError with an errno, which fusepy hands to the kernel."""
+        try:
+            method = getattr(self, operation, None)
+            if method is None:
+                raise OSError(errno.ENOSYS, operation)
+            return method(*arguments)
+        except OSError as error:
+            raise OSError(error.errno or errno.EIO, operation) from error
+        except StorageFullError as error:
+            raise OSError(errno.ENOSPC, operation) from error
+        except ApplianceError as error:
+            log.error("%s %s: [%s] %s", operation, arguments[0], error.code, error)
+            raise OSError(errno.EIO, operation) from error
+        except Exception as error:
+            log.exception("%s %s", operation, arguments[0])
+            raise OSError(errno.EIO, operation) from error
+
+    def init(self, path: str) -> None:
+        self.started.set()
+
+    def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
+        if path == "/":
+            return _attributes(stat.S_IFDIR | 0o700, 0)
+        shown = self._shown(path)
+        mode = stat.S_IFREG | (0o400 if shown.read_only else 0o600)
+        return _attributes(mode, shown.device.size_bytes)
+
+    def readdir(self, path: str, handle: int) -> list[str]:
+        return [".", "..", *self.devices]
+
+    def open(self, path: str, flags: int) -> int:
+        if self._shown(path).read_only and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, path)
+        return 0
+
+    def read(self, path: str, length: int, offset: int, handle: int) -> bytes:
+        with self._shown(path) as device:
+            length = min(length, device.size_bytes - offset)
+            if length <= 0:
+                return b""
+            at_once = device.try_read_at(offset, length)
+            return bytes(at_once) if at_once is not None else device.read_at(offset, length)
+
+    def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
+        with self._shown(path) as device:
+            if offset + len(data) > device.size_bytes:
+                raise OSError(errno.EFBIG, path)
+            device.write_at(offset, data)
+        return len(data)
+
+    def fsync(self, path: str, only_data: int, handle: int) -> int:
+        with self._shown(path) as device:
+            device.flush()
+        return 0
+
+    def truncate(self, path: str, length: int, handle: int | None = None) -> int:
+        if length != self._shown(path).device.size_bytes:
+            raise OSError(errno.EPERM, path)
+        return 0
+
+    def flush(self, path: str, handle: int) -> int:
+        return 0
+
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        return 0
+
+    def _shown(self, path: str) -> _Shown:
+        shown = self.devices.get(path.removeprefix("/"))
+        if shown is None:
+            raise OSError(errno.ENOENT, path)
+        return shown
+
+
+def _attributes(mode: int, size_bytes: int) -> dict[str, int]:
+    return {
+        "st_mode": mode,
+        "st_nlink": 1,
+        "st_size": size_bytes,
+        "st_blocks": -(-size_bytes // 512),
+        "st_blksize": _TRANSFER_BYTES,
+        "st_uid": os.getuid(),
+        "st_gid": os.getgid(),
+    }

@@ -1,0 +1,133 @@
+"""Hyper-V as a source: a logged-in host behind the contract of the jobs.
+
+Data path: inventory -> `SourceVm`s; `freeze` -> `hyperv_freeze`; what dead runs left ->
+`hyperv_orphans`.
+
+Thread model: any thread; the session serves them all.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from appliance.base.backoff import Backoff
+from appliance.base.clock import Clock
+from appliance.base.errors import UsageError
+from appliance.base.ids import RunId
+from appliance.base.reasons import Reason
+from appliance.base.run_context import RunContext
+from appliance.sources.contract import FreezeRequest, Orphan, SourceVm
+from appliance.sources.frozen import FrozenVm
+from appliance.sources.hyperv_errors import hyperv_calls
+from appliance.sources.hyperv_freeze import FreezeTools, frozen_vm
+from appliance.sources.hyperv_host import HypervHost
+from appliance.sources.hyperv_listing import vm_identity, vm_obstacles
+from appliance.sources.hyperv_orphans import remove_orphans
+from appliance.sources.hyperv_smb_reader import TRANSPORT
+from appliance.sources.intents import Intents
+from hyperv.errors import FileError
+from hyperv.inventory import list_vms
+from hyperv.patience import Patience
+from hyperv.script_types import Vm
+from hyperv.windows_path import drive_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervTools:
+    """How a Hyper-V source goes about it, the same for all hosts."""
+
+    reopening: Backoff = field(default_factory=Backoff)  # of an SMB connection that broke
+    wait: Callable[[float], None] = time.sleep
+
+
+class HypervSource:
+    """A `VmSource`. It takes the host over and closes it."""
+
+    def __init__(
+        self,
+        host: HypervHost,
+        intents: Intents,
+        appliance_id: str,
+        clock: Clock,
+        tools: HypervTools | None = None,
+    ) -> None:
+        tools = tools or HypervTools()
+        self._host = host
+        self._freezing = FreezeTools(
+            host=host,
+            appliance_id=appliance_id,
+            intents=intents,
+            clock=clock,
+            reopening=tools.reopening,
+            wait=tools.wait,
+        )
+        self._lock = threading.Lock()
+        self._leftovers: dict[RunId, list[Reason]] = {}
+
+    @property
+    def name(self) -> str:
+        return self._host.name
+
+    def list_vms(self) -> list[SourceVm]:
+        with hyperv_calls(self.name):
+            found = list_vms(self._host.session)
+        return [self._source_vm(vm) for vm in found]
+
+    def keys_with_tag(self, tag: str) -> frozenset[str]:
+        """None: Hyper-V has no tags."""
+        return frozenset()
+
+    @contextmanager
+    def freeze(
+        self, vm: SourceVm, request: FreezeRequest, context: RunContext
+    ) -> Iterator[FrozenVm]:
+        if request.transports and TRANSPORT not in request.transports:
+            raise UsageError(f"disks of a Hyper-V host are read by {TRANSPORT} only")
+        leftovers: list[Reason] = []
+        with self._lock:
+            self._leftovers[request.run_id] = leftovers
+        with frozen_vm(self._freezing, vm, request, context, leftovers) as frozen:
+            yield frozen
+
+    def leftovers(self, run_id: RunId) -> tuple[Reason, ...]:
+        with self._lock:
+            return tuple(self._leftovers.pop(run_id, ()))
+
+    def remove_orphans(self, alive: Callable[[], Collection[str]]) -> list[Orphan]:
+        tools = self._freezing
+        with hyperv_calls(self.name):
+            return remove_orphans(
+                self._host.session,
+                tools.appliance_id,
+                tools.intents,
+                alive,
+                Patience(wait=tools.wait),
+                has_reference_points=self._host.facts.reference_points,
+            )
+
+    def close(self) -> None:
+        self._host.close()
+
+    def _source_vm(self, vm: Vm) -> SourceVm:
+        drives = dict.fromkeys(_drive(disk.path) for disk in vm.disks)
+        return SourceVm(
+            key=vm.id,
+            name=vm.name,
+            identity=vm_identity(self._host, vm),
+            folder=vm.folder,
+            host=self._host.facts.computer_name,
+            datastores=tuple(f"{self.name} {drive}:" for drive in drives if drive),
+            size_bytes=sum(disk.size_bytes for disk in vm.disks),
+            obstacles=vm_obstacles(self._host.facts, vm),
+        )
+
+
+def _drive(path: str) -> str:
+    try:
+        return drive_of(path)
+    except FileError:
+        return ""

@@ -1,0 +1,193 @@
+"""A registered Hyper-V host, logged in: where everything of Hyper-V begins.
+
+Data path: `service.hosts` opens a `HypervHost` for a registered host; listing and backup work
+through its `session` (scripts) and `smb` (disk files). Every call here raises errors of the
+appliance (`hyperv_errors`).
+
+Thread model: as `hyperv.host_session`: any thread, calls block. Close it when done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from appliance.base.errors import UsageError
+from appliance.base.secret import Secret
+from appliance.sources.host_about import HostAbout, LackingPurpose
+from appliance.sources.hyperv_errors import hyperv_calls
+from hyperv import pinned_http
+from hyperv.host_session import HostSession
+from hyperv.inventory import host_facts
+from hyperv.script_types import HostFacts
+from hyperv.smb_files import PORT as SMB_PORT
+from hyperv.smb_files import Protection, SmbLogin
+from hyperv.winrm_session import Endpoint, Login, Scheme
+
+HTTPS_PORT = 5986
+HTTP_PORT = 5985
+LOGINS = tuple(login.value for login in Login)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervLogin:
+    """What it takes to log in, apart from the password."""
+
+    name: str  # as the operator calls it
+    address: str
+    port: int
+    user: str
+    fingerprint: str  # SHA-256 of the certificate, "AA:BB:…"; empty over plain HTTP
+    login: Login = Login.NTLM
+    scheme: Scheme = Scheme.HTTPS
+    smb_port: int = SMB_PORT
+    smb_protection: Protection = Protection.SIGNED
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the catalog keeps of it besides the columns of every host."""
+        return {
+            "login": self.login.value,
+            "scheme": self.scheme.value,
+            "smb_port": str(self.smb_port),
+            "smb_protection": self.smb_protection.value,
+        }
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Mapping[str, str],
+        *,
+        name: str,
+        address: str,
+        port: int,
+        user: str,
+        fingerprint: str,
+    ) -> Self:
+        """Raises UsageError: settings that this version does not know."""
+        try:
+            return cls(
+                name=name,
+                address=address,
+                port=port,
+                user=user,
+                fingerprint=fingerprint,
+                login=Login(settings.get("login", Login.NTLM.value)),
+                scheme=Scheme(settings.get("scheme", Scheme.HTTPS.value)),
+                smb_port=int(settings.get("smb_port", SMB_PORT)),
+                smb_protection=Protection(settings.get("smb_protection", Protection.SIGNED.value)),
+            )
+        except ValueError as error:
+            raise UsageError(f"host {name!r}: {error}; remove it and add it again") from None
+
+
+class HypervHost:
+    def __init__(
+        self, login: HypervLogin, session: HostSession, smb: SmbLogin, facts: HostFacts
+    ) -> None:
+        self.login = login
+        self.session = session
+        self.smb = smb
+        self.facts = facts
+
+    @classmethod
+    def connect(cls, login: HypervLogin, password: Callable[[], Secret]) -> Self:
+        """Log in and ask what the host is; `password` is asked at each login.
+
+        Raises:
+            HypervCertificateError: not the pinned certificate; no password was sent.
+            HypervLoginError, HypervUnreachableError, HypervProtocolError, …
+        """
+
+        def text() -> str:
+            return password().reveal().decode()
+
+        with hyperv_calls(login.name):
+            session = HostSession(
+                Endpoint(
+                    address=login.address,
+                    port=login.port,
+                    user=login.user,
+                    login=login.login,
+                    scheme=login.scheme,
+                    fingerprint_sha256=login.fingerprint,
+                    password=text,
+                )
+            )
+            try:
+                facts = host_facts(session)
+            except BaseException:
+                session.close()
+                raise
+        smb = SmbLogin(
+            address=login.address,
+            port=login.smb_port,
+            user=login.user,
+            password=text,
+            protection=login.smb_protection,
+            is_kerberos=login.login is Login.KERBEROS,
+        )
+        return cls(login, session, smb, facts)
+
+    @property
+    def name(self) -> str:
+        return self.login.name
+
+    @property
+    def about(self) -> HostAbout:
+        facts = self.facts
+        return HostAbout(
+            product=f"Hyper-V on {facts.os_caption}",
+            version=facts.os_version,
+            build=facts.os_version.rpartition(".")[2],
+            is_vcenter=False,
+            server_id=f"hyperv/{facts.fqdn.lower()}",
+        )
+
+    @property
+    def vm_server_id(self) -> str:
+        """Who the VMs of this host belong to: one that moves within a cluster stays the same."""
+        facts = self.facts
+        return f"hyperv/{(facts.cluster or facts.fqdn).lower()}"
+
+    def lacking_purposes(self) -> list[LackingPurpose]:
+        """Return what stands in the way of backups on this host; empty: nothing."""
+        lacking = []
+        if not self.facts.administrator:
+            lacking.append(_lacking("back up VMs", "member of the local Administrators"))
+        if not self.facts.hyperv:
+            lacking.append(_lacking("back up VMs", "the Hyper-V role with its PowerShell module"))
+        return lacking
+
+    def close(self) -> None:
+        """Log out; idempotent, never raises."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _lacking(purpose: str, what: str) -> LackingPurpose:
+    return LackingPurpose(purpose=purpose, needed_to_back_up=True, privileges=(what,))
+
+
+def shown_fingerprint(name: str, address: str, port: int) -> str:
+    """Return the SHA-256 of the certificate that the host shows now; sends no request.
+
+    Raises: HypervUnreachableError, HypervProtocolError.
+    """
+    with hyperv_calls(name):
+        return pinned_http.shown_fingerprint(address, port)
+
+
+def accepted_fingerprint(name: str, address: str, port: int, accepted: str) -> str:
+    """Return the SHA-256 of the host's certificate if it is the accepted one.
+
+    Raises: HypervCertificateError, HypervUnreachableError, HypervProtocolError.
+    """
+    with hyperv_calls(name):
+        return pinned_http.check_fingerprint(address, port, accepted)

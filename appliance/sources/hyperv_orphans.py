@@ -1,0 +1,110 @@
+"""What killed runs left on a Hyper-V host: found by journal and marker, removed, struck off.
+
+Checkpoints, shadow copies and shares carry our marker. Reference points carry none: the journal
+names them, and they stay, because the next backup asks them; only the entries of those that are
+gone are struck off. A checkpoint that a killed run had no time to name is pointed out, not removed:
+it might be another product's.
+
+Thread model: one at a time per appliance (`RunLocks.cleaning`). Source: `hyperv.orphans`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from appliance.base.log import EventLog
+from appliance.sources.contract import Orphan
+from appliance.sources.intents import Intents, Made, OpenIntent
+from hyperv.checkpoints import list_checkpoints, wait_until_idle
+from hyperv.errors import HypervError
+from hyperv.host_session import HostSession
+from hyperv.orphans import Outcome, look, remove
+from hyperv.patience import Patience
+from hyperv.reference_points import list_reference_points
+from hyperv.script_types import Checkpoint
+
+log = EventLog(__name__)
+
+_BEFORE = "checkpoints before:"
+
+
+def checkpoints_before(there: Sequence[Checkpoint]) -> str:
+    """What the intent of a checkpoint says of those that the VM had already."""
+    return "\n".join([_BEFORE, *(found.id for found in there if found.kind == "recovery")])
+
+
+def remove_orphans(
+    session: HostSession,
+    appliance_id: str,
+    intents: Intents,
+    alive: Callable[[], Collection[str]],
+    patience: Patience,
+    *,
+    has_reference_points: bool,
+) -> list[Orphan]:
+    """See `VmSource.remove_orphans`. Raises HypervError, StorageError."""
+    abandoned = intents.abandoned()
+    made = [intent for intent in abandoned if intent.kind == Made.SNAPSHOT]
+    _wait_for_tasks(session, made, patience)
+    found = look(session, appliance_id, patience)
+    living = frozenset(alive())
+    outcomes = remove(session, found, lambda run: run not in living, patience)
+    orphans = [_orphan(outcome) for outcome in outcomes]
+    failed = {outcome.found.marker.run_id for outcome in outcomes if outcome.failure}
+    for intent in made:
+        unnamed = _unnamed(session, intent, patience) if intent.made is None else []
+        orphans += unnamed
+        if intent.run_id not in failed and not unnamed:
+            intents.close(intent.id)
+    if has_reference_points:
+        _strike_off_points(session, abandoned, intents, patience)
+    for orphan in orphans:
+        log.info("orphan", what=orphan.what, failure=orphan.failure)
+    return orphans
+
+
+def _wait_for_tasks(session: HostSession, made: Sequence[OpenIntent], patience: Patience) -> None:
+    for vm_id in dict.fromkeys(intent.target for intent in made):
+        try:
+            wait_until_idle(session, vm_id, patience)
+        except HypervError as error:  # the VM is gone or was moved: then the marks decide
+            log.warning("a dead run's task was not waited for", vm=vm_id, error=error)
+
+
+def _unnamed(session: HostSession, intent: OpenIntent, patience: Patience) -> list[Orphan]:
+    """Recovery checkpoints of the VM without any marker, younger than the intent."""
+    header, *seen = intent.detail.split("\n")
+    if header != _BEFORE:
+        return []
+    return [
+        Orphan(
+            vm=intent.target,
+            what=f"recovery checkpoint {found.id}",
+            run_id=intent.run_id,
+            failure="it carries no name of ours: remove it by hand unless another product made it",
+        )
+        for found in list_checkpoints(session, intent.target, patience)
+        if found.kind == "recovery" and found.id not in seen
+    ]
+
+
+def _strike_off_points(
+    session: HostSession, abandoned: Sequence[OpenIntent], intents: Intents, patience: Patience
+) -> None:
+    entries = [intent for intent in abandoned if intent.kind == Made.REFERENCE_POINT]
+    if not entries:
+        return
+    there = {point.id for point in list_reference_points(session, "", patience)}
+    for intent in entries:
+        if intent.made is None or intent.made not in there:
+            intents.close(intent.id)
+
+
+def _orphan(outcome: Outcome) -> Orphan:
+    found = outcome.found
+    return Orphan(
+        vm=found.vm_id or "the host",
+        what=f"{found.kind} {found.id}",
+        run_id=found.marker.run_id,
+        failure=outcome.failure,
+    )

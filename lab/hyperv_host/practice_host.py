@@ -1,0 +1,121 @@
+"""A whole practice Hyper-V host: WinRM and Samba in front of the machines.
+
+Thread model: made, entered and left on one thread; it serves on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.faults import FaultSwitches
+from lab.hyperv_host.file_holds import SmbHolds
+from lab.hyperv_host.host import HypervHost
+from lab.hyperv_host.iscsi import IscsiInitiator
+from lab.hyperv_host.programs import Programs
+from lab.hyperv_host.samba import Samba, Share
+from lab.hyperv_host.script_call import ScriptHost
+from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
+from lab.hyperv_host.scripts_inventory import inventory_scripts
+from lab.hyperv_host.scripts_machine import machine_scripts
+from lab.hyperv_host.scripts_storage import storage_scripts
+from lab.hyperv_host.virtual_machine import HypervVm
+from lab.hyperv_host.vm_settings import VmState
+from lab.hyperv_host.wsman_server import WsmanServer
+
+COMPUTER, USER = "HV1", "Administrator"
+
+
+class PracticeHost:
+    """`folder` takes the volumes, `run_folder` sockets and logs; the latter's path is short."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run_folder: Path,
+        *,
+        faults: FaultSwitches | None = None,
+        heartbeat_s: float = 5.0,
+    ) -> None:
+        run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._run_folder = run_folder
+        self.user, self.password = USER, secrets.token_urlsafe(12)
+        self.host = HypervHost(
+            folder, run_folder, computer=COMPUTER, faults=faults, heartbeat_s=heartbeat_s
+        )
+        self.faults = self.host.faults
+        self.iscsi = IscsiInitiator(run_folder)
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> PracticeHost:
+        host = self.host
+        with contextlib.ExitStack() as stack:
+            shares = [
+                Share(name=f"{drive}$", folder=host.volumes.folder / drive)
+                for drive in host.volumes.drives
+            ]
+            self.samba = Samba(
+                self._run_folder / "samba", user=self.user, password=self.password, shares=shares
+            )
+            stack.callback(self.samba.close)
+            stack.callback(self.iscsi.close)
+            holds = SmbHolds(self.samba.port, self.user, self.password)
+            stack.callback(holds.close)
+            host.use_holds(holds)
+            stack.callback(host.close)
+            scripts = {
+                **inventory_scripts(host, self.iscsi, self.user),
+                **checkpoint_scripts(host),
+                **machine_scripts(host, self.iscsi),
+                **storage_scripts(host, self.iscsi, self.samba),
+            }
+            self.winrm = WsmanServer(
+                self._run_folder,
+                Programs(COMPUTER, ScriptHost(scripts, self.faults, COMPUTER)),
+                computer=COMPUTER,
+                user=self.user,
+                password=self.password,
+                switches=self.faults,
+            )
+            stack.callback(self.winrm.close)
+            self.winrm.start()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """End sessions, jobs, guests, disks and Samba; no process and no mount is left."""
+        self.host.jobs.stopping.set()  # who waits inside a script, too
+        self._open.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What a client needs to know, as JSON."""
+        return {
+            "computer": COMPUTER,
+            "address": self.winrm.address,
+            "port": self.winrm.https_port,
+            "http_port": self.winrm.http_port,
+            "smb_port": self.samba.port,
+            "user": self.user,
+            "password": self.password,
+            "fingerprint": self.winrm.fingerprint,
+            "vms": [_described(vm) for vm in self.host.vms()],
+        }
+
+
+def _described(vm: HypervVm) -> dict[str, Any]:
+    machine = vm.machine
+    ports = machine.forwarded_ports() if machine is not None and machine.has_network else {}
+    return {
+        "name": vm.settings.name,
+        "id": vm.settings.vm_id,
+        "power": "on" if vm.state is VmState.RUNNING else "off",
+        "ports": {str(inside): outside for inside, outside in ports.items()},
+    }

@@ -1,0 +1,236 @@
+"""The scripts around iSCSI disks, shares and shadow copies.
+
+A shadow copy is a copy of the virtual disks and configurations of a volume, taken in one moment
+while the machines on it stand still (and, for the machine that is asked about, with its file
+systems frozen): what the host's VSS shows, without its copy-on-write.
+
+Thread model: as `script_call`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from lab.guests.disk import copy_sparse
+from lab.hyperv_host.checkpoints import APPLICATION, quiesced
+from lab.hyperv_host.errors import HypervError, NotFoundError
+from lab.hyperv_host.host import HypervHost
+from lab.hyperv_host.iscsi import INITIATOR, IscsiInitiator, Portal
+from lab.hyperv_host.samba import Samba, Share
+from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
+from lab.hyperv_host.scripts_inventory import find_vm
+from lab.hyperv_host.scripts_machine import checked_marker
+from lab.hyperv_host.windows_path import WindowsPath
+
+OUR_FOLDER = WindowsPath("C:\\ProgramData\\Holdfast")
+_COPIED = (".vhdx", ".avhdx", ".vhd", ".avhd", ".vmcx", ".vmrs", ".vmgs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OurShare:
+    marker: str
+    name: str
+    path: WindowsPath
+
+
+@dataclass(slots=True)
+class Made:
+    """What the scripts have made and others of them take away."""
+
+    portals: set[Portal] = field(default_factory=set)
+    shares: list[OurShare] = field(default_factory=list)
+    shadows: dict[str, list[str]] = field(default_factory=dict)  # ids by marker
+
+
+def storage_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
+    made = Made()
+    target = frozenset({"portal", "port", "target"})
+    return {
+        "connect_iscsi": Script(
+            partial(_connect, iscsi, made), target | {"chap_user", "chap_secret"}
+        ),
+        "disconnect_iscsi": Script(partial(_disconnect, iscsi, made), target),
+        "online_disk": Script(
+            partial(_online, host, iscsi), frozenset({"serial", "marker", "mount"})
+        ),
+        "offline_disk": Script(partial(_offline, host, iscsi), frozenset({"serial", "marker"})),
+        "share_folder": Script(
+            partial(_share, host, samba, made), frozenset({"marker", "folder", "writable"})
+        ),
+        "unshare_folder": Script(partial(_unshare, samba, made), frozenset({"marker"})),
+        "list_shares": Script(partial(_shares, made), frozenset({"prefix"})),
+        "create_shadow": Script(
+            partial(_create_shadow, host, made), frozenset({"marker", "vm_id", "volumes"})
+        ),
+        "list_shadows": Script(partial(_shadows, host, made), frozenset({"prefix"})),
+        "remove_shadow": Script(partial(_remove_shadow, host, made), frozenset({"marker"})),
+    }
+
+
+# ---------------------------------------------------------------------- iSCSI
+
+
+def _portal(given: Parameters) -> Portal:
+    return Portal(address=given.text("portal"), port=given.number("port"))
+
+
+def _connect(iscsi: IscsiInitiator, made: Made, given: Parameters) -> Document:
+    portal, target = _portal(given), given.text("target")
+    shown = iscsi.targets(portal)
+    made.portals.add(portal)
+    if target not in shown:
+        raise ScriptStop("target-not-found", target)
+    iscsi.connect(portal, target, given.text("chap_user"), given.text("chap_secret"))
+    return {"initiator": INITIATOR, "connected": iscsi.connected(target)}
+
+
+def _disconnect(iscsi: IscsiInitiator, made: Made, given: Parameters) -> Document:
+    found = iscsi.disconnect(given.text("target"))
+    made.portals.discard(_portal(given))
+    return {"found": found}
+
+
+def _online(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
+    folder = OUR_FOLDER.joined("volumes", checked_marker(given))
+    try:
+        _, disk = iscsi.disk(given.text("serial"))
+        if not given.flag("mount"):
+            return {"disk_number": disk.number, "folder": ""}
+    except NotFoundError as error:
+        raise ScriptStop("disk-not-found", given.text("serial")) from error
+    place = host.volumes.place(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        iscsi.bring_online(given.text("serial"), place)
+    except NotFoundError as error:
+        raise ScriptStop("volume-not-found", given.text("serial")) from error
+    return {"disk_number": disk.number, "folder": str(folder)}
+
+
+def _offline(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
+    folder = OUR_FOLDER.joined("volumes", checked_marker(given))
+    found = True
+    try:
+        iscsi.take_offline(given.text("serial"))
+    except NotFoundError:
+        found = False
+    with contextlib.suppress(FileNotFoundError):
+        host.volumes.place(folder).rmdir()
+    return {"found": found}
+
+
+# ---------------------------------------------------------------------- shares
+
+
+def _share(host: HypervHost, samba: Samba, made: Made, given: Parameters) -> Document:
+    marker, path = checked_marker(given), WindowsPath.parse(given.text("folder"))
+    if not host.volumes.place(path).is_dir():
+        raise ScriptStop("folder-not-found", str(path))
+    for share in made.shares:
+        if share.marker == marker and share.path.same(path):
+            return {"share": share.name}
+    name = f"holdfast-{uuid.uuid4().hex[:16]}$"
+    folder = host.volumes.place(path)
+    samba.add(Share(name=name, folder=folder, writable=given.flag("writable")))
+    made.shares.append(OurShare(marker=marker, name=name, path=path))
+    return {"share": name}
+
+
+def _unshare(samba: Samba, made: Made, given: Parameters) -> Document:
+    marker = checked_marker(given)
+    gone = [share for share in made.shares if share.marker == marker]
+    for share in gone:
+        samba.remove(share.name)
+        made.shares.remove(share)
+    return {"removed": len(gone)}
+
+
+def _shares(made: Made, given: Parameters) -> Document:
+    prefix = given.text("prefix")
+    return {
+        "shares": [
+            {"marker": share.marker, "share": share.name, "path": str(share.path)}
+            for share in made.shares
+            if share.marker.startswith(prefix)
+        ]
+    }
+
+
+# ---------------------------------------------------------------------- shadow copies
+
+
+def _shadow_folder(marker: str) -> WindowsPath:
+    return OUR_FOLDER.joined("shadows", marker)
+
+
+def _create_shadow(host: HypervHost, made: Made, given: Parameters) -> Document:
+    marker = checked_marker(given)
+    folder = host.volumes.place(_shadow_folder(marker))
+    if folder.exists():
+        raise ScriptStop("marker-in-use", str(_shadow_folder(marker)))
+    asked = find_vm(host, given.text("vm_id"))
+    volumes = given.texts("volumes")
+    for name in volumes:
+        if len(name) != 3 or name[1:] != ":\\" or name[0] not in host.volumes.drives:
+            raise ScriptStop("bad-volume", name)
+    folder.mkdir(parents=True)
+    try:
+        with contextlib.ExitStack() as still:
+            still.enter_context(asked.operation())
+            still.enter_context(quiesced(asked, APPLICATION))
+            for vm in host.vms():
+                if vm.machine is not None:
+                    still.enter_context(vm.machine.stunned())
+            for place, name in enumerate(volumes):
+                _copy_volume(host.volumes.folder / name[0], folder / f"v{place}")
+    except HypervError as error:
+        raise ScriptStop("diskshadow", f"The writer reported an error. {error}") from error
+    ids = [str(uuid.uuid4()) for _ in volumes]
+    made.shadows[marker] = ids
+    shadows = [
+        {
+            "shadow_id": shadow_id,
+            "volume": name,
+            "exposed": str(_shadow_folder(marker).joined(f"v{place}")),
+        }
+        for place, (shadow_id, name) in enumerate(zip(ids, volumes, strict=True))
+    ]
+    return {"marker": marker, "shadows": shadows}
+
+
+def _copy_volume(volume: Path, target: Path) -> None:
+    """What lies on the volume itself; mounts in it are volumes of their own."""
+    target.mkdir()
+    for here, folders, files in os.walk(volume):
+        folders[:] = [
+            one for one in folders if one != "Holdfast" and not os.path.ismount(Path(here, one))
+        ]
+        for name in files:
+            if name.lower().endswith(_COPIED):
+                copy = target / Path(here, name).relative_to(volume)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy_sparse(Path(here, name), copy)
+
+
+def _shadows(host: HypervHost, made: Made, given: Parameters) -> Document:
+    prefix, found = given.text("prefix"), []
+    for marker, ids in made.shadows.items():
+        if marker.startswith(prefix):
+            folder = host.volumes.place(_shadow_folder(marker))
+            created = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat()
+            found.append({"marker": marker, "created_at": created, "shadow_ids": ids})
+    return {"shadows": found}
+
+
+def _remove_shadow(host: HypervHost, made: Made, given: Parameters) -> Document:
+    marker = checked_marker(given)
+    ids = made.shadows.pop(marker, [])
+    shutil.rmtree(host.volumes.place(_shadow_folder(marker)), ignore_errors=True)
+    return {"removed": len(ids)}

@@ -1,0 +1,231 @@
+"""The practice Hyper-V host against the product's client: the scripts' effects on real files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+
+from hyperv.changed_blocks import Baseline, Changed, FullRead, changed_ranges
+from hyperv.checkpoints import (
+    Level,
+    list_checkpoints,
+    read_disks,
+    remove_checkpoint,
+)
+from hyperv.errors import CheckpointError, GoneError, HypervError, SharingError
+from hyperv.inventory import host_facts, list_vms, read_vm, vm_state
+from hyperv.reference_points import convert, list_reference_points, rct_id_of
+from hyperv.smb_files import SmbConnection
+from hyperv.windows_path import base_name, shared_path
+from lab.faults import FaultName
+from lab.hyperv_host.virtual_machine import HypervVm
+from lab.hyperv_host.vm_settings import VmState
+from tests.support.hyperv_lab import PATIENCE, HypervLab, hyperv_lab
+from tests.support.lab_machines import wait_until
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HypervLab]:
+    with hyperv_lab(tmp_path_factory.mktemp("volumes")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def vm(lab: HypervLab) -> HypervVm:
+    """A running guest that reports."""
+    machine = lab.add_tiny("tiny")
+    lab.wait_ready(machine)
+    return machine
+
+
+@pytest.fixture(autouse=True)
+def nothing_armed(lab: HypervLab) -> Iterator[None]:
+    yield
+    assert lab.practice.faults.disarm() == 0, "a fault that was armed was not met"
+
+
+def _image(lab: HypervLab, vm: HypervVm) -> bytes:
+    """What the guest sees now; it must not write meanwhile."""
+    with vm.opened_disks() as disks:
+        disk = next(iter(disks.values()))
+        return disk.read_at(0, disk.size_bytes)
+
+
+def test_the_inventory_shows_the_running_guest(lab: HypervLab, vm: HypervVm) -> None:
+    facts = host_facts(lab.session, PATIENCE)
+    assert facts.hyperv and facts.reference_points and facts.administrator
+    found = read_vm(lab.session, vm.settings.vm_id, PATIENCE)
+    assert (found.name, found.generation, found.state) == ("tiny", 1, 2)
+    disk = found.disks[0]
+    assert (disk.format, disk.type, disk.size_bytes, disk.error) == (
+        "vhdx",
+        "dynamic",
+        256 * MIB,
+        "",
+    )
+    assert disk.path.startswith("D:\\Hyper-V\\tiny\\")
+    state = vm_state(lab.session, vm.settings.vm_id, PATIENCE)
+    assert (state.heartbeat, state.operational_status) == (5, [2])
+    assert [one.id for one in list_vms(lab.session, PATIENCE)] == [vm.settings.vm_id]
+    with pytest.raises(GoneError):
+        vm_state(lab.session, "00000000-0000-0000-0000-000000000000", PATIENCE)
+
+
+def test_a_backup_reads_the_frozen_disk_and_then_what_has_changed(
+    lab: HypervLab, vm: HypervVm
+) -> None:
+    """Full over SMB, a reference point, writes, and ranges that hold every difference."""
+    lab.say(vm, "change 2", "CHANGED")
+    first = lab.take(vm)
+    assert first.level is Level.APPLICATION
+    disk = lab.disk(first)
+    with lab.reader(disk) as reader:
+        before = reader.read_at(0, reader.size_bytes)
+        lab.say(vm, "change 3", "CHANGED")  # the guest goes on; the frozen disk does not
+        assert reader.read_at(0, reader.size_bytes) == before
+    converted = convert(lab.session, vm.settings.vm_id, first.id, PATIENCE)
+    assert converted.point is not None
+    assert vm.disks["ide0-0"].paths == [vm.settings.drives[0].path]
+
+    second = lab.take(vm)
+    frozen = lab.disk(second)
+    base = Baseline(
+        rct_id=rct_id_of(converted.point, frozen),
+        virtual_disk_id=disk.virtual_disk_id,
+        size_bytes=256 * MIB,
+        frozen_name=base_name(disk.frozen.path),
+    )
+    changed = changed_ranges(lab.session, frozen, base, PATIENCE, region_bytes=96 * MIB)
+    assert isinstance(changed, Changed)
+    image = bytearray(before)
+    with lab.reader(frozen) as reader:
+        for offset, length in changed.ranges:
+            image[offset : offset + length] = reader.read_at(offset, length)
+        assert (
+            hashlib.sha256(image).digest()
+            == hashlib.sha256(reader.read_at(0, reader.size_bytes)).digest()
+        )
+    assert 0 < sum(length for _, length in changed.ranges) < 32 * MIB
+    remove_checkpoint(lab.session, vm.settings.vm_id, second.id, PATIENCE)
+    assert list_checkpoints(lab.session, vm.settings.vm_id, PATIENCE) == []
+    folder = lab.practice.host.volumes.place(vm.settings.drives[0].path).parent  # type: ignore[arg-type]
+    assert [one.name for one in folder.iterdir()] == ["tiny.vhdx"]
+
+
+def test_the_running_leaf_is_held_and_the_frozen_file_is_not(lab: HypervLab, vm: HypervVm) -> None:
+    """What SMB says of both, as with a real host's handles; configuration files can be read."""
+    taken = lab.take(vm, Level.CRASH)
+    disks = read_disks(lab.session, taken.id, PATIENCE)
+    leaf = read_vm(lab.session, vm.settings.vm_id, PATIENCE).disks[0].path
+    assert leaf.endswith(".avhdx")
+    connection = SmbConnection(lab.smb_login())
+    try:
+        with pytest.raises(SharingError):
+            connection.open_file(shared_path(leaf))
+        frozen = connection.open_file(shared_path(disks.disks[0].chain[0].path))
+        assert frozen.read_at(0, 8) == b"vhdxfile"
+        assert connection.open_file(shared_path(disks.configuration[0])).size_bytes > 0
+
+        # Removing it while the file is open: the checkpoint goes, the merge does not happen.
+        with pytest.raises((CheckpointError, HypervError)):
+            remove_checkpoint(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+        assert len(vm.disks["ide0-0"].paths) == 2
+    finally:
+        connection.close()
+    again = lab.take(vm, Level.CRASH)  # the next one merges what was left
+    remove_checkpoint(lab.session, vm.settings.vm_id, again.id, PATIENCE)
+    assert len(vm.disks["ide0-0"].paths) == 1
+
+
+def test_a_user_checkpoint_makes_the_frozen_file_a_differencing_disk(
+    lab: HypervLab, vm: HypervVm
+) -> None:
+    """The product reads it through the chain; ours goes, the user's stays."""
+    host = lab.practice.host
+    job = host.start_checkpoint(vm, recovery=False, consistency=2)
+    wait_until(lambda: job.state != 4, "the checkpoint is not made")
+    lab.say(vm, "change 1", "CHANGED")
+    taken = lab.take(vm, Level.CRASH)
+    disk = lab.disk(taken)
+    assert [file.type for file in disk.chain] == ["differencing", "dynamic"]
+    with lab.reader(disk) as reader:
+        frozen = reader.read_at(0, reader.size_bytes)
+    remove_checkpoint(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+    assert [one.kind for one in list_checkpoints(lab.session, vm.settings.vm_id, PATIENCE)] == [
+        "standard"
+    ]
+    assert len(frozen) == 256 * MIB
+    removal = host.start_removal(vm, vm.checkpoints[0])
+    wait_until(lambda: removal.state != 4, "the checkpoint is not removed")
+    assert removal.error == ""
+    assert len(vm.disks["ide0-0"].paths) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "level"),
+    [(FaultName.QUIESCE_FAILURE, Level.CRASH), (None, Level.APPLICATION)],
+)
+def test_a_guest_that_does_not_freeze_allows_a_crash_consistent_checkpoint(
+    lab: HypervLab, vm: HypervVm, fault: FaultName | None, level: Level
+) -> None:
+    if fault is not None:
+        lab.practice.faults.arm(fault, vm_name="tiny")
+    taken = lab.take(vm, Level.APPLICATION, Level.CRASH)
+    assert taken.level is level
+    remove_checkpoint(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+
+
+@pytest.mark.parametrize("fault", [FaultName.RCT_RESET, FaultName.RCT_QUERY_FAILURE])
+def test_lost_change_tracking_makes_the_next_read_a_full_one(
+    lab: HypervLab, vm: HypervVm, fault: FaultName
+) -> None:
+    taken = lab.take(vm, Level.CRASH)
+    converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+    assert converted.point is not None
+    lab.practice.faults.arm(fault, vm_name="tiny")
+    second = lab.take(vm, Level.CRASH)
+    disk = lab.disk(second)
+    base = Baseline(
+        rct_id=rct_id_of(converted.point, disk),
+        virtual_disk_id=disk.virtual_disk_id,
+        size_bytes=256 * MIB,
+        frozen_name=base_name(disk.frozen.path),
+    )
+    answer = changed_ranges(lab.session, disk, base, PATIENCE)
+    assert isinstance(answer, FullRead) and answer.finding.code == "rct.refused"
+    remove_checkpoint(lab.session, vm.settings.vm_id, second.id, PATIENCE)
+
+
+def test_an_empty_tracking_id_is_no_reference_point(lab: HypervLab, vm: HypervVm) -> None:
+    lab.practice.faults.arm(FaultName.RCT_EMPTY_ID, vm_name="tiny")
+    taken = lab.take(vm, Level.CRASH)
+    points = len(list_reference_points(lab.session, vm.settings.vm_id, PATIENCE))
+    converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+    assert converted.point is None and converted.findings
+    assert len(list_reference_points(lab.session, vm.settings.vm_id, PATIENCE)) == points
+
+
+def test_a_checkpoint_that_fails_leaves_the_machine_as_it_was(lab: HypervLab, vm: HypervVm) -> None:
+    lab.practice.faults.arm(FaultName.SNAPSHOT_FAILURE, vm_name="tiny")
+    with pytest.raises(HypervError):
+        lab.take(vm, Level.CRASH)
+    assert vm.checkpoints == [] and len(vm.disks["ide0-0"].paths) == 1
+
+
+def test_a_machine_that_is_off_is_backed_up_too(lab: HypervLab, vm: HypervVm) -> None:
+    """The last test: the guest shuts down, and its disk is frozen and merged without it."""
+    assert vm.machine is not None
+    vm.machine.press_power_button()
+    wait_until(lambda: vm.state is VmState.OFF, "the guest does not shut down")
+    assert vm_state(lab.session, vm.settings.vm_id, PATIENCE).state == 3
+    expected = _image(lab, vm)
+    taken = lab.take(vm, Level.CRASH)
+    with lab.reader(lab.disk(taken)) as reader:
+        assert reader.read_at(0, reader.size_bytes) == expected
+    converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+    assert converted.point is not None
+    assert _image(lab, vm) == expected
