@@ -21,6 +21,8 @@ from appliance.api.services import Services
 
 SESSION_COOKIE = "__Host-holdfast"
 CSRF_HEADER = "X-CSRF-Token"
+BACKGROUND_HEADER = "X-Background"  # a page asks by itself: that keeps no login alive
+EVENTS_PATH = "/api/v1/events"
 
 
 class Gate:
@@ -65,7 +67,8 @@ class Gate:
             found = catalog.api_tokens.find(token)
             return Principal(name=f"token {found.name}", role=found.role) if found else None
         secret = request.cookies.get(SESSION_COOKIE)
-        session = catalog.web_sessions.find(secret) if secret else None
+        used = BACKGROUND_HEADER not in request.headers and request.path != EVENTS_PATH
+        session = catalog.web_sessions.find(secret, used=used) if secret else None
         if session is None:
             return None
         given = request.headers.get(CSRF_HEADER) if csrf is None else csrf

@@ -52,6 +52,7 @@ class Call:
     query: BaseModel | None
     set_session: str | None = None  # a handler that logs in puts the session's secret here
     end_session: bool = False
+    about: str = ""  # what it is about, for the audit log, where the path does not say it
 
     @property
     def caller(self) -> Principal:
@@ -82,6 +83,7 @@ class Route:
     query: type[Body] | None = None
     response: Any = None  # a model, or list[model]; None: no content
     logs_in: bool = False  # counted against the limit of login attempts
+    streams: bool = False  # the handler returns what to tell of (`event_stream.py`)
 
     @property
     def changes(self) -> bool:
@@ -105,6 +107,7 @@ class RouteTable:
         query: type[Body] | None = None,
         response: Any = None,
         logs_in: bool = False,
+        streams: bool = False,
     ) -> Callable[[Handler], Handler]:
         """The first line of the handler's docstring is the summary."""
 
@@ -121,6 +124,7 @@ class RouteTable:
                     query=query,
                     response=response,
                     logs_in=logs_in,
+                    streams=streams,
                 )
             )
             return handler

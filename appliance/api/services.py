@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
 
@@ -23,7 +26,11 @@ class Services:
     recovery: RecoveryServer
     inventory: InventoryCache
     jobs: JobService
+    recover: RecoveryService
+    feed: LiveFeed
     post: Post
     figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""
+    on_set_up: Callable[[], None] = lambda: None
+    """Called once the first account is there."""

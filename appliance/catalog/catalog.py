@@ -77,6 +77,10 @@ class Catalog:
     def new_run_id(self) -> RunId:
         return new_run_id(self.clock.now())
 
+    def copy_to(self, path: Path) -> None:
+        """A consistent copy, made while others go on working. Raises: as `Database.open`."""
+        self._database.copy_to(path)
+
     def close(self) -> None:
         self._database.close()
 

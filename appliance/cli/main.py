@@ -16,6 +16,7 @@ from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
+    appliance_commands,
     backup_commands,
     certificate_commands,
     export_commands,
@@ -50,6 +51,7 @@ _GROUPS = (
     serve_command,
     export_commands,
     verify_commands,
+    appliance_commands,
     lab_commands,
 )
 

@@ -208,6 +208,9 @@ class JobService:
 
     # Asked by the local socket, the API and the UI
 
+    def saved(self) -> list[SavedJob]:
+        return self._catalog.jobs.list()
+
     def jobs(self) -> list[JobStatus]:
         return [job_status(self._catalog, saved) for saved in self._catalog.jobs.list()]
 

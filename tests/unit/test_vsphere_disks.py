@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from appliance.sources.changes import is_mistrusted
 from appliance.sources.frozen import DiskIdentity, KnownDisk, KnownState
 from appliance.sources.vm_identity import VmIdentity
-from appliance.sources.changes import is_mistrusted
 from appliance.sources.vsphere_disks import numbers
 from tests.support.vsphere_disk import disk_info
 from vmware.disks import DiskInfo

@@ -6,11 +6,13 @@ from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
     audit,
+    events,
     hosts,
     job_file,
     jobs,
     login,
     notifications,
+    operations,
     points,
     policies,
     recoveries,
@@ -29,6 +31,8 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    operations,
+    events,
     notifications,
     audit,
 )

@@ -35,6 +35,7 @@ MENU = (
     ("Protection", "/policies", "Policies", Permission.VIEW),
     ("Protection", "/runs", "Runs", Permission.VIEW),
     ("Recovery", "/recoveries", "Recovery sessions", Permission.VIEW),
+    ("Recovery", "/operations", "Restores", Permission.VIEW),
     ("Appliance", "/repository", "Repository", Permission.VIEW),
     ("Appliance", "/hosts", "Hypervisors", Permission.VIEW),
     ("Appliance", "/notifications", "Notifications", Permission.CONFIGURE),
@@ -168,7 +169,8 @@ class Pages:
 
     def _frame(self, principal: Principal | None, page: Page | None = None) -> dict[str, Any]:
         here = page.address if page else ""
-        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": ""}
+        live = " ".join(page.live) if page else ""
+        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": live}
         if principal is None:
             return frame
         secret = principal.session_secret
