@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
+from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
@@ -31,9 +33,12 @@ class Services:
     recover: RecoveryService
     feed: LiveFeed
     post: Post
+    deletion: Deletion
     figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""
+    on_set_up: Callable[[], None] = lambda: None
+    """Called once the first account is there."""
     proofs: Proofs = field(init=False)
     security: SecurityCheck = field(init=False)
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
+    from appliance.api.services import Services
     from appliance.catalog.catalog import Catalog
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
+    from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
@@ -50,6 +55,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="space kept free where sessions keep what guests write",
     )
+    serve.add_argument(
+        "--setup-token-file",
+        type=Path,
+        metavar="FILE",
+        help="where the set-up token is kept until the first account is made, not on stderr",
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -58,6 +69,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.api.local_socket import Site, local_application
     from appliance.api.services import Services
     from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.loop_thread import LoopThread
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
@@ -65,8 +77,10 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
+    from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
     home = home_path(args)
@@ -110,11 +124,12 @@ def run_serve(args: argparse.Namespace) -> int:
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
+            deletion=_deletion(catalog, repository, server),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
-        port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
+        port = loop.call(web.start_tls(_web_host(args.bind), args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
@@ -130,12 +145,39 @@ def run_serve(args: argparse.Namespace) -> int:
             "jobs": len(catalog.jobs.list()),
         }
         show(args, document, lambda: _text(document))
-        if not catalog.accounts.any():
-            note(f"set-up token, for the first account: {services.setup_token}")
+        _show_setup_token(args, stack, services)
         note("interrupt to stop; sessions go on at the next start")
-        while not args.cancel.cancelled:
-            args.cancel.wait(_WAIT_S)
+        _stay(args, Heartbeat(loop, catalog.accounts.any))
     return ExitCode.SUCCESS
+
+
+def _stay(args: argparse.Namespace, heartbeat: Heartbeat) -> None:
+    """Until the daemon is told to stop."""
+    notify("READY=1")
+    while not args.cancel.cancelled:
+        args.cancel.wait(_WAIT_S)
+        heartbeat.beat()
+    notify("STOPPING=1")
+
+
+def _web_host(bind: str) -> str:
+    """Every address means those of IPv6 too."""
+    return "" if bind == "0.0.0.0" else bind
+
+
+def _show_setup_token(args: argparse.Namespace, stack: ExitStack, services: Services) -> None:
+    """The set-up token on stderr, or in the file that was asked for, which goes with its use."""
+    from appliance.api.setup_token_file import SetupTokenFile
+
+    if services.catalog.accounts.any():
+        return
+    if args.setup_token_file is None:
+        note(f"set-up token, for the first account: {services.setup_token}")
+        return
+    file = SetupTokenFile(args.setup_token_file)
+    file.write(services.setup_token)
+    stack.callback(file.remove)
+    services.on_set_up = file.remove
 
 
 def _started_feed(
@@ -146,6 +188,7 @@ def _started_feed(
     catalog: Catalog,
 ) -> LiveFeed:
     """Who watches what goes on, for those who look at it."""
+    from appliance.service.live_feed import LiveFeed
 
     feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
     jobs.engine.add_listener(lambda run: feed.wake())
@@ -156,6 +199,7 @@ def _started_feed(
 
 def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     """Who tells people of runs that have ended; stopped after the last run."""
+    from appliance.service.notify.post import Post
 
     post = Post(catalog)
     jobs.engine.add_listener(lambda run: post.wake())
@@ -165,6 +209,7 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
 
 
 def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+    from appliance.service.repository_figures import RepositoryFigures
 
     figures = RepositoryFigures(repository, catalog.clock)
     stack.callback(figures.stop)
@@ -178,6 +223,16 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     book = PointBook(catalog, repository)
     book.start()
     stack.callback(book.stop)
+
+
+def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+    """What was approved before a kill is carried out now."""
+    from appliance.service.deletion import Deletion
+    from appliance.service.recovery_server import sessions_points
+
+    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion.resume()
+    return deletion
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.catalog.errors import CatalogError
 from appliance.jobs.certificate import (
     Certificate,
-    CertificateError,
     VerificationBody,
     read_certificate,
 )
@@ -34,35 +32,10 @@ class ProofNotFoundError(CatalogError):
     code = "proof.not-found"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedProof:
-    """`failure`: why the file is no genuine certificate; then there is none."""
-
-    sequence: int
-    certificate: Certificate | None
-    failure: CertificateError | None
-
-
 class Proofs:
     def __init__(self, home: Path) -> None:
         self._store = CertificateStore(home)
         self._folder = home / "verify"
-
-    def list(self, *, before: int | None = None, limit: int = 100) -> list[ListedProof]:
-        """The newest first; `before`: those with a smaller number. Raises StorageError."""
-        found: list[ListedProof] = []
-        for path in reversed(self._store.paths()):
-            sequence = int(path.stem.rpartition("-")[2])
-            if before is not None and sequence >= before:
-                continue
-            if len(found) == limit:
-                break
-            try:
-                certificate = read_certificate(path.name, read_bounded(path))
-                found.append(ListedProof(sequence=sequence, certificate=certificate, failure=None))
-            except CertificateError as error:
-                found.append(ListedProof(sequence=sequence, certificate=None, failure=error))
-        return found
 
     def raw(self, sequence: int) -> bytes:
         """The file as it was issued, to be checked anywhere. Raises ProofNotFoundError."""

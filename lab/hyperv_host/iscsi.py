@@ -303,6 +303,15 @@ def release_mount(mount_point: Path) -> None:
     subprocess.run(["umount", "-l", str(mount_point)], capture_output=True, check=False)
 
 
+def release_mounts_below(*folders: Path) -> None:
+    """What a lab that was killed left mounted there, the innermost first."""
+    roots = tuple(f"{folder}/" for folder in folders)
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    ours = [text for text in mounted if text.startswith(roots)]
+    for text in sorted(ours, key=len, reverse=True):
+        release_mount(Path(text))
+
+
 def _run(command: list[str], environment: dict[str, str]) -> str:
     """Raises HypervError with what the program said."""
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 from appliance.base.units import KIB, MIB
 from appliance.sources.hyperv_image import HypervImageReader
 from hyperv.vhdx.shape import VhdxShape
-from hyperv.vhdx.writer import DynamicVhdxWriter, LocalSink
+from hyperv.vhdx.writer import DynamicVhdxWriter, FileSink
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.vhd_files import fixed_vhd
 from tests.support.vhdx_files import PARTIAL, PRESENT, MadeVhdx
@@ -33,8 +33,8 @@ class TestDynamicVhdx(BlockReaderSuite):
             path = tmp_path / f"{next(numbers)}.vhdx"
             ids = {name: uuid.uuid4() for name in ("disk_id", "data_write_id", "file_write_id")}
             shape = VhdxShape(disk_bytes=len(content), block_bytes=MIB, **ids)
-            with LocalSink(path) as sink:
-                writer = DynamicVhdxWriter(sink, shape)
+            with path.open("wb", buffering=0) as new:
+                writer = DynamicVhdxWriter(FileSink(new.fileno()), shape)
                 writer.write_at(0, content)
                 writer.finish()
             return HypervImageReader(path, allow_external=False)

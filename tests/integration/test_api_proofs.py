@@ -88,7 +88,7 @@ def test_certificates_are_listed_shown_and_downloaded(reader: Client, folder: Pa
     assert (chain["intact"], chain["count"]) == (True, 1)
     assert reader.api("GET", "/certificates?before=1").document == []
     assert reader.api("GET", "/certificates/2").status == 404
-    assert reader.api("GET", "/certificates/x").status == 422
+    assert reader.api("GET", "/certificates/x/file").status == 422
 
 
 def test_only_evidence_whose_hash_is_signed_is_shown(reader: Client, folder: Path) -> None:

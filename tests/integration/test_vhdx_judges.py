@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.sources.image_format import ImageFormat
-from appliance.sources.qemu_nbd import QemuImageReader
 from hyperv.vhdx.layout import METADATA_OFFSET, FixedVhdxLayout
 from hyperv.vhdx.reader import open_disk_file
 from hyperv.vhdx.shape import VhdxShape
 from hyperv.vhdx.source import LocalFile
 from hyperv.vhdx.structures import METADATA_TABLE_BYTES
-from hyperv.vhdx.writer import DynamicVhdxWriter, LocalSink
+from hyperv.vhdx.writer import DynamicVhdxWriter, FileSink
 from tests.support.huge_files import huge_file_folder
 from tests.support.layout_file import write_layout
 from tests.support.needs import needs
@@ -70,9 +68,11 @@ def check_probes(image: Path, places: dict[int, bytes], *, with_qemu: bool) -> N
         for at, data in places.items():
             assert seen.read_at(at, len(data)) == data
     if with_qemu:
-        with QemuImageReader(image, ImageFormat.VHDX, allow_external=False) as disk:
-            for at, data in places.items():
-                assert disk.read_at(at, len(data)) == data
+        for at, data in places.items():
+            copy = image.with_suffix(".part")  # "count" is counted from the start of the disk
+            run("qemu-img", "dd", "-f", "vhdx", "-O", "raw", "bs=4096", f"skip={at // 4096}",
+                f"count={(at + len(data)) // 4096}", f"if={image}", f"of={copy}")  # fmt: skip
+            assert copy.read_bytes() == data
     with LocalFile(image) as source:
         disk_of_ours = open_disk_file(source)
         for at, data in places.items():
@@ -85,7 +85,7 @@ def test_the_synthesised_vhdx_passes_every_judge(
     folder: Path, disk_bytes: int, sector_bytes: int
 ) -> None:
     """qemu-img check (512-byte sectors: it knows no others), libvhdi, and the bytes."""
-    needs("qemu-img", "qemu-nbd", "vhdiinfo")
+    needs("qemu-img", "vhdiinfo")
     image, places = folder / "disk.vhdx", probes(disk_bytes)
     write_layout(FixedVhdxLayout(shape(disk_bytes, sector_bytes)), image, places)
     if sector_bytes == 512:
@@ -120,12 +120,12 @@ def test_a_dynamic_file_of_ours_passes_every_judge(
     folder: Path, disk_bytes: int, sector_bytes: int
 ) -> None:
     """Written in random order, some of it zeros; only blocks that were written are there."""
-    needs("qemu-img", "qemu-nbd", "vhdiinfo")
+    needs("qemu-img", "vhdiinfo")
     image, places = folder / "disk.vhdx", probes(disk_bytes)
     order = list(places.items())
     random.Random(2).shuffle(order)
-    with LocalSink(image) as sink:
-        writer = DynamicVhdxWriter(sink, shape(disk_bytes, sector_bytes))
+    with image.open("wb", buffering=0) as new:
+        writer = DynamicVhdxWriter(FileSink(new.fileno()), shape(disk_bytes, sector_bytes))
         for at, data in order:
             writer.write_at(at, data)
         writer.finish()

@@ -6,6 +6,7 @@ from appliance.api.route import Route
 from appliance.api.routes import (
     about,
     accounts,
+    approvals,
     audit,
     events,
     hosts,
@@ -20,6 +21,7 @@ from appliance.api.routes import (
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -33,11 +35,13 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
     operations,
     proofs,
     events,
     notifications,
     about,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

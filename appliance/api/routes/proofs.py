@@ -1,16 +1,13 @@
-"""Proofs that recovery points can be recovered: certificates, chain, evidence, reports."""
+"""Proofs that recovery points can be recovered: chain, evidence, reports, the newest of each VM."""
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 from pydantic import AwareDatetime, Field
 
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, Raw, RouteTable, Shown
 from appliance.base.errors import UsageError
-from appliance.jobs.certificate import Certificate, CertificateError, VerificationBody
-from appliance.service.proofs import ListedProof
+from appliance.jobs.certificate import CertificateError
 
 table = RouteTable("proofs")
 
@@ -18,21 +15,6 @@ _LATEST_MOST = 10_000
 _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
 )
-
-
-class ProofShown(Shown):
-    sequence: int
-    kind: str = Field(description="verification, key-rotation, or refused: not genuine")
-    issued_at: AwareDatetime | None
-    verdict: str | None
-    run_id: str | None
-    vms: tuple[str, ...]
-    sha256: str | None
-    failure: str | None
-
-
-class ProofDetail(ProofShown):
-    body: dict[str, Any]
 
 
 class ChainShown(Shown):
@@ -58,21 +40,8 @@ class LatestProof(Shown):
     certificate: int | None
 
 
-class ProofQuery(Body):
-    before: int | None = Field(default=None, ge=1)
-    limit: int = Field(default=100, ge=1, le=1000)
-
-
 class LatestQuery(Body):
     limit: int = Field(default=1000, ge=1, le=_LATEST_MOST)
-
-
-@table.add("GET", "/certificates", Permission.VIEW, query=ProofQuery, response=list[ProofShown])
-def list_certificates(call: Call) -> list[ProofShown]:
-    """Certificates, newest first; each one's signature is checked."""
-    query = call.query_as(ProofQuery)
-    found = call.services.proofs.list(before=query.before, limit=query.limit)
-    return [ProofShown(**_fields(each)) for each in found]
 
 
 @table.add("GET", "/certificate-chain", Permission.VIEW, response=ChainShown)
@@ -98,16 +67,9 @@ def list_latest_proofs(call: Call) -> list[LatestProof]:
     return [LatestProof.model_validate(each) for each in found]
 
 
-@table.add("GET", "/certificates/{number}", Permission.VIEW, response=ProofDetail)
-def show_certificate(call: Call) -> ProofDetail:
-    """One certificate with all that it says."""
-    number = _number(call)
-    certificate = call.services.proofs.get(number)
-    listed = ListedProof(sequence=number, certificate=certificate, failure=None)
-    return ProofDetail(**_fields(listed), body=certificate.body.model_dump(mode="json"))
-
-
-@table.add("GET", "/certificates/{number}/file", Permission.VIEW, media="application/octet-stream")
+@table.add(
+    "GET", "/certificates/{sequence}/file", Permission.VIEW, media="application/octet-stream"
+)
 def download_certificate(call: Call) -> Raw:
     """The certificate's file as it was issued, for `holdfast certificate verify`."""
     number = _number(call)
@@ -115,7 +77,7 @@ def download_certificate(call: Call) -> Raw:
     return Raw(body=call.services.proofs.raw(number), media="application/octet-stream", name=name)
 
 
-@table.add("GET", "/certificates/{number}/report", Permission.VIEW, media="text/html")
+@table.add("GET", "/certificates/{sequence}/report", Permission.VIEW, media="text/html")
 def show_report(call: Call) -> Raw:
     """The report that the run left: one page that needs nothing else."""
     body = call.services.proofs.report(_number(call))
@@ -124,7 +86,7 @@ def show_report(call: Call) -> Raw:
 
 @table.add(
     "GET",
-    "/certificates/{number}/evidence/{sha256}",
+    "/certificates/{sequence}/evidence/{sha256}",
     Permission.VIEW,
     media="application/octet-stream",
 )
@@ -137,33 +99,7 @@ def show_evidence(call: Call) -> Raw:
 
 
 def _number(call: Call) -> int:
-    text = call.path["number"]
+    text = call.path["sequence"]
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 16):
         raise UsageError(f"{text[:40]!r} is no number of a certificate")
     return int(text)
-
-
-def _fields(listed: ListedProof) -> dict[str, Any]:
-    failure = listed.failure
-    if failure is not None:
-        nothing = dict.fromkeys(("issued_at", "verdict", "run_id", "sha256"))
-        told = f"[{failure.code}] {failure}"
-        return nothing | {
-            "sequence": listed.sequence,
-            "kind": "refused",
-            "vms": (),
-            "failure": told,
-        }
-    certificate = cast(Certificate, listed.certificate)
-    body = certificate.body
-    verified = body if isinstance(body, VerificationBody) else None
-    return {
-        "sequence": listed.sequence,
-        "kind": body.kind,
-        "issued_at": body.issued_at,
-        "verdict": verified.verdict.value if verified else None,
-        "run_id": verified.run_id if verified else None,
-        "vms": tuple(guest.vm for guest in verified.guests) if verified else (),
-        "sha256": certificate.sha256,
-        "failure": None,
-    }

@@ -43,6 +43,7 @@ MENU = (
     ("Appliance", "/security", "Security check", Permission.VIEW),
     ("Appliance", "/settings", "Settings", Permission.VIEW),
     ("Appliance", "/accounts", "Accounts", Permission.ADMINISTER),
+    ("Appliance", "/approvals", "Approvals", Permission.ADMINISTER),
     ("Appliance", "/audit", "Audit log", Permission.ADMINISTER),
     ("Appliance", "/me", "My account", Permission.VIEW),
 )

@@ -34,6 +34,7 @@ _KINDS = {
     RunKind.GC: "Garbage collection",
 }
 _OF_VMS = (RunKind.BACKUP, RunKind.CBT_AUDIT)
+_OF_POINTS = (RunKind.RETENTION, RunKind.VERIFICATION)
 _NEW_JOB = {
     "job.kind": "backup",
     "job.select.everything": "true",
@@ -46,7 +47,9 @@ _HORIZONS = (30, 90, 365, 730)
 _NEW_VERIFICATION = {"job.where": "sandbox", "job.hash_share": "0.1"}
 _SHOWN = re.compile(
     r"job\.(name|kind|policy|enabled|percent|read_data|wait_minutes|where|host|address|hash_share"
-    r"|check_file_systems|probes\[\]|select\.(names|folders|tags|runs_on|hosts|exclude)\[\]"
+    r"|timeout|memory_mib|cpus|disk_interface"
+    r"|check_file_systems|(probes|scripts)\[\]"
+    r"|select\.(names|folders|tags|runs_on|hosts|exclude)\[\]"
     r"|select\.everything|select\.exclude\.(names|folders|tags)\[\])"
     r"|policy\.(name|time_zone|windows\[\]|schedule\.(at|days|days_of_month)\[\]"
     r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|vms_at_once"
@@ -122,8 +125,9 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "new": api.startswith("POST"),
         "preview": page.address,
         "kind": kind,
-        "kinds": _KINDS,
+        "kinds": {} if _has_lists(document) else _KINDS,
         "of_vms": kind in _OF_VMS,
+        "of_points": kind in _OF_POINTS,
         "policies": known,
         "shared": shared,
         "hosts": sorted(
@@ -134,6 +138,12 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "keeps": _keeps(page, policy, document) if kind in (*_OF_VMS, "retention") else None,
         **_choices(page, fields),
     }
+
+
+def _has_lists(document: dict[str, Any]) -> bool:
+    """Whether it is a verification with groups or VMs of their own, which no form shows."""
+    job = document.get("job", {})
+    return bool(job.get("groups") or job.get("vms"))
 
 
 def _policies(page: PageCall) -> dict[str, Any]:

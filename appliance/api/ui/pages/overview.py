@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from appliance.api.permissions import Permission
-from appliance.api.routes import hosts, jobs, proofs, recoveries, runs
+from appliance.api.routes import hosts, jobs, proofs, recoveries, runs, verifications
 from appliance.api.ui.charts import Bar, bars
 from appliance.api.ui.page import Page, PageCall, when
 from appliance.api.ui.space import forecast
@@ -140,7 +140,9 @@ def _pictures(page: PageCall, proven: list[proofs.LatestProof]) -> dict[str, str
 def _body(page: PageCall, number: int) -> dict[str, Any]:
     """What the certificate says; nothing if it is not there or not genuine."""
     try:
-        found: proofs.ProofDetail = page.ask(proofs.show_certificate, number=str(number))
+        found: verifications.CertificateFile = page.ask(
+            verifications.show_certificate, sequence=str(number)
+        )
     except ApplianceError:
         return {}
     return found.body

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.api.errors import NotFoundError
 from appliance.api.permissions import Permission
-from appliance.api.routes import proofs
+from appliance.api.routes import proofs, verifications
 from appliance.api.ui.page import Page, PageCall
 
 _PAGE = 50
 
 
 def _reports(page: PageCall) -> dict[str, Any]:
-    query = proofs.ProofQuery(before=page.number("before") or None, limit=_PAGE)
-    found = page.ask(proofs.list_certificates, query=query)
+    query = verifications.CertificateQuery(before=page.number("before") or None, limit=_PAGE)
+    found = page.ask(verifications.list_certificates, query=query)
     return {
         "chain": page.ask(proofs.check_chain),
         "certificates": found,
@@ -23,14 +24,16 @@ def _reports(page: PageCall) -> dict[str, Any]:
 
 
 def _report(page: PageCall) -> dict[str, Any]:
-    found = page.ask(proofs.show_certificate)
+    found = page.ask(verifications.show_certificate)
+    if found.failure is not None:
+        raise NotFoundError(f"certificate {found.sequence} is not genuine: {found.failure}")
     return {"certificate": found, "guests": found.body.get("guests", [])}
 
 
 PAGES = (
     Page(address="/reports", template="reports.html", permission=Permission.VIEW, show=_reports),
     Page(
-        address="/reports/{number}",
+        address="/reports/{sequence}",
         template="report.html",
         permission=Permission.VIEW,
         show=_report,
