@@ -37,6 +37,7 @@ class Principal:
     """Who calls."""
 
     name: str  # as in the audit log
+    behind: str  # the account itself, or the one that made the token
     role: Role
     account: str | None = None  # None: a token
     session_secret: str | None = None

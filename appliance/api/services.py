@@ -9,6 +9,7 @@ from pathlib import Path
 
 from appliance.catalog.catalog import Catalog
 from appliance.repository.repository import Repository
+from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
@@ -29,6 +30,7 @@ class Services:
     recover: RecoveryService
     feed: LiveFeed
     post: Post
+    deletion: Deletion
     figures: RepositoryFigures
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""

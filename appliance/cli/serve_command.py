@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
+    from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
@@ -76,8 +77,10 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
+    from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
     home = home_path(args)
@@ -120,6 +123,7 @@ def run_serve(args: argparse.Namespace) -> int:
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
+            deletion=_deletion(catalog, repository, server),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
@@ -183,6 +187,7 @@ def _started_feed(
     catalog: Catalog,
 ) -> LiveFeed:
     """Who watches what goes on, for those who look at it."""
+    from appliance.service.live_feed import LiveFeed
 
     feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
     jobs.engine.add_listener(lambda run: feed.wake())
@@ -193,6 +198,7 @@ def _started_feed(
 
 def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     """Who tells people of runs that have ended; stopped after the last run."""
+    from appliance.service.notify.post import Post
 
     post = Post(catalog)
     jobs.engine.add_listener(lambda run: post.wake())
@@ -202,6 +208,7 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
 
 
 def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:
+    from appliance.service.repository_figures import RepositoryFigures
 
     figures = RepositoryFigures(repository, catalog.clock)
     stack.callback(figures.stop)
@@ -215,6 +222,16 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     book = PointBook(catalog, repository)
     book.start()
     stack.callback(book.stop)
+
+
+def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+    """What was approved before a kill is carried out now."""
+    from appliance.service.deletion import Deletion
+    from appliance.service.recovery_server import sessions_points
+
+    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion.resume()
+    return deletion
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:

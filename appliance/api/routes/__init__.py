@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.api.route import Route
 from appliance.api.routes import (
     accounts,
+    approvals,
     audit,
     events,
     hosts,
@@ -18,6 +19,7 @@ from appliance.api.routes import (
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -31,9 +33,11 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
     operations,
     events,
     notifications,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

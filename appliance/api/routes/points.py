@@ -8,9 +8,10 @@ from pydantic import AwareDatetime, Field
 
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
+from appliance.api.routes.approvals import AskedShown, asked_shown
+from appliance.base.ids import parse_point_id
 from appliance.repository.manifest import Manifest
 from appliance.repository.stats import repository_stats
-from appliance.service.points_in_use import PointInUseError
 
 table = RouteTable("points")
 
@@ -79,15 +80,11 @@ def show_point(call: Call) -> PointDetail:
     return PointDetail(**_fields(manifest), disks=disks, written_by=manifest.written_by)
 
 
-@table.add("DELETE", "/points/{point}", Permission.DELETE)
-def forget_point(call: Call) -> None:
-    """Forget a recovery point; its space comes back with the next garbage collection."""
-    points = call.services.repository.points
-    point = points.get(call.path["point"]).id
-    used = {session.record.point_id for session in call.services.recovery.sessions()}
-    if point in used:
-        raise PointInUseError(f"a recovery session runs from {point}")
-    points.forget(point)
+@table.add("DELETE", "/points/{point}", Permission.DELETE, response=AskedShown)
+def forget_point(call: Call) -> AskedShown:
+    """Forget a recovery point; or ask for it where a second administrator is demanded."""
+    point = parse_point_id(call.path["point"])
+    return asked_shown(call.services.deletion.forget([point], by=call.caller.behind))
 
 
 @table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)

@@ -40,6 +40,7 @@ MENU = (
     ("Appliance", "/hosts", "Hypervisors", Permission.VIEW),
     ("Appliance", "/notifications", "Notifications", Permission.CONFIGURE),
     ("Appliance", "/accounts", "Accounts", Permission.ADMINISTER),
+    ("Appliance", "/approvals", "Approvals", Permission.ADMINISTER),
     ("Appliance", "/audit", "Audit log", Permission.ADMINISTER),
     ("Appliance", "/me", "My account", Permission.VIEW),
 )

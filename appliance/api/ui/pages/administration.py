@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.permissions import Permission
-from appliance.api.routes import accounts, audit, hosts, login, tokens
+from appliance.api.routes import accounts, approvals, audit, hosts, login, tokens
 from appliance.api.ui.page import Page, PageCall
 from appliance.catalog.accounts import Role
 
@@ -22,6 +22,14 @@ def _accounts(page: PageCall) -> dict[str, Any]:
         "accounts": page.ask(accounts.list_accounts),
         "tokens": page.ask(tokens.list_tokens),
         "roles": [(str(role), str(role)) for role in reversed(Role)],
+    }
+
+
+def _approvals(page: PageCall) -> dict[str, Any]:
+    query = approvals.ApprovalQuery()
+    return {
+        "guard": str(page.ask(approvals.show_guard).require),
+        "approvals": page.ask(approvals.list_approvals, query=query),
     }
 
 
@@ -45,6 +53,12 @@ PAGES = (
         template="accounts.html",
         permission=Permission.ADMINISTER,
         show=_accounts,
+    ),
+    Page(
+        address="/approvals",
+        template="approvals.html",
+        permission=Permission.ADMINISTER,
+        show=_approvals,
     ),
     Page(address="/audit", template="audit.html", permission=Permission.ADMINISTER, show=_audit),
     Page(address="/me", template="me.html", permission=Permission.VIEW, show=_me),

@@ -26,12 +26,14 @@ from appliance.catalog.validation import describe
 _RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 _KINDS = {
     RunKind.BACKUP: "Backup of virtual machines",
+    RunKind.VERIFICATION: "Verification of recovery points",
     RunKind.CBT_AUDIT: "Audit of changed block tracking",
     RunKind.RETENTION: "Removal of old recovery points",
     RunKind.CHECK: "Check of the repository",
     RunKind.GC: "Garbage collection",
 }
 _OF_VMS = (RunKind.BACKUP, RunKind.CBT_AUDIT)
+_OF_POINTS = (RunKind.RETENTION, RunKind.VERIFICATION)
 _NEW_JOB = {
     "job.kind": "backup",
     "job.select.everything": "true",
@@ -107,8 +109,9 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "new": api.startswith("POST"),
         "preview": page.address,
         "kind": kind,
-        "kinds": _KINDS,
+        "kinds": {} if _has_lists(document) else _KINDS,
         "of_vms": kind in _OF_VMS,
+        "of_points": kind in _OF_POINTS,
         "policies": known,
         "shared": shared,
         "hosts": sorted(
@@ -119,6 +122,12 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "keeps": _keeps(page, policy, document) if kind in (*_OF_VMS, "retention") else None,
         **_choices(page, fields),
     }
+
+
+def _has_lists(document: dict[str, Any]) -> bool:
+    """Whether it is a verification with groups or VMs of their own, which no form shows."""
+    job = document.get("job", {})
+    return bool(job.get("groups") or job.get("vms"))
 
 
 def _policies(page: PageCall) -> dict[str, Any]:
