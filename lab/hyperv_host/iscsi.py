@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -161,6 +162,14 @@ class IscsiInitiator:
                 _unmount(disk.mounted, disk.ntfs)
                 disk.mounted, disk.ntfs = None, None
             self._hide(session, disk)
+
+    def abandon_lost(self) -> None:
+        """Kill sessions whose portal is gone: what waits for their disks gets errors instead."""
+        for session in list(self._sessions.values()):
+            try:
+                socket.create_connection((session.portal.address, session.portal.port), 2).close()
+            except OSError:
+                session.daemon.kill()
 
     def close(self) -> None:
         """As the host goes: disks offline, sessions ended. Idempotent."""
