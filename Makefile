@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2 tgt ntfs-3g
-DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common samba
+DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common samba libiscsi-bin qemu-block-extra
 DEBIAN_CHECK := dosfstools xfsprogs
-DEBIAN_TEST := $(DEBIAN_CHECK) libnfs-utils libiscsi-bin qemu-block-extra libnbd-bin python3-libnbd nbdkit fio openssl git libvhdi-utils
+DEBIAN_TEST := $(DEBIAN_CHECK) libnfs-utils libnbd-bin python3-libnbd nbdkit fio openssl git libvhdi-utils
 DEBIAN_BENCH := borgbackup restic
+DEBIAN_OVA := mmdebstrap grub-pc-bin grub-common mtools dosfstools e2fsprogs fdisk qemu-utils
+DEBIAN_TEST_OVA := qemu-system-x86 ovmf openssh-client
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench ova test-ova clean
 .NOTPARALLEL:
 
 setup: $(STAMP)
@@ -24,12 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy -p ova
 	$(BIN)/lint-imports
 
 format: setup
@@ -42,6 +45,14 @@ demo: setup
 bench: setup
 	@tools/debian-packages $(DEBIAN_BENCH)
 	$(BIN)/python -m tests.perf.bench
+
+ova: setup
+	@tools/debian-packages $(DEBIAN_OVA)
+	$(BIN)/python -m ova.build
+
+test-ova: setup
+	@tools/debian-packages $(DEBIAN_OVA) $(DEBIAN_TEST_OVA)
+	$(BIN)/python -m pytest ova/tests
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,11 +16,13 @@ from pydantic import BaseModel, TypeAdapter
 
 from appliance.api.dispatch import Dispatcher, parsed, with_session
 from appliance.api.errors import BodyError, NotFoundError, status_of
+from appliance.api.event_stream import EventStreams
 from appliance.api.gate import Gate
 from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
-from appliance.api.route import Body, Route
+from appliance.api.route import Body, Raw, Route
 from appliance.api.routes import ROUTES
+from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
@@ -31,14 +33,6 @@ log = logging.getLogger(__name__)
 PREFIX = "/api/v1"
 BODY_BYTES_MAX = 1 << 20
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none';"
-    " form-action 'self'; object-src 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 def build_application(services: Services) -> web.Application:
@@ -48,10 +42,11 @@ def build_application(services: Services) -> web.Application:
     application = web.Application(
         middlewares=[metrics.counting, _headers, _errors], client_max_size=BODY_BYTES_MAX
     )
+    streams = EventStreams(services.feed, gate)
+    application.on_shutdown.append(streams.close)
     for route in ROUTES:
-        application.router.add_route(
-            route.method, PREFIX + route.path, _endpoint(route, dispatcher)
-        )
+        endpoint = _endpoint(route, dispatcher, streams)
+        application.router.add_route(route.method, PREFIX + route.path, endpoint)
     document = openapi_document(ROUTES, PREFIX)
 
     async def openapi(_: web.Request) -> web.Response:
@@ -74,19 +69,34 @@ def appliance_metrics(services: Services) -> ApplianceMetrics:
     )
 
 
-def _endpoint(route: Route, dispatcher: Dispatcher) -> _Handler:
-    async def endpoint(request: web.Request) -> web.Response:
+def _endpoint(route: Route, dispatcher: Dispatcher, streams: EventStreams) -> _Handler:
+    async def endpoint(request: web.Request) -> web.StreamResponse:
         async def read_body() -> BaseModel | None:
             return await _body(request, route.body)
 
         path = dict(request.match_info)
         call, result = await dispatcher.perform(route, request, path, read_body)
+        if route.streams:
+            return await streams.serve(request, call, result)
+        if isinstance(result, Raw):
+            return _raw(result)
         if result is None:
             return with_session(call, web.Response(status=204))
         response = web.Response(body=_encoded(result), content_type="application/json")
         return with_session(call, response)
 
     return endpoint
+
+
+def _raw(result: Raw) -> web.Response:
+    response = web.Response(body=result.body, content_type=result.media)
+    if result.media.startswith("text/"):
+        response.charset = "utf-8"
+    if result.name:
+        response.headers["Content-Disposition"] = f'attachment; filename="{result.name}"'
+    if result.policy:
+        response.headers["Content-Security-Policy"] = result.policy
+    return response
 
 
 async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:
@@ -141,6 +151,7 @@ def _failure(status: int, code: str, text: str, error: ApplianceError | None) ->
 @web.middleware
 async def _headers(request: web.Request, handler: _Handler) -> web.StreamResponse:
     response = await handler(request)
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
+    if not response.prepared:
+        for name, value in SAFE_HEADERS.items():
+            response.headers.setdefault(name, value)
     return response

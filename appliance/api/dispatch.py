@@ -54,6 +54,7 @@ class Dispatcher:
         address = request.remote or "-"
         self._gate.count(address, login=route.logs_in)
         actor, outcome = "-", "ok"
+        call: Call | None = None
         try:
             principal: Principal | None = None
             if route.permission is not None:
@@ -87,7 +88,7 @@ class Dispatcher:
                     actor=actor,
                     address=address,
                     action=f"{route.method} {route.path}",
-                    object=" ".join(path.values()),
+                    object=" ".join([*path.values(), *([call.about] if call else [])]).strip(),
                     outcome=outcome,
                 )
 

@@ -21,6 +21,8 @@ from appliance.api.services import Services
 
 SESSION_COOKIE = "__Host-holdfast"
 CSRF_HEADER = "X-CSRF-Token"
+BACKGROUND_HEADER = "X-Background"  # a page asks by itself: that keeps no login alive
+EVENTS_PATH = "/api/v1/events"
 
 
 class Gate:
@@ -63,9 +65,12 @@ class Gate:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             found = catalog.api_tokens.find(token)
-            return Principal(name=f"token {found.name}", role=found.role) if found else None
+            if found is None:
+                return None
+            return Principal(name=f"token {found.name}", behind=found.created_by, role=found.role)
         secret = request.cookies.get(SESSION_COOKIE)
-        session = catalog.web_sessions.find(secret) if secret else None
+        used = BACKGROUND_HEADER not in request.headers and request.path != EVENTS_PATH
+        session = catalog.web_sessions.find(secret, used=used) if secret else None
         if session is None:
             return None
         given = request.headers.get(CSRF_HEADER) if csrf is None else csrf
@@ -73,6 +78,7 @@ class Gate:
             raise CsrfError("the CSRF token is missing or another")
         return Principal(
             name=session.account,
+            behind=session.account,
             role=session.role,
             account=session.account,
             session_secret=secret,

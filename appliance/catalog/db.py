@@ -68,6 +68,13 @@ class Database:
         with self._lock:
             self._connection.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Write one consistent state to a new file, for its owner only. Raises: as `open`."""
+        with self._lock, _translated(self._path):
+            _make(path)
+            with closing(sqlite3.connect(path)) as target:
+                self._connection.backup(target)
+
     def __enter__(self) -> Self:
         return self
 

@@ -62,8 +62,11 @@ class Sessions:
             )
         return secret
 
-    def find(self, secret: str) -> Session | None:
-        """The session of a cookie; None when there is none, it is over, or its account is."""
+    def find(self, secret: str, *, used: bool = True) -> Session | None:
+        """The session of a cookie; None when there is none, it is over, or its account is.
+
+        `used`: somebody uses it now, rather than a page of its own accord.
+        """
         now, hashed = self._clock.now(), _hash(secret)
         with self._database.reading() as connection:
             row = connection.execute(
@@ -79,7 +82,7 @@ class Sessions:
         if now - used_at > IDLE or now - created_at > LONGEST:
             self.end(secret)
             return None
-        if now - used_at > _TOUCH_EVERY:
+        if used and now - used_at > _TOUCH_EVERY:
             with self._database.writing() as connection:
                 connection.execute(
                     "UPDATE web_sessions SET used_at = ? WHERE secret_hash = ?",

@@ -9,7 +9,7 @@ Thread model: as `db.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -147,15 +147,22 @@ class Runs:
             return connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
 
     def list(
-        self, *, vm: str | None = None, job_run: RunId | None = None, limit: int = 1000
+        self,
+        *,
+        vm: str | None = None,
+        job_run: RunId | None = None,
+        kinds: Sequence[str] = (),
+        limit: int = 1000,
     ) -> list[RunRecord]:
-        """Return the newest `limit` runs, of one VM, one job's run or all, oldest first."""
+        """Return the newest `limit` runs, of one VM, one job's run, some kinds or all, oldest
+        first."""
+        wanted = f" AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         with self._database.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM runs"
-                " WHERE (?1 IS NULL OR vm = ?1) AND (?2 IS NULL OR job_run = ?2)"
-                " ORDER BY run_id DESC LIMIT ?3",
-                (vm, job_run, limit),
+                " WHERE (? IS NULL OR vm = ?) AND (? IS NULL OR job_run = ?)"
+                f"{wanted} ORDER BY run_id DESC LIMIT ?",
+                (vm, vm, job_run, job_run, *kinds, limit),
             ).fetchall()
         return [_run(row) for row in reversed(rows)]
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
 if TYPE_CHECKING:
+    from appliance.api.services import Services
     from appliance.catalog.catalog import Catalog
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
+    from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
+    from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
+    from appliance.service.recovery_server import RecoveryServer
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.repository_figures import RepositoryFigures
 
 _WAIT_S = 0.2
@@ -54,6 +62,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="space kept free where sessions keep what guests write",
     )
+    serve.add_argument(
+        "--setup-token-file",
+        type=Path,
+        metavar="FILE",
+        help="where the set-up token is kept until the first account is made, not on stderr",
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -62,6 +76,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.api.local_socket import Site, local_application
     from appliance.api.services import Services
     from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
+    from appliance.cli.heartbeat import Heartbeat
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.iscsi.server import IscsiServer
     from appliance.exports.loop_thread import LoopThread
@@ -73,6 +88,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
     home = home_path(args)
@@ -103,24 +119,30 @@ def run_serve(args: argparse.Namespace) -> int:
             tools=source_tools(home),
             recovery=server,
         )
+        recover = RecoveryService(catalog, repository, home, server, source_tools(home))
         post = _started_post(stack, catalog, jobs)
         local = Site(local_application(server, jobs))
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
             jobs=jobs,
+            recover=recover,
+            feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
+            deletion=_deletion(catalog, repository, server),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
         web = Site(build_application(services))
-        port = loop.call(web.start_tls(args.bind, args.port, server_context(home)))
+        port = loop.call(web.start_tls(_web_host(args.bind), args.port, server_context(home)))
         stack.callback(lambda: loop.call(web.stop()))
+        stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
         _start_book(stack, catalog, repository)
         jobs.start()
@@ -135,12 +157,56 @@ def run_serve(args: argparse.Namespace) -> int:
             "jobs": len(catalog.jobs.list()),
         }
         show(args, document, lambda: _text(document))
-        if not catalog.accounts.any():
-            note(f"set-up token, for the first account: {services.setup_token}")
+        _show_setup_token(args, stack, services)
         note("interrupt to stop; sessions go on at the next start")
-        while not args.cancel.cancelled:
-            args.cancel.wait(_WAIT_S)
+        _stay(args, Heartbeat(loop, catalog.accounts.any))
     return ExitCode.SUCCESS
+
+
+def _stay(args: argparse.Namespace, heartbeat: Heartbeat) -> None:
+    """Until the daemon is told to stop."""
+    notify("READY=1")
+    while not args.cancel.cancelled:
+        args.cancel.wait(_WAIT_S)
+        heartbeat.beat()
+    notify("STOPPING=1")
+
+
+def _web_host(bind: str) -> str:
+    """Every address means those of IPv6 too."""
+    return "" if bind == "0.0.0.0" else bind
+
+
+def _show_setup_token(args: argparse.Namespace, stack: ExitStack, services: Services) -> None:
+    """The set-up token on stderr, or in the file that was asked for, which goes with its use."""
+    from appliance.api.setup_token_file import SetupTokenFile
+
+    if services.catalog.accounts.any():
+        return
+    if args.setup_token_file is None:
+        note(f"set-up token, for the first account: {services.setup_token}")
+        return
+    file = SetupTokenFile(args.setup_token_file)
+    file.write(services.setup_token)
+    stack.callback(file.remove)
+    services.on_set_up = file.remove
+
+
+def _started_feed(
+    stack: ExitStack,
+    jobs: JobService,
+    recover: RecoveryService,
+    server: RecoveryServer,
+    catalog: Catalog,
+) -> LiveFeed:
+    """Who watches what goes on, for those who look at it."""
+    from appliance.service.live_feed import LiveFeed
+
+    feed = LiveFeed(jobs, recover.operations, server.sessions, catalog.clock)
+    jobs.engine.add_listener(lambda run: feed.wake())
+    feed.start()
+    stack.callback(feed.stop)
+    return feed
 
 
 def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
@@ -169,6 +235,16 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     book = PointBook(catalog, repository)
     book.start()
     stack.callback(book.stop)
+
+
+def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+    """What was approved before a kill is carried out now."""
+    from appliance.service.deletion import Deletion
+    from appliance.service.recovery_server import sessions_points
+
+    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion.resume()
+    return deletion
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:

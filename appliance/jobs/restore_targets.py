@@ -1,9 +1,8 @@
-"""Where a restored disk is written: a raw file, a block device, or an image through qemu-nbd.
+"""Where a restored disk is written: a raw file, a block device, or an image of another format.
 
-A file is made under another name in the same folder (`.NAME.partial-…`), made durable, and only
-then given its own: linked, so that a file that appeared meanwhile is not overwritten, or with
-`force` renamed over it. A failed restore removes the partial file. A block device has no such
-second place: a failed restore leaves it half written, and the error says so.
+A file gets its name when it is whole (`partial_file`); a failed restore leaves nothing behind. A
+block device has no such second place: a failed restore leaves it half written, and the error says
+so. VHDX is written by ourselves, qcow2 and VMDK through qemu-nbd.
 
 Thread model: `write` and `zero` may be called from several threads; the rest from one.
 """
@@ -14,18 +13,16 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import stat
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from appliance.base.atomic import fsync_directory
 from appliance.base.errors import (
     ApplianceError,
     ExternalProgramError,
@@ -34,9 +31,16 @@ from appliance.base.errors import (
     UsageError,
 )
 from appliance.base.units import MIB, SECTOR_BYTES
+from appliance.jobs.partial_file import (
+    OutputExistsError,
+    PartialFile,
+    mode_of,
+    storage_errors,
+)
 from appliance.sources.errors import NbdError
 from appliance.sources.image_format import ImageFormat
 from appliance.sources.qemu_nbd import QemuNbd
+from appliance.targets.vhdx_file import VhdxFile
 
 _VECTOR = 512  # buffers per pwritev; the system's limit is 1024
 _BLKZEROOUT = 0x127F  # linux/fs.h: range of offset and length as two u64
@@ -46,14 +50,7 @@ _CREATE_WITHIN_S = 120
 _CREATE_OPTIONS = {
     ImageFormat.QCOW2: (),
     ImageFormat.VMDK: ("-o", "subformat=monolithicSparse"),
-    ImageFormat.VHDX: ("-o", "subformat=dynamic"),
 }
-
-
-class OutputExistsError(ApplianceError):
-    """Something stands where the disk is to be written. Choose another name, or use `--force`."""
-
-    code = "restore.output-exists"
 
 
 class OutputTooSmallError(ApplianceError):
@@ -101,7 +98,7 @@ def open_target(
         OutputExistsError, OutputTooSmallError, UsageError, StorageError, ExternalProgramError.
     """
     with storage_errors(output):
-        mode = _mode_of(output)
+        mode = mode_of(output)
     if mode is not None and stat.S_ISBLK(mode):
         if image_format is not ImageFormat.RAW:
             raise UsageError(f"{output}: a block device takes format raw only")
@@ -114,70 +111,11 @@ def open_target(
         raise OutputExistsError(f"{output} exists")
     if image_format is ImageFormat.RAW:
         return RawFileTarget(output, size_bytes, force=force, sync=sync)
+    if image_format is ImageFormat.VHDX:
+        return VhdxTarget(output, size_bytes, force=force, sync=sync)
     if image_format not in _CREATE_OPTIONS:
         raise UsageError(f"{image_format}: not a format to restore to")
     return QemuTarget(output, image_format, size_bytes, force=force, sync=sync)
-
-
-def _mode_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        return path.lstat().st_mode if path.is_symlink() else None
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Translate OSError into the error tree, naming the file."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise (StorageFullError if full else StorageError)(f"{path}: {error.strerror}") from error
-
-
-class _PartialFile:
-    """The file under its other name, and how it gets its own."""
-
-    def __init__(self, output: Path, *, force: bool, sync: bool) -> None:
-        self._output = output
-        self._force = force
-        self.sync = sync or output.exists()
-        self.path = output.absolute().with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-        with storage_errors(output):
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-    def publish(self) -> None:
-        """Crash guarantee: with `sync`, the name stands for the whole disk, or for what it was
-        before; without, a power cut soon afterwards may cost content."""
-        with storage_errors(self._output):
-            if self.sync:
-                os.fsync(self.fd)
-            if self._force:
-                self.path.replace(self._output)
-            else:
-                self._link()
-            if self.sync:
-                fsync_directory(self.path.parent)
-        self.remove()
-
-    def remove(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-            self.path.unlink(missing_ok=True)
-
-    def _link(self) -> None:
-        try:
-            self._output.hardlink_to(self.path)
-        except FileExistsError as error:
-            raise OutputExistsError(f"{self._output} appeared meanwhile") from error
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            if _mode_of(self._output) is not None:  # a file system without links: a small window
-                raise OutputExistsError(f"{self._output} appeared meanwhile") from error
-            self.path.rename(self._output)
 
 
 class RawFileTarget:
@@ -192,7 +130,7 @@ class RawFileTarget:
         self._syncer = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
         self._unsynced_bytes = 0
-        self._partial = _PartialFile(output, force=force, sync=sync)
+        self._partial = PartialFile(output, force=force, sync=sync)
         try:
             with storage_errors(output):
                 os.ftruncate(self._partial.fd, size_bytes)
@@ -267,6 +205,36 @@ class BlockDeviceTarget:
             os.close(fd)
 
 
+class VhdxTarget:
+    holds_old_content = False
+
+    def __init__(self, output: Path, size_bytes: int, *, force: bool, sync: bool) -> None:
+        """Raises: UsageError (VHDX holds no disk of this size), StorageError."""
+        self._output = output
+        self._lock = threading.Lock()
+        self._partial = PartialFile(output, force=force, sync=sync)
+        try:
+            self._image = VhdxFile(self._partial.fd, size_bytes, sync=self._partial.sync)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+        with storage_errors(self._output), self._lock:
+            self._image.write(offset, buffers)
+
+    def zero(self, offset: int, length: int) -> None:
+        """A new image reads as zeros where nothing was written."""
+
+    def commit(self) -> None:
+        with storage_errors(self._output):
+            self._image.finish()
+        self._partial.publish()
+
+    def abort(self) -> None:
+        self._partial.remove()
+
+
 class QemuTarget:
     """An image of a foreign format: qemu-img makes it, qemu-nbd writes it, nothing is copied."""
 
@@ -276,7 +244,7 @@ class QemuTarget:
         self, output: Path, image_format: ImageFormat, size_bytes: int, *, force: bool, sync: bool
     ) -> None:
         self._output = output
-        self._partial = _PartialFile(output, force=force, sync=sync)
+        self._partial = PartialFile(output, force=force, sync=sync)
         try:
             _create_image(self._partial.path, image_format, size_bytes)
             self._server: QemuNbd | None = QemuNbd(self._partial.path, image_format, writable=True)

@@ -95,6 +95,7 @@ class RestoreRoom:
     repository: Repository
     runs: Runs
     run_locks: RunLocks
+    run_id: RunId | None = None  # of a run that goes on already and is ended by who began it
 
 
 DiskBegins = Callable[[int, str, Progress], None]
@@ -155,7 +156,10 @@ def restore_vm(
 
 @contextmanager
 def restore_run(room: RestoreRoom, host: str, vm: str) -> Iterator[RunId]:
-    """A run in the catalog, alive for the block and ended as the block ends."""
+    """A run in the catalog, alive for the block and ended as the block ends; or the room's."""
+    if room.run_id is not None:
+        yield room.run_id
+        return
     run_id = room.repository.new_run_id()
     with room.run_locks.hold(run_id):
         room.runs.begin(run_id, kind="restore", vm=vm, host=host)

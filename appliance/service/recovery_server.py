@@ -58,6 +58,11 @@ class IscsiNotServedError(ApplianceError):
     code = "instant.iscsi-not-served"
 
 
+def sessions_points(server: RecoveryServer) -> frozenset[str]:
+    """The points that sessions run from. Raises StorageError."""
+    return frozenset(session.record.point_id for session in server.sessions())
+
+
 class RecoveryServer:
     def __init__(
         self,

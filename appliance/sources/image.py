@@ -3,9 +3,9 @@
     with open_disk_image(Path("web.qcow2")) as disk:      # a BlockReader
         ...
 
-Raw files and block devices are read directly (`raw_image`); qcow2, VMDK, VHDX and VHD through
-qemu-nbd (`qemu_nbd`). How the format is settled, and what a hostile guest can do about it, stands
-in `image_format`.
+Raw files and block devices are read directly (`raw_image`), VHDX and VHD by our own reader
+(`hyperv_image`), qcow2 and VMDK through qemu-nbd (`qemu_nbd`). How the format is settled, and what
+a hostile guest can do about it, stands in `image_format`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from appliance.blocks.device import BlockReader
+from appliance.sources.hyperv_image import HypervImageReader
 from appliance.sources.image_format import ImageFormat, settle_format
 from appliance.sources.qemu_nbd import QemuImageReader
 from appliance.sources.raw_image import RawImageReader
@@ -42,7 +43,8 @@ def open_disk_image(
         path: a regular file or a block device.
         format: AUTO takes a block device as raw and goes by the header of a file.
         allow_external: also open images that take content from other files (qcow2 backing and data
-            files, VMDK descriptors with their extents). Only for images no guest can have written.
+            files, VMDK descriptors with their extents, parents of differencing VHDX and VHD files,
+            looked for in the same folder). Only for images no guest can have written.
 
     Raises:
         NotADiskError, ImageFormatError, ExternalFileError, ImageProgramError, SourceReadError.
@@ -50,4 +52,6 @@ def open_disk_image(
     settled = settle_format(path, ImageFormat(format), allow_external=allow_external)
     if settled is ImageFormat.RAW:
         return RawImageReader(path)
+    if settled in (ImageFormat.VHDX, ImageFormat.VHD):
+        return HypervImageReader(path, allow_external=allow_external)
     return QemuImageReader(path, settled, allow_external=allow_external)

@@ -123,7 +123,7 @@ def _external(fd: int, found: ImageFormat) -> str | None:
         return _vmdk_external(fd)
     if found is ImageFormat.VHD and _vhd_type(os.pread(fd, SECTOR_BYTES, 0)) == _VHD_DIFFERENCING:
         return "a parent (differencing disk)"
-    return None  # VHDX: qemu refuses an image with a parent by itself
+    return None  # VHDX: its reader refuses a parent that it was not allowed to open
 
 
 def _qcow2_external(head: bytes) -> str | None:

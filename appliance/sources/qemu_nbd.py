@@ -30,8 +30,6 @@ _DRIVERS = {
     ImageFormat.RAW: "raw",
     ImageFormat.QCOW2: "qcow2",
     ImageFormat.VMDK: "vmdk",
-    ImageFormat.VHDX: "vhdx",
-    ImageFormat.VHD: "vpc",
 }
 _WITH_BACKING = {ImageFormat.QCOW2, ImageFormat.VMDK}
 _CONNECTIONS = 4
@@ -183,9 +181,6 @@ def _image_options(
     }
     if image_format in _WITH_BACKING and not allow_external:
         options["backing"] = None
-    if image_format is ImageFormat.VHD:
-        # By default qemu takes the size from the cylinder geometry, which is up to a few MiB short.
-        options["force_size_calc"] = "current_size"
     return json.dumps(options)
 
 

@@ -7,8 +7,12 @@ Thread model: thread-safe.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from hyperv.vhdx.errors import CorruptDiskFileError, TruncatedDiskFileError
 from hyperv.vhdx.page_cache import PageCache
@@ -28,10 +32,24 @@ from hyperv.vhdx.structures import (
 PRESENT_STATES: Final = (PayloadState.FULLY_PRESENT, PayloadState.PARTIALLY_PRESENT)
 
 
+_RUN_BLOCKS: Final = 8192  # looked at together: a page of the cache
+
+
 @dataclass(frozen=True, slots=True)
 class PayloadEntry:
     state: PayloadState
     offset: int  # in the file; means something if the block is present
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRun:
+    """Blocks of one state; fully present ones follow each other in the file, a partly present one
+    stands alone."""
+
+    first: int
+    blocks: int
+    state: PayloadState
+    offset: int  # of the first, as in `PayloadEntry`
 
 
 class BlockAllocationTable:
@@ -84,6 +102,32 @@ class BlockAllocationTable:
                 offset, min(block_bytes, self._disk_bytes - block * block_bytes), what
             )
         return PayloadEntry(state, offset)
+
+    def runs(self, first: int, stop: int) -> Iterator[BlockRun]:
+        """Yield the blocks [first, stop) in order. Equal runs may follow each other.
+
+        Raises: as `payload`, for less: the whole table was checked when the file was opened.
+        """
+        if stop - first == 1:  # most reads: no arrays for one entry
+            entry = self.payload(first)
+            yield BlockRun(first, 1, entry.state, entry.offset)
+            return
+        for start in range(first, stop, _RUN_BLOCKS):
+            blocks = np.arange(start, min(stop, start + _RUN_BLOCKS))
+            places = blocks + blocks // self.layout.chunk_ratio
+            at = self._offset + int(places[0]) * BAT_ENTRY_BYTES
+            length = int(places[-1] + 1 - places[0]) * BAT_ENTRY_BYTES
+            raw = self._cache.read(at, length, "block table")
+            entries = np.frombuffer(raw, dtype="<i8")[places - places[0]]
+            states = entries & BAT_STATE_MASK
+            follows = states[1:] == states[:-1]
+            follows &= states[1:] != PayloadState.PARTIALLY_PRESENT
+            is_next = entries[1:] - entries[:-1] == self.layout.block_bytes
+            follows &= (states[1:] != PayloadState.FULLY_PRESENT) | is_next
+            borders = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(blocks)]
+            for begin, end in itertools.pairwise(borders):
+                held = self.payload(start + begin)
+                yield BlockRun(start + begin, end - begin, held.state, held.offset)
 
     def bitmap_offset(self, block: int) -> int:
         """Return where the sector bitmap of the chunk of a partly present block is in the file.

@@ -20,8 +20,8 @@ class NotADiskFileError(DiskFileError):
 
 
 class CorruptDiskFileError(DiskFileError):
-    """A structure of the disk file is damaged. Run `Test-VHD` on the host; the guest's own backups
-    may be the only way to what is lost."""
+    """A structure of the disk file is damaged; `Test-VHD` on the host says more. Restore the file
+    from a backup."""
 
     code = "disk-file.corrupt"
 

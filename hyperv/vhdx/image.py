@@ -73,22 +73,20 @@ class VhdxImage:
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         block_bytes = self._facts.block_bytes
         end = offset + length
-        while offset < end:
-            block, inside = divmod(offset, block_bytes)
-            part = min(end - offset, block_bytes - inside)
-            entry = self._bat.payload(block)
-            if entry.state is PayloadState.FULLY_PRESENT:
-                yield Piece(offset, part, Place.FILE, entry.offset + inside)
-            elif entry.state is PayloadState.PARTIALLY_PRESENT:
-                sector_bytes = self._facts.logical_sector_bytes
+        for run in self._bat.runs(offset // block_bytes, -(-end // block_bytes)):
+            inside = offset - run.first * block_bytes
+            part = min(end - offset, run.blocks * block_bytes - inside)
+            if run.state is PayloadState.FULLY_PRESENT:
+                yield Piece(offset, part, Place.FILE, run.offset + inside)
+            elif run.state is PayloadState.PARTIALLY_PRESENT:
                 yield from bitmap_pieces(
-                    self._present_sectors(block, inside, part),
+                    self._present_sectors(run.first, inside, part),
                     offset=offset,
                     length=part,
-                    sector_bytes=sector_bytes,
-                    file_offset=entry.offset + inside,
+                    sector_bytes=self._facts.logical_sector_bytes,
+                    file_offset=run.offset + inside,
                 )
-            elif entry.state is PayloadState.NOT_PRESENT and self._facts.parent is not None:
+            elif run.state is PayloadState.NOT_PRESENT and self._facts.parent is not None:
                 yield Piece(offset, part, Place.PARENT)
             else:
                 yield Piece(offset, part, Place.ZEROS)

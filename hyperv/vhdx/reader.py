@@ -164,6 +164,8 @@ class DiskReader:
 
     def _resolved(self, level: int, offset: int, length: int) -> Iterator[tuple[int, Piece]]:
         """Yield (number of the file, piece) with those of the parents in the place of PARENT."""
+        if not length:
+            return
         for piece in _joined(self._files[level].pieces(offset, length)):
             if piece.place is not Place.PARENT:
                 yield level, piece

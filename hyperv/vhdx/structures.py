@@ -82,7 +82,7 @@ assert LOG_ZERO.size == LOG_DATA.size == LOG_DESCRIPTOR_BYTES
 assert LOG_DATA_SECTOR.size == LOG_SECTOR_BYTES
 
 MOST_DISK_BYTES: Final = 64 * TIB
-MOST_FILE_BYTES: Final = 256 * TIB  # far more than the largest disk and its tables
+MOST_FILE_BYTES: Final = 128 * TIB  # far more than the largest disk and its tables
 LEAST_BLOCK_BYTES: Final = MIB
 MOST_BLOCK_BYTES: Final = 256 * MIB
 SECTOR_SIZES: Final = (512, 4096)

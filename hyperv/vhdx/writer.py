@@ -1,9 +1,8 @@
-"""A new dynamic VHDX file, block by block: what restore writes to a Hyper-V host.
+"""A new dynamic VHDX file, block by block: what restore makes of a disk.
 
-    with LocalSink(path) as sink:
-        writer = DynamicVhdxWriter(sink, shape)
-        writer.write_at(offset, data)          any order, any size
-        writer.finish()
+    writer = DynamicVhdxWriter(sink, shape)
+    writer.write_at(offset, data)              any order, any size
+    writer.finish()
 
 Blocks get their place in the file when they are first written to; what is never written, and zeros
 written to a block that is not there, take no space. Crash guarantee: payload, tables and headers
@@ -16,8 +15,7 @@ Memory: 8 bytes per block (16 MiB for 62 TiB). Thread model: one thread.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
@@ -92,11 +90,13 @@ class DynamicVhdxWriter:
         return int(self._bat[index]) & ~int(PayloadState.FULLY_PRESENT)
 
 
-class LocalSink:
-    """A file of this machine that must not exist yet. OSError passes through."""
+class FileSink:
+    """A file of this machine, open for writing, that stays the caller's. OSError passes through."""
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def __init__(self, fd: int, *, sync: bool = True) -> None:
+        """Without `sync` a crash of the machine may leave a file that is a VHDX in part."""
+        self._fd = fd
+        self._sync = sync
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -108,10 +108,5 @@ class LocalSink:
         os.ftruncate(self._fd, size_bytes)
 
     def flush(self) -> None:
-        os.fsync(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._sync:
+            os.fsync(self._fd)

@@ -29,6 +29,8 @@ from lab.hyperv_host.vhdx_disk import VhdxDisk, create
 from lab.hyperv_host.windows_path import Volumes, WindowsPath
 
 _LAST_BLOCKS = 8  # written since the last round: few enough to end with the guest waiting
+_SMALL_BYTES, _AHEAD_BYTES = 16 * 1024, 256 * 1024
+_NOTHING = (0, b"")
 Stop = Callable[[], bool]  # asked between blocks: true ends the copy
 
 
@@ -39,6 +41,7 @@ class LiveDisk:
         self._lock = threading.RLock()
         self._files = open_chain(volumes, leaf, writable=True)
         self.tracking = tracking
+        self._ahead = _NOTHING  # a place of the disk, and what is there
         self._copied_again: set[int] | None = None  # blocks of the leaf written during a copy
         self.size_bytes = self._files[0].disk.size_bytes
         self.logical_sector_bytes = self._files[0].disk.geometry.logical_sector_bytes
@@ -59,14 +62,33 @@ class LiveDisk:
     # ------------------------------------------------------------------ the block device
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """A small read fetches what follows, too: a BIOS reads sector by sector."""
         with self._lock:
-            return self._files[0].disk.read_at(offset, length)
+            if length > _SMALL_BYTES:
+                return self._files[0].disk.read_at(offset, length)
+            found = self._fetched(offset, length)
+            if found is None:
+                count = max(length, min(_AHEAD_BYTES, self.size_bytes - offset))
+                self._ahead = (offset, self._files[0].disk.read_at(offset, count))
+                found = self._ahead[1][:length]
+            return found
+
+    def _fetched(self, offset: int, length: int) -> bytes | None:
+        start, data = self._ahead
+        if not start <= offset <= offset + length <= start + len(data):
+            return None
+        return data[offset - start : offset - start + length]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.read_at(offset, len(buffer))
 
-    def try_read_at(self, offset: int, length: int) -> None:
-        return None
+    def try_read_at(self, offset: int, length: int) -> bytes | None:
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._fetched(offset, length)
+        finally:
+            self._lock.release()
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         return [MappedExtent(offset=offset, length=length, kind=ExtentKind.DATA)]
@@ -86,11 +108,17 @@ class LiveDisk:
             self._files[0].disk.flush()
 
     def close(self) -> None:
+        """Raises OSError: what was written last is not durable; it is closed all the same."""
         with self._lock:
-            self._files[0].disk.flush()
-            close_chain(self._files)
+            try:
+                self._files[0].disk.flush()
+            finally:
+                close_chain(self._files)
 
     def _mark(self, offset: int, length: int) -> None:
+        start, data = self._ahead
+        if offset < start + len(data) and start < offset + length:
+            self._ahead = _NOTHING
         self.tracking.mark(offset, length)
         if self._copied_again is not None and length:
             block_bytes = self._files[0].disk.geometry.block_bytes

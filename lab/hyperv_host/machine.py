@@ -1,9 +1,10 @@
 """A running guest of the practice Hyper-V host: settings and live disks as one QEMU process.
 
 QEMU has none of the devices that a VMBus guest sees, so a SCSI controller is a paravirtual one
-that a guest of the lab has a driver for, and a synthetic adapter is virtio's; IDE is IDE. There
-is no UEFI here: a generation 2 machine is refused. Disks are reached over NBD from this process,
-which keeps the VHDX files.
+that a guest of the lab has a driver for, and a synthetic adapter is virtio's. Disks at IDE slots
+are on such a controller, too: on Hyper-V, guests and its BIOS reach them over VMBus as well, and an
+emulated IDE would ask for each sector by itself. There is no UEFI here: a generation 2 machine is
+refused. Disks are reached over NBD from this process, which keeps the VHDX files.
 
 The first adapter on a switch other than a private one has the ports of the lab's guests forwarded
 to ports of 127.0.0.1; on a private switch, or on none, it reaches nothing and nobody.
@@ -25,6 +26,7 @@ from lab.hyperv_host.live_disk import LiveDisk
 from lab.hyperv_host.vm_settings import Adapter, ControllerType, Drive, VmSettings
 
 _GUEST_PORTS = (80, 7777, 8080)
+_IDE = "ide"  # the controller of both channels
 
 
 class HypervMachine(RunningMachine):
@@ -85,8 +87,9 @@ class HypervMachine(RunningMachine):
 
     def _disk_arguments(self) -> list[str]:
         arguments = []
-        for number in range(len(self._settings.scsi_ids)):
-            arguments += ["-device", json.dumps({"driver": "pvscsi", "id": f"scsi{number}"})]
+        scsi = [f"scsi{number}" for number in range(len(self._settings.scsi_ids))]
+        for controller in (_IDE, *scsi):
+            arguments += ["-device", json.dumps({"driver": "pvscsi", "id": controller})]
         for place, drive in enumerate(_boot_order(self._settings)):
             node = {
                 "driver": "nbd",
@@ -118,11 +121,10 @@ def _boot_order(settings: VmSettings) -> list[Drive]:
 
 def _device(drive: Drive) -> dict[str, Any]:
     device: dict[str, Any] = {"id": f"disk-{drive.name}", "drive": drive.name}
+    bus, unit = f"scsi{drive.controller_number}.0", drive.location
     if drive.controller is ControllerType.IDE:
-        bus = f"ide.{drive.controller_number}"
-        return device | {"driver": "ide-hd", "bus": bus, "unit": drive.location}
-    bus = f"scsi{drive.controller_number}.0"
-    return device | {"driver": "scsi-hd", "bus": bus, "scsi-id": drive.location, "lun": 0}
+        bus, unit = f"{_IDE}.0", 2 * drive.controller_number + drive.location
+    return device | {"driver": "scsi-hd", "bus": bus, "scsi-id": unit, "lun": 0}
 
 
 def _network_device(adapter: Adapter, place: int) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from appliance.exports.datastore.session import SessionStore
 from appliance.exports.loop_thread import LoopThread
 from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
+from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
+from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.point_book import PointBook
-from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_server import RecoveryServer, sessions_points
+from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
 
@@ -51,11 +54,10 @@ class Client:
     cookie: str = ""
     csrf: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context)
+        connection = self._connection()
         sent = dict(self.headers) | headers
         if self.token:
             sent["Authorization"] = f"Bearer {self.token}"
@@ -68,13 +70,36 @@ class Client:
             sent.setdefault("Content-Type", "application/json")
         connection.request(method, path, raw, sent)
         response = connection.getresponse()
-        answer = Answer(response.status, response.headers, response.read())
+        streams = response.getheader("Content-Type", "").startswith("text/event-stream")
+        answer = Answer(
+            response.status, response.headers, response.readline() if streams else response.read()
+        )
         connection.close()
         for line in answer.headers.get_all("Set-Cookie", []):
             name, _, rest = line.partition("=")
             if name == SESSION_COOKIE:
                 self.cookie = rest.partition(";")[0].strip('"')
         return answer
+
+    @contextmanager
+    def events(self, kinds: str = "") -> Iterator[Iterator[tuple[str, Any]]]:
+        """What the appliance tells, as kind and fields, until the block ends."""
+        connection = self._connection()
+        sent = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if self.cookie:
+            sent["Cookie"] = f"{SESSION_COOKIE}={self.cookie}"
+        connection.request("GET", f"/api/v1/events?kinds={kinds}", headers=sent)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        try:
+            yield _events(response)
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(self.address, self.port, context=context, timeout=240)
 
     def api(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         return self.call(method, f"/api/v1{path}", body, **headers)
@@ -84,6 +109,16 @@ class Client:
         if answer.status == 204:
             self.csrf = self.api("GET", "/me").document["csrf"]
         return answer
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
+    kind = ""
+    for line in response:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
 
 
 @contextmanager
@@ -96,18 +131,28 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         catalog = stack.enter_context(Catalog.open(home, clock=clock))
         nfs = NfsServer(key=bytes(32), host="127.0.0.1", port=0, portmap_mode=PortmapMode.NONE)
         recovery = RecoveryServer(SessionStore(home / "sessions"), repository, nfs)
+        jobs = JobService(catalog, repository, home, frozenset)
+        recover = RecoveryService(catalog, repository, home, recovery)
+        stack.callback(recover.operations.stop)
+        feed = LiveFeed(jobs, recover.operations, recovery.sessions, catalog.clock, every_s=0.05)
+        feed.start()
+        stack.callback(feed.stop)
         PointBook(catalog, repository).refresh()
         figures = RepositoryFigures(repository, catalog.clock)
         stack.callback(figures.stop)
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=home / "repository",
             recovery=recovery,
             inventory=InventoryCache(catalog),
-            jobs=JobService(catalog, repository, home, frozenset),
+            jobs=jobs,
+            recover=recover,
+            feed=feed,
             post=Post(catalog),
             figures=figures,
+            deletion=Deletion(catalog, repository, lambda: sessions_points(recovery)),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

@@ -95,7 +95,7 @@ def reason_table() -> str:
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reason":
                 code, row = _reason(node)
                 rows[code] = row
-    for tree in _trees("vmware"):
+    for tree in (*_trees("vmware"), *_trees("hyperv")):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _RELAYED:
                 given = _given(node)

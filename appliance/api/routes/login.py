@@ -57,6 +57,7 @@ def setup(call: Call) -> None:
         raise ForbiddenError("the set-up token is another; the console of the appliance shows it")
     secret = Secret.of_text(body.password)
     catalog.accounts.create(body.name, secret, Role.ADMINISTRATOR, first=True)
+    call.services.on_set_up()
     call.set_session = catalog.web_sessions.begin(body.name)
 
 

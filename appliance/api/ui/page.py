@@ -35,10 +35,15 @@ MENU = (
     ("Protection", "/policies", "Policies", Permission.VIEW),
     ("Protection", "/runs", "Runs", Permission.VIEW),
     ("Recovery", "/recoveries", "Recovery sessions", Permission.VIEW),
+    ("Recovery", "/operations", "Restores", Permission.VIEW),
+    ("Recovery", "/reports", "Proofs and reports", Permission.VIEW),
     ("Appliance", "/repository", "Repository", Permission.VIEW),
     ("Appliance", "/hosts", "Hypervisors", Permission.VIEW),
     ("Appliance", "/notifications", "Notifications", Permission.CONFIGURE),
+    ("Appliance", "/security", "Security check", Permission.VIEW),
+    ("Appliance", "/settings", "Settings", Permission.VIEW),
     ("Appliance", "/accounts", "Accounts", Permission.ADMINISTER),
+    ("Appliance", "/approvals", "Approvals", Permission.ADMINISTER),
     ("Appliance", "/audit", "Audit log", Permission.ADMINISTER),
     ("Appliance", "/me", "My account", Permission.VIEW),
 )
@@ -168,7 +173,8 @@ class Pages:
 
     def _frame(self, principal: Principal | None, page: Page | None = None) -> dict[str, Any]:
         here = page.address if page else ""
-        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": ""}
+        live = " ".join(page.live) if page else ""
+        frame: dict[str, Any] = {"me": None, "csrf": None, "here": here, "live": live}
         if principal is None:
             return frame
         secret = principal.session_secret

@@ -7,7 +7,9 @@ from typing import Any
 
 from appliance.api.permissions import Permission
 from appliance.api.routes import jobs, runs
+from appliance.api.ui.charts import Sample, area
 from appliance.api.ui.page import Page, PageCall
+from appliance.base.units import format_rate
 
 _PAGE = 50
 
@@ -32,7 +34,22 @@ def _run(page: PageCall) -> dict[str, Any]:
         "run": run,
         "vms": vms if isinstance(vms, list) else [],
         "result": json.dumps(run.result, indent=1),
-        "throughput": None,
+        **throughput_of(page, run.run_id),
+    }
+
+
+def throughput_of(page: PageCall, run_id: str) -> dict[str, Any]:
+    """The plot of a run that goes on, or ended lately."""
+    samples = page.services.feed.throughput(run_id)
+    most = max((each.bytes_per_s for each in samples), default=0.0)
+    return {
+        "throughput": area(
+            "Throughput over time, in bytes per second",
+            [Sample(at_s=each.at_s, value=each.bytes_per_s) for each in samples],
+            format_rate(most),
+        ),
+        "throughput_lasted": samples[-1].at_s if samples else 0.0,
+        "throughput_most": format_rate(most),
     }
 
 

@@ -47,7 +47,7 @@ document.addEventListener("submit", async (event) => {
 
 // Parts of a page (data-part, by id) are taken from the page asked for again; what is in use stays.
 async function renew(address) {
-  const answer = await fetch(address, { headers: { Accept: "text/html" } });
+  const answer = await fetch(address, { headers: { Accept: "text/html", "X-Background": "1" } });
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const part of document.querySelectorAll("[data-part]")) {
@@ -79,13 +79,23 @@ for (const form of document.querySelectorAll("[data-preview]")) {
 // Live pages: an event of a kind that the page waits for renews its parts, at most once a second.
 const kinds = (document.body.dataset.live ?? "").split(" ").filter(Boolean);
 if (kinds.length) {
-  const events = new EventSource(`/api/v1/events?kinds=${kinds.join(",")}`);
+  let events = null;
   let waiting = false;
   const soon = () => {
     if (waiting) return;
     waiting = true;
     setTimeout(() => { waiting = false; renew(window.location.href).catch(() => {}); }, 1000);
   };
-  for (const kind of [...kinds, "resync"]) events.addEventListener(kind, soon);
-  window.addEventListener("pagehide", () => events.close());
+  const watch = () => {
+    if (document.visibilityState === "hidden") {
+      events?.close();
+      events = null;
+    } else if (events === null) {
+      events = new EventSource(`/api/v1/events?kinds=${kinds.join(",")}`);
+      for (const kind of [...kinds, "resync"]) events.addEventListener(kind, soon);
+    }
+  };
+  document.addEventListener("visibilitychange", watch);
+  window.addEventListener("pagehide", () => { events?.close(); events = null; });
+  watch();
 }

@@ -1,0 +1,32 @@
+"""What can be wrong with the machine that the appliance runs on."""
+
+from __future__ import annotations
+
+from appliance.base.errors import ApplianceError
+
+
+class PropertyError(ApplianceError):
+    """A deployment property cannot be used; the message names it. Set it on the console, or deploy
+    again with a good value."""
+
+    code = "machine.property"
+
+
+class OvfEnvironmentError(ApplianceError):
+    """What the hypervisor passed as deployment properties cannot be read; set the network on the
+    console."""
+
+    code = "machine.environment"
+
+
+class DataDiskError(ApplianceError):
+    """There is no data disk that can be used, and none was touched; the message says why. Attach
+    the right one, or a blank one, and restart the appliance."""
+
+    code = "machine.data-disk"
+
+
+class MachineCommandError(ApplianceError):
+    """A program of the system failed; its last words follow."""
+
+    code = "machine.command"
