@@ -27,11 +27,13 @@ from hyperv.vhdx.source import ByteSource, Wanted, read_ranges
 from tests.support.memory_source import BatchMemorySource, MemorySource
 from tests.support.vhdx_files import (
     BAT_AT,
+    BAT_GUID,
     METADATA_AT,
     MIB,
     PARTIAL,
     PRESENT,
     MadeVhdx,
+    guid,
     made_header,
     sealed,
 )
@@ -245,9 +247,19 @@ def item(number: int, value: bytes) -> Callable[[bytes], bytes]:
 
 
 def both_headers(field_at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return both_copies(field_at, value, starts=(64 << 10, 128 << 10), length=4096)
+
+
+def both_region_tables(field_at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return both_copies(field_at, value, starts=(192 << 10, 256 << 10), length=64 << 10)
+
+
+def both_copies(
+    field_at: int, value: bytes, *, starts: tuple[int, int], length: int
+) -> Callable[[bytes], bytes]:
     def change(raw: bytes) -> bytes:
-        for start in (64 << 10, 128 << 10):
-            raw = resealed(raw, start + field_at, value, start=start, length=4096)
+        for start in starts:
+            raw = resealed(raw, start + field_at, value, start=start, length=length)
         return raw
 
     return change
@@ -266,6 +278,12 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], type[DiskFileError], str]] = {
         CorruptDiskFileError,
         "region table",
     ),
+    "a region twice": (
+        both_region_tables(48, guid(BAT_GUID)), CorruptDiskFileError, "twice"),
+    "no metadata region": (both_region_tables(8, b"\1"), CorruptDiskFileError, "missing"),
+    "an unknown required region": (
+        both_region_tables(48, b"\1" * 16), UnsupportedDiskFileError, "region 01010101"),
+    "a region not in whole MiB": (both_region_tables(32, b"\1"), CorruptDiskFileError, "bytes at"),
     "header of version 2": (
         both_headers(66, struct.pack("<H", 2)), UnsupportedDiskFileError, "version 2"),
     "both headers claim to be the newest": (
