@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.esx.exported_disk import release_exports_below
+from lab.hyperv_host.iscsi import release_mounts_below
 
 _RUN_PREFIX = "holdfast-lab-"
 
@@ -113,5 +114,6 @@ class LabFolder:
         run = self.run_folder()
         if run is not None:
             release_exports_below(run)
+            release_mounts_below(self.path, run)
             shutil.rmtree(run, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)

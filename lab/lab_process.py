@@ -1,5 +1,7 @@
 """The process of a background lab: `python -m lab.lab_process FOLDER READY_FD [GUEST…]`.
 
+A guest that is named `hyperv:GUEST` runs on a Hyper-V host; `hyperv:` alone asks for the host.
+
 It holds the folder's lock while it lives, writes the state when the lab is ready, says so on
 READY_FD, and serves the control socket until `down` or SIGTERM. Started by `lab.up`.
 """
@@ -19,7 +21,7 @@ from lab.control_socket import ControlServer
 from lab.guests import GuestKind
 from lab.lab_folder import LabFolder
 from lab.practice_lab import PracticeLab
-from lab.up import READY
+from lab.up import ON_HYPERV, READY
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +38,13 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = folder.make_run_folder()
     control = ControlServer(run / "control.sock")
-    with PracticeLab(folder.datastores_path, run, [GuestKind(name) for name in guests]) as lab:
+    hyperv = [name.removeprefix(ON_HYPERV) for name in guests if name.startswith(ON_HYPERV)]
+    with PracticeLab(
+        folder.datastores_path,
+        run,
+        [GuestKind(name) for name in guests if not name.startswith(ON_HYPERV)],
+        [GuestKind(name) for name in hyperv if name] if hyperv else None,
+    ) as lab:
 
         def describe(_arguments: Mapping[str, Any]) -> dict[str, Any]:
             state = {"running": True, "pid": os.getpid(), "folder": str(folder.path)}

@@ -1,5 +1,8 @@
 """A whole practice lab in this process: vCenter, two hosts, two datastores, and running guests.
 
+With `hyperv`, a Hyper-V host beside them, with guests of its own (`hyperv-NAME`) and the same
+fault switches.
+
 One machine of the lab is the appliance: its guest is this very machine, and disks that are
 hot-added to it appear below `device_root`. `lab up` runs a lab in the background; the demo and slow
 tests may run one in theirs.
@@ -20,8 +23,10 @@ from typing import Any
 from lab.control_socket import ControlServer
 from lab.data_plane.data_plane import DataPlane
 from lab.esx.datastore import LabDatastore
+from lab.esx.running_machine import RunningMachine
 from lab.fault_control import control as control_faults
 from lab.guests import GuestKind, build
+from lab.hyperv_host.practice_host import PracticeHost
 from lab.vcenter.inventory import build_inventory
 from lab.vcenter.lab_vcenter import LabVcenter
 from lab.vcenter.local_call import call_method
@@ -50,8 +55,13 @@ class PracticeLab:
     """`run_folder` takes sockets and logs; its path must be short."""
 
     def __init__(
-        self, datastores_folder: Path, run_folder: Path, guests: Sequence[GuestKind]
+        self,
+        datastores_folder: Path,
+        run_folder: Path,
+        guests: Sequence[GuestKind],
+        hyperv_guests: Sequence[GuestKind] | None = None,
     ) -> None:
+        """`hyperv_guests`: of a Hyper-V host; None: there is no such host."""
         stores = []
         for name in _DATASTORES:
             folder = datastores_folder / name
@@ -63,6 +73,12 @@ class PracticeLab:
         self.library = give_library(self.inventory, run_folder / "vm")
         self.data_plane = DataPlane(self.vcenter, self.library.site)
         self._guests = list(guests)
+        self._hyperv_guests = list(hyperv_guests or ())
+        self.hyperv: PracticeHost | None = None
+        if hyperv_guests is not None:
+            self.hyperv = PracticeHost(
+                datastores_folder / "hyperv", run_folder / "hv", faults=self.vcenter.switches
+            )
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> PracticeLab:
@@ -72,8 +88,12 @@ class PracticeLab:
             for host in self.inventory.hosts:
                 self.data_plane.serve_host(host)
             self.appliance = add_appliance(self.inventory, APPLIANCE, self.device_root)
+            if self.hyperv is not None:
+                stack.enter_context(self.hyperv)
             for kind in self._guests:
                 self.add_guest(kind, str(kind))
+            for kind in self._hyperv_guests:
+                self._add_hyperv_guest(kind)
             self._open = stack.pop_all()
         return self
 
@@ -99,6 +119,11 @@ class PracticeLab:
         call_method(self.vcenter, machine, "PowerOnVM_Task", None)
         return machine
 
+    def _add_hyperv_guest(self, kind: GuestKind) -> None:
+        assert self.hyperv is not None
+        name, memory_mib = f"hyperv-{kind}", _SHAPES[kind].memory_mib
+        self.hyperv.host.add_guest(name, build(kind), memory_mib=memory_mib).start()
+
     def add_commands(self, control: ControlServer) -> None:
         """Offer the lab's own commands on the control socket.
 
@@ -112,8 +137,7 @@ class PracticeLab:
     def _console(self, command: Mapping[str, Any]) -> dict[str, Any]:
         """Raises ValueError: no such running guest, or no answer in time."""
         name = str(command["vm"])
-        found = [one for one in self.vcenter.registry.all(EngineMachine) if one.name == name]
-        running = found[0].engine.machine if found else None
+        running = self._running(name)
         if running is None:
             raise ValueError(f"no guest named {name!r} runs")
         since = running.console.mark
@@ -126,9 +150,19 @@ class PracticeLab:
             raise ValueError(f"{name!r} did not answer {command['line']!r}")
         return {"answer": answer.string}
 
+    def _running(self, name: str) -> RunningMachine | None:
+        for one in self.vcenter.registry.all(EngineMachine):
+            if one.name == name:
+                return one.engine.machine
+        for vm in self.hyperv.host.vms() if self.hyperv else ():
+            if vm.settings.name == name:
+                return vm.machine
+        return None
+
     def describe(self) -> dict[str, Any]:
         """What a client needs to know, as JSON."""
         vcenter = self.vcenter
+        hyperv = {"hyperv": self.hyperv.describe()} if self.hyperv is not None else {}
         return {
             "vcenter": {
                 "url": vcenter.url,
@@ -143,6 +177,7 @@ class PracticeLab:
             "datastores": [store.name for store in self.inventory.datastores],
             "appliance": {"name": APPLIANCE, "device_root": str(self.device_root)},
             "vms": [_described(one) for one in vcenter.registry.all(EngineMachine)],
+            **hyperv,
         }
 
 

@@ -22,6 +22,7 @@ from lab.lab_folder import LabFolder
 _DOWN_S = 60.0
 _LOG_TAIL_BYTES = 2000
 READY = b"ready\n"
+ON_HYPERV = "hyperv:"  # before the name of a guest that runs on the Hyper-V host, or alone
 
 
 class LabError(Exception):
@@ -30,6 +31,9 @@ class LabError(Exception):
 
 def up(folder: Path, guests: Sequence[str]) -> dict[str, Any]:
     """Start a lab and return its state when it is ready, or that of the one that runs already.
+
+    Args:
+        guests: as `lab_process` takes them.
 
     Raises:
         LabError: it did not start. Its log stays until `down` or the next `up`.

@@ -27,6 +27,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help=f"which guests run, by commas (default {','.join(GUESTS)})",
     )
     guests.add_argument("--no-guests", action="store_true", help="only the vCenter, at once")
+    up.add_argument(
+        "--hyperv",
+        nargs="?",
+        const="",
+        metavar="LIST",
+        help="a Hyper-V host, too, and which guests run on it, by commas (default: none)",
+    )
     up.set_defaults(run=run_up)
     status = verbs.add_parser("status", parents=[common], help="what runs, and how to reach it")
     status.set_defaults(run=run_status)
@@ -35,12 +42,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_up(args: argparse.Namespace) -> int:
-    from lab.up import LabError, up
+    from lab.up import ON_HYPERV, LabError, up
 
-    guests = [] if args.no_guests else [name for name in args.guests.split(",") if name]
-    for name in guests:
-        if name not in GUESTS:
-            raise UsageError(f"there is no guest {name}; there are {' and '.join(GUESTS)}")
+    guests = [] if args.no_guests else _named(args.guests)
+    if args.hyperv is not None:
+        guests += [ON_HYPERV, *(f"{ON_HYPERV}{name}" for name in _named(args.hyperv))]
     try:
         state = up(_folder(args), guests)
     except LabError as error:
@@ -73,6 +79,14 @@ def run_down(args: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _named(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in GUESTS:
+            raise UsageError(f"there is no guest {name}; there are {' and '.join(GUESTS)}")
+    return names
+
+
 def _folder(args: argparse.Namespace) -> Path:
     return home_path(args) / "lab"
 
@@ -85,6 +99,20 @@ def _as_text(state: dict[str, Any]) -> str:
         f"password    {vcenter['password']}",
         f"fingerprint {vcenter['fingerprint']}",
         *(f"vm          {vm['name']} ({vm['power']})" for vm in state["vms"]),
+        *_hyperv_lines(state.get("hyperv")),
         f"log         {state['log']}",
     ]
     return "\n".join(lines)
+
+
+def _hyperv_lines(hyperv: dict[str, Any] | None) -> list[str]:
+    if hyperv is None:
+        return []
+    return [
+        f"Hyper-V     https://{hyperv['address']}:{hyperv['port']}/wsman",
+        f"  user      {hyperv['user']}",
+        f"  password  {hyperv['password']}",
+        f"  certificate {hyperv['fingerprint']}",
+        f"  SMB port  {hyperv['smb_port']}",
+        *(f"  vm        {vm['name']} ({vm['power']})" for vm in hyperv["vms"]),
+    ]

@@ -124,10 +124,17 @@ class Guest:
             ports = self._machine.forwarded_ports()
             if not ports:
                 return bool(self._machine.qmp.execute("query-status")["running"])
-            port = next(iter(ports.values()))
-            with socket.create_connection(("127.0.0.1", port), _PROBE_TIMEOUT_S) as connection:
-                connection.settimeout(_PROBE_TIMEOUT_S)
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                return bool(connection.recv(1))
-        except (OSError, HostError):
+            return any(_takes_requests(port) for port in ports.values())
+        except HostError:
             return False
+
+
+def _takes_requests(port: int) -> bool:
+    """Whether a service of the guest behind this port says anything; not every guest has all."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), _PROBE_TIMEOUT_S) as connection:
+            connection.settimeout(_PROBE_TIMEOUT_S)
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return bool(connection.recv(1))
+    except OSError:
+        return False

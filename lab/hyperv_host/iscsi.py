@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -162,6 +163,14 @@ class IscsiInitiator:
                 disk.mounted, disk.ntfs = None, None
             self._hide(session, disk)
 
+    def abandon_lost(self) -> None:
+        """Kill sessions whose portal is gone: what waits for their disks gets errors instead."""
+        for session in list(self._sessions.values()):
+            try:
+                socket.create_connection((session.portal.address, session.portal.port), 2).close()
+            except OSError:
+                session.daemon.kill()
+
     def close(self) -> None:
         """As the host goes: disks offline, sessions ended. Idempotent."""
         with self._lock:
@@ -232,6 +241,7 @@ class IscsiInitiator:
             _unexport(session.daemon, f"part{disk.lun}")
         with contextlib.suppress(HostError):
             session.daemon.qmp.execute("blockdev-del", node_name=f"part{disk.lun}")
+        release_mounts_below(disk.folder)  # of a daemon that was killed
         shutil.rmtree(disk.folder, ignore_errors=True)
 
 
@@ -301,6 +311,15 @@ def _force_unmount(mount_point: Path, process: subprocess.Popen[bytes]) -> None:
 def release_mount(mount_point: Path) -> None:
     """Take away a mount whose process is gone."""
     subprocess.run(["umount", "-l", str(mount_point)], capture_output=True, check=False)
+
+
+def release_mounts_below(*folders: Path) -> None:
+    """What a lab that was killed left mounted there, the innermost first."""
+    roots = tuple(f"{folder}/" for folder in folders)
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    ours = [text for text in mounted if text.startswith(roots)]
+    for text in sorted(ours, key=len, reverse=True):
+        release_mount(Path(text))
 
 
 def _run(command: list[str], environment: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +37,9 @@ class Share:
 
 class Samba:
     def __init__(self, folder: Path, *, user: str, password: str, shares: list[Share]) -> None:
-        """Start smbd. `folder` is made, and removed with the process. Raises HypervError."""
+        """Start smbd; `folder` is made. Raises HypervError: it is not installed, or fails."""
+        if shutil.which("smbd") is None or shutil.which("pdbedit") is None:
+            raise HypervError("the Debian package samba is not installed")
         self._folder = folder
         self._shares = {share.name.lower(): share for share in shares}
         self._lock = threading.Lock()
