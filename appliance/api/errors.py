@@ -7,6 +7,9 @@ from appliance.catalog.errors import (
     AccountExistsError,
     AccountLockedError,
     AccountNotFoundError,
+    ApprovalDecidedError,
+    ApprovalError,
+    ApprovalNotFoundError,
     ChannelExistsError,
     ChannelNotFoundError,
     HostExistsError,
@@ -16,6 +19,7 @@ from appliance.catalog.errors import (
     JobNotFoundError,
     JobRunningError,
     LastAdministratorError,
+    OwnRequestError,
     PolicyInUseError,
     PolicyNotFoundError,
     RunNotFoundError,
@@ -26,6 +30,7 @@ from appliance.exports.datastore.session import SessionBusyError, SessionNotFoun
 from appliance.repository.errors import PointNotFoundError, RepositoryNotFoundError
 from appliance.service.job_service import RunEndedError
 from appliance.service.points_in_use import PointInUseError
+from appliance.service.proofs import ProofNotFoundError
 from appliance.targets.recovery import DowntimeNeededError
 
 
@@ -76,12 +81,17 @@ _STATUS: tuple[tuple[type[ApplianceError], int], ...] = (
     (NotFoundError, 404),
     (AccountNotFoundError, 404),
     (ChannelNotFoundError, 404),
+    (ApprovalNotFoundError, 404),
+    (ApprovalDecidedError, 409),
+    (OwnRequestError, 403),
+    (ApprovalError, 409),
     (HostNotFoundError, 404),
     (PointNotFoundError, 404),
     (RepositoryNotFoundError, 404),
     (RunNotFoundError, 404),
     (SessionNotFoundError, 404),
     (TokenNotFoundError, 404),
+    (ProofNotFoundError, 404),
     (JobNotFoundError, 404),
     (PolicyNotFoundError, 404),
     (JobExistsError, 409),

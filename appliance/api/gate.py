@@ -65,7 +65,9 @@ class Gate:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             found = catalog.api_tokens.find(token)
-            return Principal(name=f"token {found.name}", role=found.role) if found else None
+            if found is None:
+                return None
+            return Principal(name=f"token {found.name}", behind=found.created_by, role=found.role)
         secret = request.cookies.get(SESSION_COOKIE)
         used = BACKGROUND_HEADER not in request.headers and request.path != EVENTS_PATH
         session = catalog.web_sessions.find(secret, used=used) if secret else None
@@ -76,6 +78,7 @@ class Gate:
             raise CsrfError("the CSRF token is missing or another")
         return Principal(
             name=session.account,
+            behind=session.account,
             role=session.role,
             account=session.account,
             session_secret=secret,

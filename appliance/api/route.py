@@ -33,10 +33,21 @@ class Shown(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """An answer that is no JSON."""
+
+    body: bytes
+    media: str
+    name: str = ""  # to be saved under; empty: to be shown
+    policy: str = ""  # content security policy; empty: that of all answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Who calls."""
 
     name: str  # as in the audit log
+    behind: str  # the account itself, or the one that made the token
     role: Role
     account: str | None = None  # None: a token
     session_secret: str | None = None
@@ -84,6 +95,7 @@ class Route:
     response: Any = None  # a model, or list[model]; None: no content
     logs_in: bool = False  # counted against the limit of login attempts
     streams: bool = False  # the handler returns what to tell of (`event_stream.py`)
+    media: str = ""  # the handler returns `Raw` of such a kind
 
     @property
     def changes(self) -> bool:
@@ -108,6 +120,7 @@ class RouteTable:
         response: Any = None,
         logs_in: bool = False,
         streams: bool = False,
+        media: str = "",
     ) -> Callable[[Handler], Handler]:
         """The first line of the handler's docstring is the summary."""
 
@@ -125,6 +138,7 @@ class RouteTable:
                     response=response,
                     logs_in=logs_in,
                     streams=streams,
+                    media=media,
                 )
             )
             return handler

@@ -12,6 +12,7 @@ from appliance.base.clock import Clock, SystemClock
 from appliance.base.ids import RunId, new_run_id
 from appliance.catalog.accounts import Accounts
 from appliance.catalog.appliance_id import ApplianceId, appliance_id
+from appliance.catalog.approvals import Approvals
 from appliance.catalog.audit import AuditLog
 from appliance.catalog.db import Database
 from appliance.catalog.hosts import Hosts
@@ -61,6 +62,7 @@ class Catalog:
         self.job_runs = JobRuns(database, self.run_locks, clock)
         self.notifications = Notifications(database, sealer, clock)
         self.points = Points(database)
+        self.approvals = Approvals(database, clock)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

@@ -182,3 +182,27 @@ class ChannelExistsError(CatalogError):
     """There is a notification channel of this name; remove it first to change it."""
 
     code = "notify.exists"
+
+
+class ApprovalError(CatalogError):
+    """A second administrator's approval is needed, or cannot be given; the message says why."""
+
+    code = "approval.failed"
+
+
+class ApprovalNotFoundError(ApprovalError):
+    """There is no such request; `holdfast approval list` shows those that there are."""
+
+    code = "approval.not-found"
+
+
+class ApprovalDecidedError(ApprovalError):
+    """The request is decided or has expired; ask anew if it is still wanted."""
+
+    code = "approval.decided"
+
+
+class OwnRequestError(ApprovalError):
+    """Who asked cannot approve; another administrator has to."""
+
+    code = "approval.own-request"

@@ -154,6 +154,13 @@ class Notifications:
             if done.rowcount:
                 self._queue(connection, channel, message)
 
+    def announce(self, message: Message) -> None:
+        """To all channels, at once."""
+        with self._database.writing() as connection:
+            names = connection.execute("SELECT name FROM channels").fetchall()
+            for (name,) in names:
+                self._queue(connection, name, message)
+
     def due(self, limit: int = 200) -> list[Outgoing]:
         """What is to be tried now, oldest first."""
         with self._database.reading() as connection:

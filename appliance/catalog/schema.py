@@ -193,6 +193,30 @@ CREATE TABLE outbox (
 ) STRICT
 """
 
+_SETTINGS = """
+CREATE TABLE settings (
+  name  TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_APPROVALS = """
+CREATE TABLE approvals (
+  id           INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind         TEXT NOT NULL,
+  objects      TEXT NOT NULL,
+  reason       TEXT NOT NULL,
+  requested_by TEXT NOT NULL,
+  requested_at TEXT NOT NULL,
+  expires_at   TEXT NOT NULL,
+  state        TEXT NOT NULL
+               CHECK (state IN ('waiting', 'approved', 'done', 'refused', 'expired')),
+  decided_by   TEXT,
+  decided_at   TEXT,
+  CHECK (state NOT IN ('approved', 'done') OR decided_by <> requested_by)
+) STRICT
+"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         _HOSTS,
@@ -241,4 +265,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX job_runs_untold ON job_runs (seq) WHERE told = 0",
     ),
     POINT_TABLES,
+    (_SETTINGS, _APPROVALS),
 )

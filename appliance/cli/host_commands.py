@@ -119,7 +119,7 @@ def run_add(args: argparse.Namespace) -> int:
         catalog.hosts.check_free(login.name)
         if args.scheme == "https":
             login = replace(login, fingerprint=_fingerprint(args, login))
-        added = add_host(catalog, login, _password(args, login))
+        added = add_host(catalog, login, read_password(args, login.user))
     about = added.about
     show(
         args,
@@ -165,8 +165,11 @@ def _fingerprint(args: argparse.Namespace, login: AnyLogin) -> str:
 
     if args.accept_fingerprint:
         return accepted_fingerprint(login, args.accept_fingerprint)
-    found = shown_fingerprint(login)
-    where = f"{login.address}:{login.port}"
+    return accepted_by_person(shown_fingerprint(login), f"{login.address}:{login.port}")
+
+
+def accepted_by_person(found: str, where: str) -> str:
+    """`found`, if somebody at the terminal says so. Raises FingerprintNotAcceptedError."""
     if sys.stdin.isatty():
         note(f"certificate of {where}, SHA-256:\n  {found}")
         with interruptible():
@@ -176,12 +179,13 @@ def _fingerprint(args: argparse.Namespace, login: AnyLogin) -> str:
     raise FingerprintNotAcceptedError(f"the certificate of {where} is {found}")
 
 
-def _password(args: argparse.Namespace, login: AnyLogin) -> Secret:
+def read_password(args: argparse.Namespace, user: str) -> Secret:
+    """From a file, the terminal or standard input. Raises UsageError."""
     if args.password_file:
         secret = read_secret_file(args.password_file)
     elif sys.stdin.isatty():
         with interruptible():
-            secret = Secret.of_text(getpass.getpass(f"password of {login.user}: "))
+            secret = Secret.of_text(getpass.getpass(f"password of {user}: "))
     else:
         secret = read_secret_line(sys.stdin.buffer, "standard input")
     try:

@@ -17,6 +17,7 @@ from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
     appliance_commands,
+    approval_commands,
     backup_commands,
     certificate_commands,
     export_commands,
@@ -35,6 +36,7 @@ from appliance.cli import (
 )
 from appliance.cli.options import common_options
 from appliance.cli.output import ExitCode, note, show_error
+from appliance.cli.remote import run_command
 
 _GROUPS = (
     repo_commands,
@@ -48,6 +50,7 @@ _GROUPS = (
     job_commands,
     run_commands,
     notify_commands,
+    approval_commands,
     serve_command,
     export_commands,
     verify_commands,
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.cancel = _cancel_on_signals()
     try:
-        return int(args.run(args))
+        return run_command(args)
     except UsageError as error:
         show_error(args, error)
         return ExitCode.USAGE

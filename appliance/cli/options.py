@@ -26,6 +26,15 @@ def common_options() -> argparse.ArgumentParser:
     group.add_argument("--repo", type=Path, help="repository folder (default HOME/repository)")
     group.add_argument("--passphrase-file", type=Path, help="file with the passphrase")
     group.add_argument("--recovery-key-file", type=Path, help="file with the recovery key")
+    group.add_argument(
+        "--appliance", metavar="URL", help="do it at an appliance elsewhere, through its API"
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="with its API token")
+    group.add_argument(
+        "--appliance-fingerprint",
+        metavar="FP",
+        help="SHA-256 of its certificate (default: the system's authorities decide)",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -45,6 +45,16 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
+    )
+
+
+def described(document: Mapping[str, Any]) -> str:
+    """Plain fields, one a line, for what has no table of its own."""
+    width = max((len(name) for name in document), default=0)
+    return "\n".join(
+        f"{name.ljust(width)}  {value}"
+        for name, value in document.items()
+        if not isinstance(value, list | dict) and value is not None
     )
 
 

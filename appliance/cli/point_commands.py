@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from appliance.base.units import format_size
+from appliance.cli.administrator import add_account_options
+from appliance.cli.guarded_forget import forget_points
 from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, show, table
 
@@ -35,6 +37,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
     forget = verbs.add_parser("forget", parents=[common], help="remove a recovery point")
     forget.add_argument("points", nargs="+", metavar="P")
+    add_account_options(forget)
     forget.set_defaults(run=run_forget)
 
     prune = commands.add_parser(
@@ -44,6 +47,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     prune.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
     for rule in _RULES:
         prune.add_argument(f"--keep-{rule}", type=int, default=0, metavar="N")
+    add_account_options(prune)
     prune.set_defaults(run=run_prune)
 
 
@@ -146,16 +150,19 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def run_forget(args: argparse.Namespace) -> int:
-    from appliance.service.points_in_use import refuse_if_in_use
+    from appliance.service.approval_documents import asked_document, asked_words
 
     with open_repository(args) as repository:
         chosen = [repository.points.find(text) for text in args.points]
-        refuse_if_in_use(home_path(args), [manifest.id for manifest in chosen])
-        for manifest in chosen:
-            repository.points.forget(manifest.id)
-    forgotten = [manifest.point_id for manifest in chosen]
-    show(args, {"forgotten": forgotten}, lambda: "\n".join(f"forgot {p}" for p in forgotten))
-    note("`holdfast repo gc` frees their space")
+        asked = forget_points(args, repository, [manifest.id for manifest in chosen])
+    forgotten = [manifest.point_id for manifest in chosen] if asked.approval is None else []
+    show(
+        args,
+        {"forgotten": forgotten} | asked_document(asked),
+        lambda: asked_words(asked, "\n".join(f"forgot {p}" for p in forgotten)),
+    )
+    if forgotten:
+        note("`holdfast repo gc` frees their space")
     return ExitCode.SUCCESS
 
 
@@ -166,8 +173,11 @@ def run_prune(args: argparse.Namespace) -> int:
         RetentionPolicy,
         plan_retention,
     )
+    from appliance.service.approval_documents import asked_document, asked_words
+    from appliance.service.deletion import Asked
     from appliance.service.points_in_use import points_in_use
 
+    asked = Asked(approval=None)
     policy = RetentionPolicy(**{f"keep_{rule}": getattr(args, f"keep_{rule}") for rule in _RULES})
     with open_repository(args) as repository:
         points = [
@@ -186,14 +196,19 @@ def run_prune(args: argparse.Namespace) -> int:
             for decision in plan_retention(points, policy)
         ]
         if not args.dry_run:
-            for decision in plan:
-                if decision.action is Action.REMOVE:
-                    repository.points.forget(decision.point_id)
-    document = {"dry_run": args.dry_run, "points": [asdict(decision) for decision in plan]}
+            removed = [each.point_id for each in plan if each.action is Action.REMOVE]
+            asked = forget_points(args, repository, removed) if removed else asked
+    document = {
+        "dry_run": args.dry_run,
+        **asked_document(asked),
+        "points": [asdict(decision) for decision in plan],
+    }
 
     def text() -> str:
         rows = [(decision.point_id, decision.action, decision.reason) for decision in plan]
         return table(rows, ("POINT", "ACTION", "REASON"))
 
     show(args, document, text)
+    if asked.approval is not None:
+        note(f"nothing is removed yet: {asked_words(asked, '')}")
     return ExitCode.SUCCESS

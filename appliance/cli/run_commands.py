@@ -11,7 +11,7 @@ from appliance.cli.options import home_path
 from appliance.cli.output import ExitCode, note, show, table
 
 if TYPE_CHECKING:
-    from appliance.service.daemon_client import DaemonClient
+    from appliance.service.appliance_client import RunClient
 
 _LOOK_S = 0.5
 _SHOWN_EVERY_LOOKS = 10
@@ -43,7 +43,7 @@ def exit_code_of(outcome: str) -> ExitCode:
     return codes.get(outcome, ExitCode.FAILED)
 
 
-def follow(args: argparse.Namespace, client: DaemonClient, run_id: str) -> dict[str, Any]:
+def follow(args: argparse.Namespace, client: RunClient, run_id: str) -> dict[str, Any]:
     """Wait for the end of a run, showing its progress; return it.
 
     Interrupted, it returns the run as it is, and the run goes on. Raises DaemonUnreachableError.
@@ -121,11 +121,11 @@ def run_show(args: argparse.Namespace) -> int:
             document = DaemonClient(home_path(args)).run(args.id)
         except DaemonUnreachableError:
             note("no daemon answers: the run was interrupted, which the next daemon will say")
-    show(args, document, lambda: "\n".join(_detail_lines(document)))
+    show(args, document, lambda: "\n".join(detail_lines(document)))
     return ExitCode.SUCCESS
 
 
-def _detail_lines(run: dict[str, Any]) -> list[str]:
+def detail_lines(run: dict[str, Any]) -> list[str]:
     lines = [
         f"run      {run['run_id']} of job {run['job']}",
         f"kind     {run['kind']}, {run['cause']}, attempt {run['attempt']}",

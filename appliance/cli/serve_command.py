@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
+    from appliance.service.deletion import Deletion
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
@@ -113,6 +114,7 @@ def run_serve(args: argparse.Namespace) -> int:
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=repository_path(args),
@@ -122,6 +124,7 @@ def run_serve(args: argparse.Namespace) -> int:
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
+            deletion=_deletion(catalog, repository, server),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
@@ -220,6 +223,16 @@ def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> N
     book = PointBook(catalog, repository)
     book.start()
     stack.callback(book.stop)
+
+
+def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+    """What was approved before a kill is carried out now."""
+    from appliance.service.deletion import Deletion
+    from appliance.service.recovery_server import sessions_points
+
+    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion.resume()
+    return deletion
 
 
 def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:

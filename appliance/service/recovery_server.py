@@ -48,6 +48,11 @@ class ServedSession:
     failure: str | None  # why not
 
 
+def sessions_points(server: RecoveryServer) -> frozenset[str]:
+    """The points that sessions run from. Raises StorageError."""
+    return frozenset(session.record.point_id for session in server.sessions())
+
+
 class RecoveryServer:
     def __init__(
         self,

@@ -23,12 +23,13 @@ from appliance.exports.datastore.session import SessionStore
 from appliance.exports.loop_thread import LoopThread
 from appliance.exports.nfs import NfsServer, PortmapMode
 from appliance.repository.repository import Repository
+from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.point_book import PointBook
-from appliance.service.recovery_server import RecoveryServer
+from appliance.service.recovery_server import RecoveryServer, sessions_points
 from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
@@ -140,6 +141,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         figures = RepositoryFigures(repository, catalog.clock)
         stack.callback(figures.stop)
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=home / "repository",
@@ -150,6 +152,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             feed=feed,
             post=Post(catalog),
             figures=figures,
+            deletion=Deletion(catalog, repository, lambda: sessions_points(recovery)),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from appliance.api.route import Route
 from appliance.api.routes import (
+    about,
     accounts,
+    approvals,
     audit,
     events,
     hosts,
@@ -15,9 +17,11 @@ from appliance.api.routes import (
     operations,
     points,
     policies,
+    proofs,
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -31,9 +35,13 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
     operations,
+    proofs,
     events,
     notifications,
+    about,
+    approvals,
     audit,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.table.routes)

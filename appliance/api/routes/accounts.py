@@ -11,6 +11,7 @@ from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.service.deletion import refuse_while_guarded
 
 table = RouteTable("accounts")
 
@@ -55,6 +56,8 @@ def list_accounts(call: Call) -> list[AccountShown]:
 def create_account(call: Call) -> AccountShown:
     """Make an account."""
     body = call.body_as(NewAccount)
+    if body.role is Role.ADMINISTRATOR:
+        refuse_while_guarded(call.services.catalog, "no administrator is made")
     made = call.services.catalog.accounts.create(
         body.name, Secret.of_text(body.password), body.role
     )
@@ -71,7 +74,9 @@ def create_account(call: Call) -> AccountShown:
 def change_account(call: Call) -> AccountShown:
     """Change role, password, or whether it may log in; ends its sessions."""
     name, body, catalog = call.path["name"], call.body_as(AccountChange), call.services.catalog
-    catalog.accounts.get(name)
+    before = catalog.accounts.get(name)
+    if Role.ADMINISTRATOR in (before.role, body.role) and name != call.caller.account:
+        refuse_while_guarded(catalog, "no administrator's account is changed")
     if body.role is not None:
         catalog.accounts.set_role(name, body.role)
     if body.disabled is not None:
@@ -107,7 +112,10 @@ def enable_own_totp(call: Call) -> TotpShown:
 @table.add("DELETE", "/accounts/{name}/totp", Permission.ADMINISTER)
 def disable_totp(call: Call) -> None:
     """Take the second factor from an account whose device is lost."""
-    call.services.catalog.accounts.disable_totp(call.path["name"])
+    catalog, name = call.services.catalog, call.path["name"]
+    if catalog.accounts.get(name).role is Role.ADMINISTRATOR:
+        refuse_while_guarded(catalog, "no administrator's second factor is taken away")
+    catalog.accounts.disable_totp(name)
 
 
 def _own(call: Call) -> str:

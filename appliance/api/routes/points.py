@@ -8,9 +8,10 @@ from pydantic import AwareDatetime, Field
 
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
+from appliance.api.routes.approvals import AskedShown, asked_shown
+from appliance.base.ids import parse_point_id
 from appliance.repository.manifest import Manifest
 from appliance.repository.stats import repository_stats
-from appliance.service.points_in_use import PointInUseError
 
 table = RouteTable("points")
 
@@ -66,9 +67,8 @@ class RepositoryShown(Shown):
 def list_points(call: Call) -> list[PointShown]:
     """Recovery points, newest first; `before` goes on after a page."""
     query = call.query_as(PointQuery)
-    found = reversed(call.services.repository.points.list(query.vm))
-    wanted = [each for each in found if query.before is None or each.point_id < query.before]
-    return [PointShown(**_fields(each)) for each in wanted[: query.limit]]
+    found = call.services.catalog.points.page(vm=query.vm, before=query.before, limit=query.limit)
+    return [PointShown.model_validate(each) for each in found]
 
 
 @table.add("GET", "/points/{point}", Permission.VIEW, response=PointDetail)
@@ -79,15 +79,11 @@ def show_point(call: Call) -> PointDetail:
     return PointDetail(**_fields(manifest), disks=disks, written_by=manifest.written_by)
 
 
-@table.add("DELETE", "/points/{point}", Permission.DELETE)
-def forget_point(call: Call) -> None:
-    """Forget a recovery point; its space comes back with the next garbage collection."""
-    points = call.services.repository.points
-    point = points.get(call.path["point"]).id
-    used = {session.record.point_id for session in call.services.recovery.sessions()}
-    if point in used:
-        raise PointInUseError(f"a recovery session runs from {point}")
-    points.forget(point)
+@table.add("DELETE", "/points/{point}", Permission.DELETE, response=AskedShown)
+def forget_point(call: Call) -> AskedShown:
+    """Forget a recovery point; or ask for it where a second administrator is demanded."""
+    point = parse_point_id(call.path["point"])
+    return asked_shown(call.services.deletion.forget([point], by=call.caller.behind))
 
 
 @table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)

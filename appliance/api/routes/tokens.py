@@ -45,7 +45,7 @@ def create_token(call: Call) -> MadeToken:
     body, catalog = call.body_as(NewToken), call.services.catalog
     expires_at = None if body.days is None else catalog.clock.now() + timedelta(days=body.days)
     token = catalog.api_tokens.create(
-        body.name, body.role, created_by=call.caller.name, expires_at=expires_at
+        body.name, body.role, created_by=call.caller.behind, expires_at=expires_at
     )
     return MadeToken(name=body.name, token=token)
 
