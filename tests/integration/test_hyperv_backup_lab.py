@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,7 @@ from hyperv.shares import list_shares, share_drives
 from hyperv.smb_files import SmbFile
 from lab.faults import FaultName
 from lab.hyperv_host.virtual_machine import HypervVm
+from tests.support import holdfast_program
 from tests.support.hyperv_backups import (
     HOST,
     HypervAppliance,
@@ -220,6 +222,34 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(
     left = list_checkpoints(lab.session, vm.settings.vm_id, PATIENCE)
     assert [found.id for found in left] == [taken[other.text]]
     remove_checkpoint(lab.session, vm.settings.vm_id, taken[other.text], PATIENCE)
+
+
+def test_a_run_that_is_killed_is_cleaned_up_after(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """kill -9 while its checkpoint stands: a clean-up removes it, the next backup is good."""
+    words = holdfast_program.command("backup", "vm", "web")
+    run = subprocess.Popen(
+        words,
+        env=holdfast_program.environment(appliance.home),
+        cwd=holdfast_program.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end_s = time.monotonic() + READY_S
+        while not any(found.name.startswith("holdfast-") for found in vm.checkpoints):
+            assert run.poll() is None and time.monotonic() < end_s
+            time.sleep(0.02)
+    finally:
+        run.kill()
+        run.wait()
+    [orphan] = appliance.clean_up()
+    assert orphan.failure == ""
+    assert list_checkpoints(lab.session, "", PATIENCE) == []
+    [result] = appliance.back_up("web")
+    assert result.backup is not None, result.error
+    assert appliance.stored("web") == appliance.frozen["web", 0]
 
 
 def test_a_cancelled_run_leaves_no_checkpoint(appliance: HypervAppliance) -> None:
