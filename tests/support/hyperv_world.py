@@ -1,4 +1,4 @@
-"""A Hyper-V host with one VM, in this process: what a script makes is there until one removes it."""
+"""A Hyper-V host with one VM, in this process: a thing is there until a script removes it."""
 
 from __future__ import annotations
 
