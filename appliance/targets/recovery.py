@@ -1,7 +1,8 @@
 """What a hypervisor is to instant recovery: `RecoveryTarget`.
 
-Data path: a session's folder, served over NFS -> `mount` -> `register` -> `power_on` -> a VM that
-runs from it; later `move` to production storage, or `take_away`; then `unmount`.
+Data path: a session's folder, served as the target's `presentation` -> `mount` -> `register` ->
+`power_on` -> a VM that runs from it; later `move` to production storage, or `take_away`; then
+`unmount`. Two implementations: vSphere (NFS datastore), Hyper-V (iSCSI disk with VHDX files).
 
 Invariants of every implementation:
 
@@ -23,6 +24,7 @@ from typing import Any, NewType, Protocol
 
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
+from appliance.exports.datastore.session import Presentation
 from appliance.targets.contract import Keep, TargetError, WantedDisk, WantedVmPlace
 
 TargetState = NewType("TargetState", str)
@@ -120,12 +122,17 @@ class RecoveryTarget(Protocol):
         """The name of the registered host."""
         ...
 
+    @property
+    def presentation(self) -> Presentation:
+        """How its hosts want a session shown."""
+        ...
+
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
         """Raises: UsageError (NoSuchPlaceError, …), SourceError (of the hypervisor)."""
         ...
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
-        """Give the hosts the datastore, and make the isolated network if one is wanted."""
+        """Give the hosts the session's storage, and make the isolated network if one is wanted."""
         ...
 
     def register(
