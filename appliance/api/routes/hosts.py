@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -14,6 +14,11 @@ from appliance.service.protection import point_names
 from appliance.sources.vsphere_host import HostLogin, accepted_fingerprint, shown_fingerprint
 
 table = RouteTable("hosts")
+
+HostAddress = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?$", max_length=253)
+]
+"""DNS name or IP address; what else would be an error of the resolver."""
 
 
 class HostShown(Shown):
@@ -27,7 +32,7 @@ class HostShown(Shown):
 
 
 class Address(Body):
-    address: str = Field(min_length=1, max_length=253)
+    address: HostAddress
     port: int = Field(default=443, ge=1, le=65535)
 
 
@@ -38,7 +43,7 @@ class Fingerprint(Shown):
 class NewHost(Body):
     name: str = Field(min_length=1, max_length=63)
     kind: Literal["vsphere"] = "vsphere"
-    address: str = Field(min_length=1, max_length=253)
+    address: HostAddress
     port: int = Field(default=443, ge=1, le=65535)
     user: str = Field(min_length=1, max_length=256)
     password: str = Field(max_length=1024)
