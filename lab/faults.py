@@ -148,9 +148,12 @@ class FaultName(StrEnum):
     RCT_RESET = "rct-reset", "change tracking starts over at the checkpoint: older ids are unknown"
     RCT_EMPTY_ID = "rct-empty-id", "the reference point has an empty tracking id for its disks"
     RCT_QUERY_FAILURE = "rct-query-failure", "GetVirtualDiskChanges returns 32768"
-    RCT_STUCK_REGION = "rct-stuck-region", "GetVirtualDiskChanges processes 0 bytes"
+    RCT_STUCK_REGION = "rct-stuck-region", "GetVirtualDiskChanges processes 0 bytes (path)"
     MERGE_FAILURE = "merge-failure", "the checkpoint goes, merging its file fails: in use"
-    SMB_FILE_BUSY = "smb-file-busy", "the host holds the frozen files for itself for amount seconds"
+    SMB_FILE_BUSY = (
+        "smb-file-busy",
+        ("the host keeps the frozen files (path) to itself for amount seconds (0: while they are)"),
+    )
     SCRIPT_FAILURE = (
         "script-failure",
         "the script (method) ends with an exception it did not expect",

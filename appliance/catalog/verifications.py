@@ -1,6 +1,7 @@
 """What verifications measured, per VM: verdict, time to recover, age of the point. The trend.
 
-The proof itself is the certificate; these rows are for looking back and may be lost.
+The proof itself is the certificate; these rows are for looking back, and are made from the
+certificates when they are lost (`jobs/certified_run.py`).
 
 Thread model: as `db.py`.
 """
@@ -58,6 +59,10 @@ class Verifications:
                     for record in records
                 ],
             )
+
+    def empty(self) -> bool:
+        with self._database.reading() as connection:
+            return connection.execute("SELECT 1 FROM verifications LIMIT 1").fetchone() is None
 
     def newest(self, *, limit: int) -> list[VerificationRecord]:
         """The newest of each VM and place, by name; of the first `limit` VMs that have points."""

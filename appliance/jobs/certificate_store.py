@@ -128,6 +128,10 @@ class CertificateStore:
         """All of them, oldest first."""
         return [path for _, path in self._numbered()]
 
+    def sequences(self) -> list[int]:
+        """The numbers of all, oldest first. Raises StorageError."""
+        return [number for number, _ in self._numbered()]
+
     def path(self, sequence: int) -> Path:
         return self._folder / f"certificate-{sequence:06d}.json"
 

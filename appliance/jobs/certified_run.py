@@ -17,13 +17,17 @@ from pathlib import Path
 
 from appliance.base.atomic import make_folders, replace_file
 from appliance.base.errors import ApplianceError, StorageError
+from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.verifications import VerificationRecord
+from appliance.jobs.certificate import CertificateError, VerificationBody, read_certificate
 from appliance.jobs.certificate_store import CertificateStore, Issued, read_bounded
 from appliance.jobs.verification_outcome import VerificationOutcome
-from appliance.jobs.verification_proof import proof_of, records_of
+from appliance.jobs.verification_proof import proof_of, records_in, records_of
 from appliance.jobs.verification_report import report_html, report_json
+
+log = EventLog(__name__)
 
 _TREND_MOST = 30
 
@@ -60,6 +64,26 @@ def certify(
     return CertifiedRun(
         outcome=outcome, certificate=certificate, trends=trends, reasons=tuple(reasons)
     )
+
+
+def remember_proofs(home: Path, catalog: Catalog) -> int:
+    """Fill an empty catalog from the certificates; return how many told something.
+
+    One that cannot be read is logged and left out. Raises StorageError.
+    """
+    if not catalog.verifications.empty():
+        return 0
+    count = 0
+    for path in CertificateStore(home, clock=catalog.clock).paths():
+        try:
+            body = read_certificate(path.name, read_bounded(path)).body
+        except CertificateError as error:
+            log.warning("certificate not taken into the catalog", error=error)
+            continue
+        if isinstance(body, VerificationBody):
+            catalog.verifications.add(records_in(body))
+            count += 1
+    return count
 
 
 def not_recorded(error: ApplianceError) -> Reason:

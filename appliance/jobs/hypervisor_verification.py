@@ -41,6 +41,7 @@ from appliance.jobs.verification_stages import (
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
 from appliance.sandbox.network import IsolatedNetwork
+from appliance.sources.listed_vm import VERIFICATION_PREFIX
 from appliance.targets.contract import Keep, WantedVmPlace
 from appliance.targets.recovery import (
     Breadth,
@@ -183,7 +184,7 @@ class HypervisorVerification(StagedGuest):
     def _request(self) -> RecoveryRequest:
         return RecoveryRequest(
             session_id=self._session_id,
-            name=f"holdfast-verify-{self._session_id}",
+            name=f"{VERIFICATION_PREFIX}{self._session_id}",
             hardware=self.manifest.hardware,
             disks=wanted_disks(self.manifest),
             place=WantedVmPlace(),

@@ -40,7 +40,7 @@ def verify_hashes(
     salt, limit = secrets.randbits(64), round(share * _SCALE)
 
     def is_drawn(digest: bytes) -> bool:
-        return (int.from_bytes(digest[:8], "little") ^ salt) < limit
+        return (int.from_bytes(digest[:8], "little") + salt) % _SCALE < limit
 
     def prove(digests: set[bytes]) -> int:
         context.cancel.check()

@@ -7,9 +7,16 @@ has written goes into it but as a hash.
 from __future__ import annotations
 
 from appliance.catalog.verifications import VerificationRecord
-from appliance.jobs.certificate import DiskProof, Evidence, GuestProof, StageProof
+from appliance.jobs.certificate import (
+    DiskProof,
+    Evidence,
+    GuestProof,
+    StageProof,
+    VerificationBody,
+)
 from appliance.jobs.certificate_store import RunProof
 from appliance.jobs.verification_outcome import GuestOutcome, VerificationOutcome
+from appliance.jobs.verification_stages import Verdict
 
 
 def proof_of(outcome: VerificationOutcome, repository_id: bytes) -> RunProof:
@@ -40,6 +47,35 @@ def records_of(outcome: VerificationOutcome, certificate: int | None) -> list[Ve
         )
         for guest in outcome.guests
     ]
+
+
+def records_in(body: VerificationBody) -> list[VerificationRecord]:
+    """The rows that a certificate stands for; of reasons it knows those of stages."""
+    return [
+        VerificationRecord(
+            run_id=body.run_id,
+            vm=guest.vm,
+            point_id=guest.point_id,
+            started_at=body.started_at,
+            verdict=guest.verdict.value,
+            recovery_s=_seconds(guest.recovery_milliseconds),
+            rto_s=_seconds(guest.rto_milliseconds),
+            point_age_s=guest.point_age_seconds,
+            rpo_s=guest.rpo_seconds,
+            certificate=body.sequence,
+            place=guest.place.value if guest.place else None,
+            reasons=tuple(
+                stage.reason
+                for stage in guest.stages
+                if stage.verdict is Verdict.FAILED and stage.reason
+            ),
+        )
+        for guest in body.guests
+    ]
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _guest(guest: GuestOutcome, repository_id: bytes) -> GuestProof:

@@ -26,6 +26,8 @@ from appliance.catalog.job_runs import JobRun, RunState
 from appliance.catalog.jobs import SavedJob
 from appliance.catalog.runs import RunRecord
 from appliance.jobs.backup_limits import BackupLimits, LimitPolicy
+from appliance.jobs.certificate_store import CertificateStore
+from appliance.jobs.certified_run import remember_proofs
 from appliance.jobs.due import next_run
 from appliance.jobs.engine import Engine, RunListener, Runner
 from appliance.jobs.live_run import LiveSnapshot
@@ -148,6 +150,8 @@ class JobService:
         recovery: SessionServer | None = None,
     ) -> None:
         self._catalog = catalog
+        self._home = home
+        self.certificates = CertificateStore(home, clock=catalog.clock)
         self._repository = repository
         self.book = JobBook(catalog, home)
         self.points = PointBook(catalog, repository)
@@ -201,6 +205,7 @@ class JobService:
         except UsageError as error:
             log.error("the copy of the jobs cannot be read", error=error)
         rebuild_history(self._catalog, self._repository)
+        remember_proofs(self._home, self._catalog)
         self._catalog.runs.close_interrupted()
         self.scheduler.start()
 

@@ -20,12 +20,14 @@ from appliance.sources.errors import (
     ExternalFileError,
     ImageFormatError,
     SourceReadError,
+    SourceShrankError,
 )
 from hyperv.vhdx.errors import (
     DiskFileError,
     OutOfDiskError,
     ParentMissingError,
     ReadFailedError,
+    TruncatedDiskFileError,
 )
 from hyperv.vhdx.parent_reference import ParentReference
 from hyperv.vhdx.reader import open_disk_file
@@ -69,11 +71,11 @@ class HypervImageReader:
         self.close()
 
     def read_at(self, offset: int, length: int) -> bytes:
-        with _translated(self._path):
+        with _reading(self._path):
             return self._disk.read_at(offset, length)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        with _translated(self._path):
+        with _reading(self._path):
             self._disk.read_into(offset, buffer)
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
@@ -81,12 +83,22 @@ class HypervImageReader:
             return self._disk.try_read_at(offset, length)
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
-        with _translated(self._path):
+        with _reading(self._path):
             found = self._disk.map_extents(offset, length)
         return [
             MappedExtent(extent.offset, extent.length, ExtentKind(extent.kind.value))
             for extent in found
         ]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """When the file was opened, all that it holds lay inside it."""
+    with _translated(path):
+        try:
+            yield
+        except TruncatedDiskFileError as error:
+            raise SourceShrankError(f"{path}: {error}") from error
 
 
 @contextmanager

@@ -79,16 +79,19 @@ def _check_payload(
 ) -> None:
     """Let the table itself say what is wrong with the entries that may be."""
     states = entries & np.uint64(BAT_STATE_MASK)
+    starts = entries >> np.uint64(BAT_OFFSET_SHIFT)
+    is_partial = states == np.uint64(PayloadState.PARTIALLY_PRESENT)
+    present = is_partial | (states == np.uint64(PayloadState.FULLY_PRESENT))
+    ends = starts + np.uint64(table.layout.block_bytes // MIB)
     suspect = ~np.isin(states, _PAYLOAD_STATES)
     suspect |= (entries & np.uint64(BAT_RESERVED_MASK)) != 0
-    suspect |= states == np.uint64(PayloadState.PARTIALLY_PRESENT)
-    ends = (entries >> np.uint64(BAT_OFFSET_SHIFT)) + np.uint64(table.layout.block_bytes // MIB)
-    present = states == np.uint64(PayloadState.FULLY_PRESENT)
-    suspect |= present & (ends > np.uint64(table.file_bytes // MIB))
-    suspect |= present & ((entries >> np.uint64(BAT_OFFSET_SHIFT)) == 0)
+    suspect |= present & ((starts == 0) | (ends > np.uint64(table.file_bytes // MIB)))
+    if not table.layout.is_differencing:
+        suspect |= is_partial
     for block in blocks[suspect]:
-        if table.payload(int(block)).state is PayloadState.PARTIALLY_PRESENT:
-            table.bitmap_offset(int(block))
+        table.payload(int(block))
+    for chunk in np.unique(blocks[is_partial] // table.layout.chunk_ratio):
+        table.bitmap_offset(int(chunk) * table.layout.chunk_ratio)
 
 
 class _Taken:

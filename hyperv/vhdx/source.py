@@ -20,6 +20,7 @@ from hyperv.vhdx.structures import KIB, MIB
 
 JOINED_GAP_BYTES: Final = 32 * KIB  # reading over a gap costs less than a further request
 MOST_AT_ONCE_BYTES: Final = 8 * MIB  # of one range made by joining
+_MOST_BYTES: Final = 1 << 30  # one preadv moves at most 2 GiB - 4 KiB
 
 
 class ByteSource(Protocol):
@@ -35,6 +36,13 @@ class ByteSource(Protocol):
 class BatchSource(ByteSource, Protocol):
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Return what `read_at` would for each (offset, length), in the order of `ranges`."""
+        ...
+
+
+@runtime_checkable
+class DirectSource(ByteSource, Protocol):
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer from byte `offset`; return how much, less only at the end of the file."""
         ...
 
 
@@ -65,20 +73,27 @@ def read_ranges(source: ByteSource, wanted: Sequence[Wanted]) -> None:
         TruncatedDiskFileError: a range does not lie wholly inside the file.
     """
     groups = _grouped(sorted(wanted, key=lambda each: each.offset))
+    if isinstance(source, DirectSource):
+        for alone in [group[0] for group in groups if len(group) == 1]:
+            got = source.read_into(alone.offset, alone.buffer)
+            _check_length(alone.offset, len(alone.buffer), got)
+        groups = [group for group in groups if len(group) > 1]
     ranges = [
         (group[0].offset, max(each.end for each in group) - group[0].offset) for group in groups
     ]
-    contents: Iterable[bytes] = (source.read_at(*each) for each in ranges)
+    contents: Iterable[bytes] = (source.read_at(start, length) for start, length in ranges)
     if len(ranges) > 1 and isinstance(source, BatchSource):
         contents = source.read_many(ranges)
     for group, (start, length), content in zip(groups, ranges, contents, strict=True):
-        if len(content) != length:
-            raise TruncatedDiskFileError(
-                "a block", f"{length} bytes at {start} end behind the file"
-            )
+        _check_length(start, length, len(content))
         view = memoryview(content)
         for each in group:
             each.buffer[:] = view[each.offset - start : each.end - start]
+
+
+def _check_length(start: int, length: int, got: int) -> None:
+    if got != length:
+        raise TruncatedDiskFileError("a block", f"{length} bytes at {start} end behind the file")
 
 
 def _grouped(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
@@ -112,14 +127,19 @@ class LocalFile:
         return self._size_bytes
 
     def read_at(self, offset: int, length: int) -> bytes:
-        parts = []
+        buffer = bytearray(length)
+        return bytes(memoryview(buffer)[: self.read_into(offset, memoryview(buffer))])
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        done = 0
         try:
-            while length and (part := os.pread(self._fd, min(length, 1 << 30), offset)):
-                parts.append(part)
-                offset, length = offset + len(part), length - len(part)
+            while done < len(buffer) and (
+                got := os.preadv(self._fd, [buffer[done : done + _MOST_BYTES]], offset + done)
+            ):
+                done += got
         except OSError as error:
             raise ReadFailedError(f"{self._path}: byte {offset}: {error.strerror}") from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return done
 
     def close(self) -> None:
         """Idempotent."""

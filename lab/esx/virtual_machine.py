@@ -56,6 +56,8 @@ from lab.esx.vmx import format_vmx, settings_of
 log = logging.getLogger(__name__)
 
 _NVRAM_BYTES = 8684  # what a host writes for a BIOS
+_BOOKKEEPING = ("", "guest shutdown", "crash")
+_BOOKKEEPING_LIMIT_S = 5.0
 _REFUSED_UNDER_A_LEASE = frozenset(
     {"PowerOn", "PowerOff", "Reset", "Destroy", "Unregister", "Relocate", "RevertToSnapshot"}
 )
@@ -108,7 +110,7 @@ class VirtualMachine:
                 f"{name} is disabled while {self.config.name} is exported or imported",
                 source=next(iter(self.leases)),
             )
-        if not self._operation.acquire(blocking=wait):
+        if not (self._operation.acquire(blocking=wait) or self._after_bookkeeping()):
             raise TaskInProgressError(
                 f"{self.config.name} is busy with {self._running_operation or 'an operation'}"
             )
@@ -119,6 +121,11 @@ class VirtualMachine:
             self._running_operation = ""
             self._operation.release()
             self.changed()
+
+    def _after_bookkeeping(self) -> bool:
+        """Have the VM as soon as the host has noted that its guest ended: that is no task."""
+        noting = self._running_operation in _BOOKKEEPING
+        return noting and self._operation.acquire(timeout=_BOOKKEEPING_LIMIT_S)
 
     @property
     def busy(self) -> bool:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -162,6 +163,14 @@ class IscsiInitiator:
                 disk.mounted, disk.ntfs = None, None
             self._hide(session, disk)
 
+    def abandon_lost(self) -> None:
+        """Kill sessions whose portal is gone: what waits for their disks gets errors instead."""
+        for session in list(self._sessions.values()):
+            try:
+                socket.create_connection((session.portal.address, session.portal.port), 2).close()
+            except OSError:
+                session.daemon.kill()
+
     def close(self) -> None:
         """As the host goes: disks offline, sessions ended. Idempotent."""
         with self._lock:
@@ -232,6 +241,7 @@ class IscsiInitiator:
             _unexport(session.daemon, f"part{disk.lun}")
         with contextlib.suppress(HostError):
             session.daemon.qmp.execute("blockdev-del", node_name=f"part{disk.lun}")
+        release_mounts_below(disk.folder)  # of a daemon that was killed
         shutil.rmtree(disk.folder, ignore_errors=True)
 
 

@@ -17,10 +17,11 @@ from lab.hyperv_host.host import HypervHost
 from lab.hyperv_host.iscsi import IscsiInitiator
 from lab.hyperv_host.programs import Programs
 from lab.hyperv_host.samba import Samba, Share
-from lab.hyperv_host.script_call import ScriptHost
+from lab.hyperv_host.script_call import Script, ScriptHost
 from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
 from lab.hyperv_host.scripts_inventory import inventory_scripts
 from lab.hyperv_host.scripts_machine import machine_scripts
+from lab.hyperv_host.scripts_shadow import shadow_scripts
 from lab.hyperv_host.scripts_storage import storage_scripts
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
@@ -66,12 +67,7 @@ class PracticeHost:
             stack.callback(holds.close)
             host.use_holds(holds)
             stack.callback(host.close)
-            scripts = {
-                **inventory_scripts(host, self.iscsi, self.user),
-                **checkpoint_scripts(host),
-                **machine_scripts(host, self.iscsi),
-                **storage_scripts(host, self.iscsi, self.samba),
-            }
+            scripts = all_scripts(host, self.iscsi, self.samba)
             self.winrm = WsmanServer(
                 self._run_folder,
                 Programs(COMPUTER, ScriptHost(scripts, self.faults, COMPUTER)),
@@ -93,6 +89,7 @@ class PracticeHost:
     ) -> None:
         """End sessions, jobs, guests, disks and Samba; no process and no mount is left."""
         self.host.jobs.stopping.set()  # who waits inside a script, too
+        self.iscsi.abandon_lost()
         self._open.close()
 
     def describe(self) -> dict[str, Any]:
@@ -108,6 +105,17 @@ class PracticeHost:
             "fingerprint": self.winrm.fingerprint,
             "vms": [_described(vm) for vm in self.host.vms()],
         }
+
+
+def all_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
+    """By name."""
+    return {
+        **inventory_scripts(host, iscsi, USER),
+        **checkpoint_scripts(host),
+        **machine_scripts(host),
+        **storage_scripts(host, iscsi, samba),
+        **shadow_scripts(host),
+    }
 
 
 def _described(vm: HypervVm) -> dict[str, Any]:

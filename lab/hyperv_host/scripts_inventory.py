@@ -136,7 +136,7 @@ def _listed_drive(host: HypervHost, vm: HypervVm, drive: Drive) -> Document:
     }
     if drive.path is None:
         return listed | _unknown_file("") | {"error": "pass-through"}
-    return listed | _disk_file(host, drive.path)
+    return listed | disk_file(host, drive.path)
 
 
 def _operational_status(vm: HypervVm) -> list[int]:
@@ -165,7 +165,7 @@ def _unknown_file(path: str) -> Document:
     }
 
 
-def _disk_file(host: HypervHost, path: WindowsPath) -> Document:
+def disk_file(host: HypervHost, path: WindowsPath) -> Document:
     """What Get-VHD tells of a file."""
     document = _unknown_file(str(path))
     try:
@@ -195,11 +195,11 @@ def _disk_file(host: HypervHost, path: WindowsPath) -> Document:
         disk.close()
 
 
-def _disk_chain(host: HypervHost, path: WindowsPath) -> list[Document]:
+def disk_chain(host: HypervHost, path: WindowsPath) -> list[Document]:
     chain: list[Document] = []
     following = str(path)
     while following and len(chain) < CHAIN_FILES_MAX:
-        chain.append(_disk_file(host, WindowsPath.parse(following)))
+        chain.append(disk_file(host, WindowsPath.parse(following)))
         following = str(chain[-1]["parent_path"])
     return chain
 
@@ -360,7 +360,7 @@ def _list_reference_points(host: HypervHost, given: Parameters) -> Document:
         disks = []
         for attachment, rct_id in point.disks:
             path = paths.get(attachment)
-            disk_id = _disk_file(host, path)["virtual_disk_id"] if path else ""
+            disk_id = disk_file(host, path)["virtual_disk_id"] if path else ""
             disks.append(
                 {
                     "attachment": attachment,
@@ -387,7 +387,7 @@ def _checkpoint_disks(host: HypervHost, given: Parameters) -> Document:
     for drive in vm.settings.drives:
         if drive.name not in checkpoint.frozen:
             continue
-        chain = _disk_chain(host, checkpoint.frozen[drive.name])
+        chain = disk_chain(host, checkpoint.frozen[drive.name])
         disks.append(
             {
                 "attachment": vm.settings.attachment(drive, checkpoint.checkpoint_id),

@@ -13,7 +13,6 @@ from functools import partial
 from lab.faults import FaultName
 from lab.hyperv_host.errors import HypervError, InUseError, NotFoundError, ParameterError
 from lab.hyperv_host.host import HypervHost
-from lab.hyperv_host.iscsi import IscsiInitiator
 from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
 from lab.hyperv_host.scripts_inventory import find_vm
 from lab.hyperv_host.virtual_machine import HypervVm
@@ -34,7 +33,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{12}")
 _SCSI_CONTROLLERS_MAX = 4
 
 
-def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script]:
+def machine_scripts(host: HypervHost) -> dict[str, Script]:
     ours = frozenset({"vm_id", "marker"})
     slot = frozenset({"controller", "controller_number", "location"})
     return {
@@ -45,7 +44,7 @@ def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script
             | {"scsi_controllers", "adapters", "identity"},
         ),
         "attach_disk": Script(
-            partial(_attach_disk, host, iscsi),
+            partial(_attach_disk, host),
             ours | slot | {"path", "disk_number", "boot_first"},
         ),
         "remove_vm": Script(partial(_remove_vm, host), ours),
@@ -153,7 +152,7 @@ def _identity(identity: Identity, given: Parameters) -> Identity:
     return replace(identity, **given_names)
 
 
-def _attach_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
+def _attach_disk(host: HypervHost, given: Parameters) -> Document:
     vm = _marked_vm(host, given)
     path = WindowsPath.parse(given.text("path")) if given.text("path") else None
     with vm.operation():

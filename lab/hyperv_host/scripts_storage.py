@@ -1,8 +1,4 @@
-"""The scripts around iSCSI disks, shares and shadow copies.
-
-A shadow copy is a copy of the virtual disks and configurations of a volume, taken in one moment
-while the machines on it stand still (and, for the machine that is asked about, with its file
-systems frozen): what the host's VSS shows, without its copy-on-write.
+"""The scripts around iSCSI disks and shares.
 
 Thread model: as `script_call`.
 """
@@ -10,27 +6,19 @@ Thread model: as `script_call`.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
-from lab.guests.disk import copy_sparse
-from lab.hyperv_host.checkpoints import APPLICATION, quiesced
-from lab.hyperv_host.errors import HypervError, NotFoundError
+from lab.hyperv_host.errors import NotFoundError
 from lab.hyperv_host.host import HypervHost
 from lab.hyperv_host.iscsi import INITIATOR, IscsiInitiator, Portal
 from lab.hyperv_host.samba import Samba, Share
 from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
-from lab.hyperv_host.scripts_inventory import find_vm
 from lab.hyperv_host.scripts_machine import checked_marker
 from lab.hyperv_host.windows_path import WindowsPath
 
 OUR_FOLDER = WindowsPath("C:\\ProgramData\\Holdfast")
-_COPIED = (".vhdx", ".avhdx", ".vhd", ".avhd", ".vmcx", ".vmrs", ".vmgs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +34,6 @@ class Made:
 
     portals: set[Portal] = field(default_factory=set)
     shares: list[OurShare] = field(default_factory=list)
-    shadows: dict[str, list[str]] = field(default_factory=dict)  # ids by marker
 
 
 def storage_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
@@ -66,11 +53,6 @@ def storage_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> di
         ),
         "unshare_folder": Script(partial(_unshare, samba, made), frozenset({"marker"})),
         "list_shares": Script(partial(_shares, made), frozenset({"prefix"})),
-        "create_shadow": Script(
-            partial(_create_shadow, host, made), frozenset({"marker", "vm_id", "volumes"})
-        ),
-        "list_shadows": Script(partial(_shadows, host, made), frozenset({"prefix"})),
-        "remove_shadow": Script(partial(_remove_shadow, host, made), frozenset({"marker"})),
     }
 
 
@@ -161,76 +143,3 @@ def _shares(made: Made, given: Parameters) -> Document:
             if share.marker.startswith(prefix)
         ]
     }
-
-
-# ---------------------------------------------------------------------- shadow copies
-
-
-def _shadow_folder(marker: str) -> WindowsPath:
-    return OUR_FOLDER.joined("shadows", marker)
-
-
-def _create_shadow(host: HypervHost, made: Made, given: Parameters) -> Document:
-    marker = checked_marker(given)
-    folder = host.volumes.place(_shadow_folder(marker))
-    if folder.exists():
-        raise ScriptStop("marker-in-use", str(_shadow_folder(marker)))
-    asked = find_vm(host, given.text("vm_id"))
-    volumes = given.texts("volumes")
-    for name in volumes:
-        if len(name) != 3 or name[1:] != ":\\" or name[0] not in host.volumes.drives:
-            raise ScriptStop("bad-volume", name)
-    folder.mkdir(parents=True)
-    try:
-        with contextlib.ExitStack() as still:
-            still.enter_context(asked.operation())
-            still.enter_context(quiesced(asked, APPLICATION))
-            for vm in host.vms():
-                if vm.machine is not None:
-                    still.enter_context(vm.machine.stunned())
-            for place, name in enumerate(volumes):
-                _copy_volume(host.volumes.folder / name[0], folder / f"v{place}")
-    except HypervError as error:
-        raise ScriptStop("diskshadow", f"The writer reported an error. {error}") from error
-    ids = [str(uuid.uuid4()) for _ in volumes]
-    made.shadows[marker] = ids
-    shadows = [
-        {
-            "shadow_id": shadow_id,
-            "volume": name,
-            "exposed": str(_shadow_folder(marker).joined(f"v{place}")),
-        }
-        for place, (shadow_id, name) in enumerate(zip(ids, volumes, strict=True))
-    ]
-    return {"marker": marker, "shadows": shadows}
-
-
-def _copy_volume(volume: Path, target: Path) -> None:
-    """What lies on the volume itself; mounts in it are volumes of their own."""
-    target.mkdir()
-    for here, folders, files in os.walk(volume):
-        folders[:] = [
-            one for one in folders if one != "Holdfast" and not os.path.ismount(Path(here, one))
-        ]
-        for name in files:
-            if name.lower().endswith(_COPIED):
-                copy = target / Path(here, name).relative_to(volume)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy_sparse(Path(here, name), copy)
-
-
-def _shadows(host: HypervHost, made: Made, given: Parameters) -> Document:
-    prefix, found = given.text("prefix"), []
-    for marker, ids in made.shadows.items():
-        if marker.startswith(prefix):
-            folder = host.volumes.place(_shadow_folder(marker))
-            created = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat()
-            found.append({"marker": marker, "created_at": created, "shadow_ids": ids})
-    return {"shadows": found}
-
-
-def _remove_shadow(host: HypervHost, made: Made, given: Parameters) -> Document:
-    marker = checked_marker(given)
-    ids = made.shadows.pop(marker, [])
-    shutil.rmtree(host.volumes.place(_shadow_folder(marker)), ignore_errors=True)
-    return {"removed": len(ids)}

@@ -247,11 +247,14 @@ class HypervVm:
         return disk
 
     def _close_disks(self) -> None:
-        for name, disk in self.disks.items():
-            disk.close()
+        disks, self.disks = self.disks, {}
+        for name, disk in disks.items():
+            try:
+                disk.close()
+            except OSError as error:  # its storage is gone
+                log.warning("a disk of %s was not closed: %s", self.settings.name, error)
             self.tracked[name] = TrackedDisk(disk.tracking, disk.leaf, disk.leaf_write_guid)
             self.release(name)
-        self.disks = {}
 
     def leaves_changed(self) -> None:
         """The settings name the files that the disks write to now."""
@@ -270,15 +273,27 @@ class HypervVm:
     def hold(self, name: str) -> None:
         """Hold the files of a drive as they are now. Raises InUseError."""
         self.release(name)
-        releases: list[Release] = []
+        paths, releases = self.disks[name].paths, []
+        busy = len(paths) > 1 and self.site.faults.take(
+            FaultName.SMB_FILE_BUSY, **self.fault_fields, path=str(paths[1])
+        )
         try:
-            for place, path in enumerate(self.disks[name].paths):
-                releases.append(self.site.holds.hold(path, alone=place == 0))
+            for place, path in enumerate(paths):
+                releases.append(self.site.holds.hold(path, alone=bool(busy) or place == 0))
         except BaseException:
             for release in releases:
                 release()
             raise
         self._holds[name] = releases
+        if busy and busy.amount:
+            timer = threading.Timer(busy.amount, self._hold_again, (name,))
+            timer.daemon = True
+            timer.start()
+
+    def _hold_again(self, name: str) -> None:
+        with self.operation():
+            if name in self._holds:
+                self.hold(name)
 
     def release(self, name: str) -> None:
         for release in self._holds.pop(name, []):

@@ -11,7 +11,9 @@ The inventory's datastores must be LabDatastores. Blocks on copying the image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lab.esx.appliance_vm import ApplianceVm
@@ -45,10 +47,12 @@ def give_library(
     locks: FileLocks | None = None,
     changed_areas_max: int = CHANGED_AREAS_MAX,
     nas: NasTimings | None = None,
+    now: Callable[[], datetime] | None = None,
 ) -> VmLibrary:
     """Let the datacenter's machines run; `folder` (a short path) takes logs and sockets.
 
     Locks and switches are the vCenter's, which its data plane asks too, unless others are given.
+    `now`: the time by the machines' clock, such as that of snapshots.
     """
     vcenter = inventory.datacenter.vcenter
     datastores = Datastores()
@@ -62,10 +66,15 @@ def give_library(
         faults=faults or inventory.network.vcenter.switches,
         changed_areas_max=changed_areas_max,
         nas=nas or NasTimings(),
+        now=now or _system_time,
     )
     library = VmLibrary(site)
     inventory.datacenter.library = library
     return library
+
+
+def _system_time() -> datetime:
+    return datetime.now(UTC)
 
 
 def add_guest(

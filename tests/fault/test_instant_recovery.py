@@ -19,7 +19,7 @@ from appliance.jobs.recovery_end import NothingToFinaliseError
 from appliance.service.recoveries import clear_lost, lost_sessions
 from appliance.sources.vsphere_errors import VsphereMountError, VspherePrivilegeError
 from appliance.sources.vsphere_host import HostLogin, VsphereHost
-from appliance.targets.recovery import Breadth, RecoveryTarget, StillThereError
+from appliance.targets.recovery import Breadth, RecoveryTarget, StillThereError, TargetState
 from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery import VsphereRecovery
 from lab.faults import FaultName
@@ -330,7 +330,8 @@ def test_a_point_that_a_session_runs_from_is_not_forgotten(here: InProcess) -> N
 
 
 def test_the_privileges_that_the_manual_lists_suffice(here: InProcess) -> None:
-    """From start to finalise and discard, with an account that has nothing else."""
+    """From start over a screenshot to finalise and discard, with an account that has nothing
+    else."""
     vcenter = here.here.lab.vcenter
     wanted = (Purpose.INVENTORY, Purpose.RESTORE, Purpose.INSTANT_RECOVERY, Purpose.CONTROL)
     granted = sorted({name for purpose in wanted for name in PRIVILEGES[purpose]})
@@ -346,7 +347,10 @@ def test_the_privileges_that_the_manual_lists_suffice(here: InProcess) -> None:
     )
     with VsphereHost.connect(login, lambda: Secret.of_text("x")) as host:
         target = VsphereRecovery(host, here.catalog.appliance_id)
-        here.discard(here.start(target=target).record.session_id, target)
+        record = here.start(target=target, power_on=True).record
+        state, key = TargetState(record.target_state), record.vm_key or ""
+        assert target.screenshot(state, key, CancelToken()).startswith(b"\x89PNG")
+        here.discard(record.session_id, target)
         record = here.start(target=target, name="web-6", isolate_all=False).record
         here.finalise(record.session_id, target=target)
     done(here.here.lab.client_of(here.here.machine("web-6")).Destroy_Task())

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
@@ -19,9 +19,14 @@ from appliance.api.gate import SESSION_COOKIE
 from appliance.api.permissions import may
 from appliance.api.routes import ROUTES
 from appliance.api.services import Services
+from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.jobs.certified_run import certify
+from appliance.jobs.verification import run_verification
+from appliance.jobs.verification_plan import GuestPlan, VerificationPlan
 from tests.support.api_server import Client, api_serving
+from tests.support.small_backups import back_up_bytes, random_disk
 
 PASSWORD = "correct horse battery"
 
@@ -288,3 +293,37 @@ def test_the_secret_of_a_channel_goes_in_and_never_comes_out(administrator: Clie
     assert answers[0].document["has_secret"]
     assert answers[2].document["code"] == "notify.unreachable"
     assert all(b"a key of both sides" not in each.body for each in answers)
+
+
+def test_certificates_come_out_byte_for_byte_and_changed_ones_are_shown_as_refused(
+    services: Services, administrator: Client
+) -> None:
+    """With the trend of the VM; what is no number is not found."""
+    back_up_bytes(services.repository, random_disk(1, 8), "web")
+    plan = VerificationPlan(guests=(GuestPlan(point="latest:web", hash_share=1),))
+    home = services.repository_path.parent
+    for run_id in ("20260101T000000Z-000000000001", "20260101T000000Z-000000000002"):
+        outcome = run_verification(
+            services.repository,
+            plan,
+            RunContext.quiet(),
+            run_id=run_id,
+            artifact_folder=home / "verify",
+        )
+        certify(home, services.catalog, services.repository.id, outcome)
+    trend = administrator.api("GET", "/verifications?vm=web").document
+    assert [(each["verdict"], each["certificate"]) for each in trend] == [
+        ("passed", 1),
+        ("passed", 2),
+    ]
+    listed = administrator.api("GET", "/certificates?limit=1").document
+    assert [(each["sequence"], each["verdict"]) for each in listed] == [(2, "passed")]
+    shown = administrator.api("GET", "/certificates/1").document
+    path = services.jobs.certificates.path(1)
+    assert shown["file"] == path.read_text()
+    path.chmod(0o600)
+    path.write_text(path.read_text().replace('"passed"', '"failed"'))
+    listed = administrator.api("GET", "/certificates?before=2").document
+    assert [each["kind"] for each in listed] == ["refused"]
+    for none in ("0", "3", "1e9", "-1", "٣"):
+        assert administrator.api("GET", f"/certificates/{quote(none)}").status == 404

@@ -22,11 +22,13 @@ from appliance.sources.errors import (
     ExternalFileError,
     ImageProgramError,
     SourceReadError,
+    SourceShrankError,
 )
 from appliance.sources.image import DiskImage, open_disk_image
 from appliance.sources.image_format import ImageFormat
 from appliance.sources.qemu_nbd import QemuNbd
 from tests.support.needs import needs
+from tests.support.vhdx_files import PRESENT, MadeVhdx, with_log
 
 pytestmark = pytest.mark.integration
 SIZE = 48 * MIB
@@ -134,6 +136,45 @@ def test_external_files_are_opened_only_when_allowed(tmp_path: Path) -> None:
     server = QemuNbd(image, ImageFormat.QCOW2)  # past the check of the header
     assert server.device.read_at(0, 6) == bytes(6)
     server.close()
+
+
+def test_the_parent_of_a_vhdx_is_opened_only_when_allowed_and_only_beside_it(
+    tmp_path: Path,
+) -> None:
+    """The path in the file chooses a name in the same folder, nothing else."""
+    parent = MadeVhdx(disk_bytes=MIB, blocks={0: (PRESENT, b"secret" * 1000)})
+    child = MadeVhdx(disk_bytes=MIB, parent=parent, parent_path="..\\elsewhere\\base.vhdx")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "disks").mkdir()
+    image = child.write(tmp_path / "disks" / "child.vhdx")
+    parent.write(tmp_path / "elsewhere" / "base.vhdx")
+    with pytest.raises(ExternalFileError, match=r"base\.vhdx"):
+        open_disk_image(image, allow_external=True)
+    parent.write(tmp_path / "disks" / "base.vhdx")
+    with pytest.raises(ExternalFileError, match=r"base\.vhdx"):
+        open_disk_image(image)
+    with open_disk_image(image, allow_external=True) as disk:
+        assert disk.read_at(0, 6) == b"secret"
+
+
+def test_a_vhdx_that_was_not_closed_is_read_with_its_log(tmp_path: Path) -> None:
+    """What is only in the log is part of the disk; the file stays as it is."""
+    file = MadeVhdx(disk_bytes=MIB, blocks={0: (PRESENT, b"old" * 1000)}).build()
+    (tmp_path / "disk.vhdx").write_bytes(with_log(file, [[(len(file) - MIB, b"new!" * 1024)]]))
+    before = (tmp_path / "disk.vhdx").read_bytes()
+    with open_disk_image(tmp_path / "disk.vhdx") as disk:
+        assert disk.read_at(0, 4) == b"new!"
+    assert (tmp_path / "disk.vhdx").read_bytes() == before
+
+
+def test_a_vhdx_cut_off_while_it_is_read_is_a_source_that_shrank(tmp_path: Path) -> None:
+    """Not zeros, and not a damaged image."""
+    image = MadeVhdx(disk_bytes=2 * MIB, blocks={0: (PRESENT, b"a"), 1: (PRESENT, b"b")})
+    path = image.write(tmp_path / "disk.vhdx")
+    with open_disk_image(path) as disk:
+        os.truncate(path, path.stat().st_size - 4096)
+        with pytest.raises(SourceShrankError, match=r"disk\.vhdx"):
+            disk.read_at(0, 2 * MIB)
 
 
 def test_a_damaged_image_is_an_error_with_the_words_of_qemu(

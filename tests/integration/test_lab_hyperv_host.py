@@ -17,6 +17,8 @@ from hyperv.checkpoints import (
 from hyperv.errors import CheckpointError, GoneError, HypervError, SharingError
 from hyperv.inventory import host_facts, list_vms, read_vm, vm_state
 from hyperv.reference_points import convert, list_reference_points, rct_id_of
+from hyperv.shadows import list_shadows, make_shadow, read_shadow_disks, remove_shadow
+from hyperv.shares import list_shares, share_drives, unshare
 from hyperv.smb_files import SmbConnection
 from hyperv.windows_path import base_name, shared_path
 from lab.faults import FaultName
@@ -207,6 +209,72 @@ def test_an_empty_tracking_id_is_no_reference_point(lab: HypervLab, vm: HypervVm
     converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
     assert converted.point is None and converted.findings
     assert len(list_reference_points(lab.session, vm.settings.vm_id, PATIENCE)) == points
+
+
+def test_a_file_that_the_host_keeps_to_itself_can_be_read_later(
+    lab: HypervLab, vm: HypervVm
+) -> None:
+    lab.practice.faults.arm(FaultName.SMB_FILE_BUSY, vm_name="tiny", amount=0.5)
+    taken = lab.take(vm, Level.CRASH)
+    path = lab.disk(taken).frozen.path
+    connection = SmbConnection(lab.smb_login())
+    try:
+        with pytest.raises(SharingError):
+            connection.open_file(shared_path(path))
+        wait_until(lambda: _opens(connection, path), "the file stays busy")
+    finally:
+        connection.close()
+    remove_checkpoint(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+
+
+def _opens(connection: SmbConnection, path: str) -> bool:
+    try:
+        connection.open_file(shared_path(path)).close()
+    except SharingError:
+        return False
+    return True
+
+
+def test_a_shadow_copy_shows_the_disks_of_one_moment(lab: HypervLab, vm: HypervVm) -> None:
+    """Its consistent leaf is the writer's child; it goes with its marker."""
+    marker = lab.marker()
+    disks = read_vm(lab.session, vm.settings.vm_id, PATIENCE).disks
+    shadow = make_shadow(lab.session, vm.settings.vm_id, marker, disks, PATIENCE)
+    found = read_shadow_disks(lab.session, shadow, disks, PATIENCE)
+    assert [file.type for file in found[0].chain] == ["differencing", "dynamic"]
+    with lab.reader(found[0]) as reader:
+        assert reader.size_bytes == 256 * MIB
+        frozen = reader.read_at(0, reader.size_bytes)
+        lab.say(vm, "change 1", "CHANGED")
+        assert reader.read_at(0, reader.size_bytes) == frozen
+    assert [one.marker for one in list_shadows(lab.session, "holdfast-", PATIENCE)] == [marker.text]
+    assert remove_shadow(lab.session, marker.text, PATIENCE) == 1
+    assert list_shadows(lab.session, "holdfast-", PATIENCE) == []
+
+
+def test_a_share_of_ours_shows_a_drive_until_it_is_taken_away(lab: HypervLab, vm: HypervVm) -> None:
+    """For hosts without admin shares; read-only."""
+    marker = lab.marker()
+    share = share_drives(lab.session, ["D"], marker, PATIENCE)["D"]
+    assert share_drives(lab.session, ["D"], marker, PATIENCE)["D"] == share
+    assert list_shares(lab.session, "holdfast-", PATIENCE) == [marker.text]
+    configuration = str(vm.settings.vmcx_path)
+    connection = SmbConnection(lab.smb_login())
+    try:
+        wait_until(lambda: _is_shared(connection, configuration, share), "no share appears")
+    finally:
+        connection.close()
+    assert unshare(lab.session, marker.text, PATIENCE) == 1
+    assert list_shares(lab.session, "holdfast-", PATIENCE) == []
+
+
+def _is_shared(connection: SmbConnection, path: str, share: str) -> bool:
+    """A server that is told of a share needs a moment for the connections it has."""
+    try:
+        connection.open_file(shared_path(path, {"D": share})).close()
+    except HypervError:
+        return False
+    return True
 
 
 def test_a_checkpoint_that_fails_leaves_the_machine_as_it_was(lab: HypervLab, vm: HypervVm) -> None:

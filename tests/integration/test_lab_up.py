@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 from pyVim.connect import Disconnect, SmartConnect
 
+from hyperv.host_session import HostSession
+from hyperv.inventory import host_facts
+from hyperv.winrm_session import Endpoint
 from lab.control_socket import ControlError, ask
 from tests.support import holdfast_program as holdfast
 from tests.support.http_fetch import fetch
+from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
 
@@ -113,3 +118,24 @@ def test_an_unknown_guest_is_a_usage_error(home: Path) -> None:
     done = holdfast.run(home, "lab", "up", "--guests", "tiny,windows", expect=2)
     assert "windows" in done.stderr
     assert not home.joinpath("lab").exists()
+
+
+def test_a_hyperv_host_stands_beside_the_vcenter_and_goes_with_it(home: Path) -> None:
+    """`--hyperv`: address, port, user, password and fingerprint are enough; nothing is left."""
+    needs("smbd", "pdbedit")
+    hyperv = holdfast.run_json(home, "lab", "up", "--no-guests", "--hyperv")["hyperv"]
+    endpoint = Endpoint(
+        address=hyperv["address"],
+        port=hyperv["port"],
+        user=hyperv["user"],
+        password=lambda: str(hyperv["password"]),
+        fingerprint_sha256=hyperv["fingerprint"],
+    )
+    session = HostSession(endpoint)
+    assert host_facts(session).computer_name == hyperv["computer"]
+    session.close()
+    run = run_folder(home)
+    holdfast.run(home, "lab", "down")
+    assert not run.exists()
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+    assert os.fsencode(run) not in running

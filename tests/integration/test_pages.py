@@ -14,8 +14,9 @@ from appliance.api.services import Services
 from appliance.api.ui.pages import PAGES
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
-from appliance.catalog.job import JOB
+from appliance.catalog.job import JOB, VerificationJob
 from appliance.catalog.policy import Policy
+from appliance.catalog.vm_checks import Group
 from tests.support.api_server import Client, api_serving
 from tests.support.small_backups import back_up_bytes
 
@@ -61,12 +62,12 @@ def test_every_page_opens_for_those_it_is_for(served: tuple[Services, int], role
     for page in PAGES:
         path = page.address.replace("{point}", point).replace("{name}", "web")
         path = path.replace("{job}", "nightly").replace("{policy}", "nightly")
-        answer = client.call("GET", re.sub(r"{(run|operation)}", "none", path))
+        answer = client.call("GET", re.sub(r"{(run|operation|sequence)}", "1", path))
         text = answer.body.decode()
         if not may(role, page.permission):
             assert answer.status == 403
             continue
-        if "{run}" in path or "{operation}" in path:
+        if re.search(r"{(run|operation|sequence)}", path):
             assert answer.status == 404
             continue
         assert answer.status == 200, text
@@ -124,3 +125,43 @@ def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int])
     text = client.call("GET", "/notifications").body.decode()
     assert "b@example.org, c@example.org" in text
     assert "a password of the server" not in text
+
+
+def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, int]) -> None:
+    """The fields of the form are those of the job; one with groups is changed as a file only."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    form = {
+        "_csrf": client.csrf,
+        "_api": "POST /jobs",
+        "_next": "/jobs/{name}",
+        "job.kind": "verification",
+        "job.name": "proof",
+        "job.where": "both",
+        "job.probes[]": "tcp:22\nhttp:80/ status=200",
+        "job.timeout": "5min",
+        "job.memory_mib": "1024",
+        "job.hash_share": "0.5",
+        "job.check_file_systems": "true",
+        "job.select.names[]": "web*",
+        "policy.schedule.at[]": "06:00",
+        "policy.rto": "15min",
+        "policy.rpo": "26h",
+    }
+    text = client.call("GET", "/new-job?job.kind=verification").body.decode()
+    for name in form:
+        assert name.startswith("_") or f'name="{name}"' in text, name
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    saved = services.catalog.jobs.get("proof")
+    assert isinstance(saved.job, VerificationJob)
+    assert (saved.job.where, saved.job.memory_mib, saved.job.hash_share) == ("both", 1024, 0.5)
+    assert saved.job.probes == ("tcp:22", "http:80/ status=200")
+    assert (saved.policy.rto, saved.policy.rpo) == ("15min", "26h")
+    address = "/jobs/proof/edit"
+    assert 'value="15min"' in client.call("GET", address).body.decode()
+    services.jobs.book.save(
+        [], [saved.job.model_copy(update={"groups": (Group(name="shop", order=("db", "web")),)})]
+    )
+    text = client.call("GET", address).body.decode()
+    assert "changed as a job file" in text and 'id="job-form"' not in text

@@ -152,6 +152,21 @@ def test_what_the_hypervisor_refuses_fails_its_stage_and_leaves_nothing(here: In
     assert here.traces() == before
 
 
+def test_a_cancelled_verification_takes_its_guest_away(here: InstantLab) -> None:
+    """While it waits for a heartbeat that never comes."""
+    here.lab.faults.arm(FaultName.TOOLS_SILENT, vm_name="holdfast-verify-*")
+    before = here.traces()
+    with service(here) as at:
+        at.save()
+        run_id = at.jobs.run_now("proof").run_id
+        at.jobs.scheduler.look()
+        wait_until(lambda: any(is_on(machine) for machine in proofs(here)))
+        at.jobs.cancel(run_id)
+        assert at.jobs.engine.wait_idle(WITHIN_S)
+        assert at.catalog.job_runs.get(run_id).outcome == "cancelled"
+    assert here.traces() == before
+
+
 def test_a_killed_daemon_leaves_nothing_on_the_host_after_its_next_start(here: InstantLab) -> None:
     """kill -9 while the guest runs; the patrol of the next daemon discards it, and the run is
     failed, interrupted, and repeated."""

@@ -30,6 +30,7 @@ SECTIONS = {
     "first-backup": "tests.perf.sections.first_backup",
     "incremental": "tests.perf.sections.incremental",
     "restore": "tests.perf.sections.restore",
+    "disk-files": "tests.perf.sections.disk_files",
     "nbd": "tests.perf.sections.nbd",
     "nfs": "tests.perf.sections.nfs",
     "boot": "tests.perf.sections.boot",

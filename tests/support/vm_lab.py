@@ -11,8 +11,9 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,13 @@ def digest_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def vm_lab(*, lease_timeout_s: float = 300.0) -> Iterator[VmLab]:
-    """With one host, "lab", registered in a state folder that has a repository."""
+def vm_lab(
+    *, lease_timeout_s: float = 300.0, now: Callable[[], datetime] | None = None
+) -> Iterator[VmLab]:
+    """With one host, "lab", registered in a state folder that has a repository.
+
+    `now`: the time by which snapshots are made.
+    """
     folder = Path(tempfile.mkdtemp(prefix="holdfast-lab-"))  # sockets below it: a short path
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -170,6 +176,7 @@ def vm_lab(*, lease_timeout_s: float = 300.0) -> Iterator[VmLab]:
             folder / "run",
             faults=vcenter.switches,
             locks=vcenter.file_locks,
+            now=now,
         )
         stack.callback(library.close)
         stack.enter_context(vcenter)

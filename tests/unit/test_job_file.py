@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.base.errors import UsageError
@@ -18,7 +18,15 @@ from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.errors import PolicyNotFoundError
 from appliance.catalog.hosts import HostKind, HostRecord
-from appliance.catalog.job import BackupJob, CheckJob, Exclusion, GcJob, Job, VmSelection
+from appliance.catalog.job import (
+    BackupJob,
+    CheckJob,
+    Exclusion,
+    GcJob,
+    Job,
+    VerificationJob,
+    VmSelection,
+)
 from appliance.catalog.policy import (
     BandwidthRule,
     Ladder,
@@ -28,6 +36,7 @@ from appliance.catalog.policy import (
     Script,
 )
 from appliance.catalog.schedule import WEEKDAYS, Schedule
+from appliance.catalog.vm_checks import Group, VmChecks, Where
 from appliance.service.job_book import JobBook
 from appliance.service.job_changes import EntryAction, SavedState, compare
 from appliance.service.job_file import JobFile, parse_job_file, write_job_file
@@ -80,10 +89,29 @@ jobs = st.one_of(
         ),
     ),
     st.builds(CheckJob, name=names, read_data=st.booleans(), enabled=st.booleans()),
+    st.builds(
+        VerificationJob,
+        name=names,
+        where=st.just(Where.BOTH),
+        probes=patterns,
+        hash_share=st.floats(0, 1),
+        vms=st.lists(st.builds(VmChecks, names=some_patterns, probes=patterns), max_size=2).map(
+            tuple
+        ),
+        groups=st.lists(
+            st.builds(
+                Group,
+                name=names,
+                order=st.lists(texts, min_size=2, max_size=4, unique=True).map(tuple),
+            ),
+            max_size=1,
+        ).map(tuple),
+    ),
     st.builds(GcJob, name=names, wait_minutes=st.integers(0, 100)),
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(policies, max_size=3, unique_by=lambda policy: policy.name),
     st.lists(jobs, max_size=4, unique_by=lambda job: job.name),

@@ -136,19 +136,26 @@ def test_a_repetition_that_succeeds_ends_the_matter(world: World) -> None:
 
 
 def test_upkeep_never_keeps_a_backup_waiting(world: World) -> None:
-    """A check of ten hours, and the hourly backups begin on the hour; two checks never overlap."""
+    """Check, verification and audit of ten hours each, and the hourly backups begin on the hour;
+    two runs of such a kind never overlap."""
     world.save("all", policy={"schedule": {"every_minutes": 60}})
     world.save("check", kind="check", policy={"schedule": {"every_minutes": 120}})
     world.save("other", kind="check", policy={"schedule": {"every_minutes": 120}})
     world.save("gc", kind="gc", policy={"schedule": {"every_minutes": 60}})
-    world.runner.lasts = lambda order: 10 * HOUR if order.run.kind is RunKind.CHECK else 20 * MINUTE
+    for kind, more in (("verification", {"hash_share": 1}), ("cbt-audit", {})):
+        world.save(kind, kind=kind, policy={"schedule": {"every_minutes": 120}}, **more)
+    long = (RunKind.CHECK, RunKind.VERIFICATION, RunKind.CBT_AUDIT)
+    world.runner.lasts = lambda order: 10 * HOUR if order.run.kind in long else 20 * MINUTE
     world.until(world.clock.now() + 24 * HOUR)
     for kind in (RunKind.BACKUP, RunKind.GC):
         assert {run.started_at.minute for run in world.runs(kind) if run.started_at} == {0}
         assert len(world.runs(kind)) == 24
     checks = [run for run in world.runs(RunKind.CHECK) if run.ended_at]
     assert {run.job for run in checks} == {"check", "other"}
-    assert_no_two_at_once(checks)
+    for one_kind in long:
+        ended = [run for run in world.runs(one_kind) if run.ended_at]
+        assert ended
+        assert_no_two_at_once(ended)
 
 
 def test_a_job_that_is_enabled_or_gets_another_schedule_catches_nothing_up(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import pytest
 
 from appliance.base.errors import UsageError
 from appliance.base.ids import RunId
+from appliance.catalog.catalog import Catalog
 from appliance.catalog.job import JOB, RunKind, VerificationJob
 from appliance.catalog.job_runs import JobRun, RunCause
 from appliance.catalog.policy import Policy
 from appliance.catalog.runs import RunOutcome
 from appliance.jobs.certificate_store import CertificateStore
+from appliance.jobs.certified_run import remember_proofs
 from appliance.jobs.engine import Engine, RunOrder
 from appliance.jobs.hypervisor_verification import Hypervisor
 from appliance.jobs.live_run import CancelCause, LiveRun
@@ -301,3 +303,36 @@ def test_a_cancelled_run_certifies_what_it_had_found(yard: Yard) -> None:
     assert report.outcome is RunOutcome.CANCELLED
     assert [vm["outcome"] for vm in report.result["vms"]] == ["success", "cancelled"]
     assert report.result["certificate"]["sequence"] == 1
+
+
+def test_after_a_lost_catalog_proofs_come_from_the_certificates(yard: Yard, tmp_path: Path) -> None:
+    """Times, verdicts and reasons are what they were; the chain goes on behind the last one."""
+    yard.back_up("db")
+    yard.save({"rto": "5min", "rpo": "1d", "retries": {"attempts": 0}}, hash_share=1)
+    yard.run()
+    yard.damage()
+    yard.run()
+    before = yard.home.catalog.verifications.trend("db")
+    assert remember_proofs(tmp_path, yard.home.catalog) == 0
+    (tmp_path / "new").mkdir()
+    with Catalog.open(tmp_path / "new") as anew:
+        assert remember_proofs(tmp_path, anew) == 2
+        found = anew.verifications.trend("db")
+    assert len(found) == 2 and {row.verdict for row in found} == {"passed", "failed"}
+    by_run = {row.run_id: row for row in found}
+    for row in before:
+        same = replace(row, point_age_s=round(row.point_age_s))
+        assert by_run[row.run_id] == same
+
+
+def test_evidence_goes_after_its_time_and_certificates_stay(yard: Yard) -> None:
+    """A run removes what is older than 90 days."""
+    yard.back_up("db")
+    yard.save(hash_share=1)
+    first = yard.run()
+    folder = yard.home.folder / "verify"
+    yard.home.catalog.clock = MovedClock(datetime.now(UTC) + timedelta(days=91))
+    second = yard.run()
+    assert not (folder / first.run_id).exists()
+    assert second.result["certificate"]["sequence"] == 2
+    assert len(CertificateStore(yard.home.folder).paths()) == 2

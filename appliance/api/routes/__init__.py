@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.api.route import Route
 from appliance.api.routes import (
+    about,
     accounts,
     approvals,
     audit,
@@ -16,9 +17,11 @@ from appliance.api.routes import (
     operations,
     points,
     policies,
+    proofs,
     recoveries,
     runs,
     tokens,
+    verifications,
 )
 
 _MODULES = (
@@ -32,9 +35,12 @@ _MODULES = (
     runs,
     points,
     recoveries,
+    verifications,
     operations,
+    proofs,
     events,
     notifications,
+    about,
     approvals,
     audit,
 )

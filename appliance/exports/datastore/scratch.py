@@ -21,6 +21,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -32,38 +33,43 @@ _TRY_BYTES_MAX = 256 << 10
 
 
 class _Content:
-    """One open file."""
+    """One open file; closed as soon as nobody refers to it, so nothing in it may refer back."""
 
     def __init__(self, files: ScratchFiles, number: int, path: Path) -> None:
         self.lock = threading.Lock()  # around what changes the size
         self._files = files
         self._number = number
-        self._group = GroupCommit(lambda: self._commit(os.fdatasync))
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._group = GroupCommit(partial(_commit, files, number, self.fd, os.fdatasync))
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
 
     def check(self) -> None:
-        if self._number in self._files.failed:
-            raise OSError(errno.EIO, "the storage lost an earlier write to this file")
+        _check(self._files, self._number)
 
     def sync(self) -> None:
         self._group.run()
 
     def set_modified(self, modified_ns: int) -> None:
         os.utime(self.fd, ns=(modified_ns, modified_ns))
-        self._commit(os.fsync)
+        _commit(self._files, self._number, self.fd, os.fsync)
 
-    def _commit(self, sync: Callable[[int], None]) -> None:
-        self.check()
-        try:
-            sync(self.fd)
-            self._files.sync_names(self._number)
-        except BaseException:
-            self._files.failed.add(self._number)
-            raise
+
+def _check(files: ScratchFiles, number: int) -> None:
+    if number in files.failed:
+        raise OSError(errno.EIO, "the storage lost an earlier write to this file")
+
+
+def _commit(files: ScratchFiles, number: int, fd: int, sync: Callable[[int], None]) -> None:
+    _check(files, number)
+    try:
+        sync(fd)
+        files.sync_names(number)
+    except BaseException:
+        files.failed.add(number)
+        raise
 
 
 class ScratchFiles:
