@@ -20,7 +20,7 @@ from appliance.api.event_stream import EventStreams
 from appliance.api.gate import Gate
 from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
-from appliance.api.route import Body, Route
+from appliance.api.route import Body, Raw, Route
 from appliance.api.routes import ROUTES
 from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
@@ -78,12 +78,25 @@ def _endpoint(route: Route, dispatcher: Dispatcher, streams: EventStreams) -> _H
         call, result = await dispatcher.perform(route, request, path, read_body)
         if route.streams:
             return await streams.serve(request, call, result)
+        if isinstance(result, Raw):
+            return _raw(result)
         if result is None:
             return with_session(call, web.Response(status=204))
         response = web.Response(body=_encoded(result), content_type="application/json")
         return with_session(call, response)
 
     return endpoint
+
+
+def _raw(result: Raw) -> web.Response:
+    response = web.Response(body=result.body, content_type=result.media)
+    if result.media.startswith("text/"):
+        response.charset = "utf-8"
+    if result.name:
+        response.headers["Content-Disposition"] = f'attachment; filename="{result.name}"'
+    if result.policy:
+        response.headers["Content-Security-Policy"] = result.policy
+    return response
 
 
 async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:

@@ -114,6 +114,7 @@ def run_serve(args: argparse.Namespace) -> int:
         loop.call(local.start_local(socket_path(home)))
         stack.callback(lambda: loop.call(local.stop()))
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=repository_path(args),

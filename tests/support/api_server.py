@@ -141,6 +141,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         figures = RepositoryFigures(repository, catalog.clock)
         stack.callback(figures.stop)
         services = Services(
+            home=home,
             catalog=catalog,
             repository=repository,
             repository_path=home / "repository",

@@ -11,7 +11,6 @@ from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
 from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
-from appliance.service.protection import point_names
 from appliance.sources.hyperv_host import HypervLogin
 from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
@@ -163,12 +162,12 @@ def list_vms(call: Call) -> VmList:
     """The VMs of all hosts, what protects them and what stands in the way."""
     query, services = call.query_as(VmQuery), call.services
     inventory = services.inventory.get(fresh=query.fresh)
-    points = point_names(services.repository.points.list())
+    newest_of = {each.vm_key: each for each in services.catalog.points.vms() if each.vm_key}
     shown = []
     for vm in inventory.vms:
         if query.host not in (None, vm.host):
             continue
-        newest = points.newest_of(vm.identity)
+        newest = newest_of.get(vm.identity.key)
         shown.append(
             VmShown(
                 host=vm.host,
@@ -181,9 +180,9 @@ def list_vms(call: Call) -> VmList:
                 size_bytes=vm.size_bytes,
                 disks=[DiskShown.model_validate(disk) for disk in vm.disks],
                 obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
-                point_name=newest.name if newest else None,
-                newest_point=newest.point_id if newest else None,
-                newest_at=newest.created_at if newest else None,
+                point_name=newest.vm if newest else None,
+                newest_point=newest.newest_id if newest else None,
+                newest_at=newest.newest_at if newest else None,
             )
         )
     failures = {name: str(error) for name, error in inventory.failures.items()}
