@@ -46,7 +46,12 @@ def local_application(server: RecoveryServer, jobs: JobService) -> web.Applicati
 
     async def daemon(_: web.Request) -> web.Response:
         return web.json_response(
-            {"version": __version__, "pid": os.getpid(), "nfs_port": server.port}
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "nfs_port": server.port,
+                "iscsi_port": server.iscsi_port,
+            }
         )
 
     async def sessions(_: web.Request) -> web.Response:
