@@ -46,7 +46,7 @@ class HypervisorOpener:
             def open_target(host: str) -> WitnessedTarget:
                 return opened.enter_context(open_witnessed_target(self._catalog, host))
 
-            alive = self._catalog.run_locks.alive()
+            alive = self._catalog.run_locks.alive
             for session_id, error in discard_debris(self._room, alive, open_target).items():
                 if error is None:
                     log.info("session of a dead verification discarded", session=session_id)

@@ -72,6 +72,7 @@ class RecoveryRequest:
     identity: Keep
     address: str  # that hosts mount from; empty: ours on the way to the hypervisor
     breadth: Breadth
+    isolated_name: str = ""  # of the network that leads nowhere; empty: the session's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,11 @@ class RecoveryTarget(Protocol):
 
 
 class WitnessedTarget(RecoveryTarget, Protocol):
-    """One that can be asked what a guest shows."""
+    """One that can be asked about the guests that run from sessions."""
+
+    def machine_of(self, state: TargetState) -> str:
+        """The name of the machine (ESXi host) that is to run the VM."""
+        ...
 
     def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
         """What the VM's screen shows, as a PNG of at most 16 MiB. The VM is on.

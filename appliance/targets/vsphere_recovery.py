@@ -141,6 +141,9 @@ class VsphereRecovery:
             life=Life(found.life.value), host_name=found.host_name, address=found.address
         )
 
+    def machine_of(self, state: TargetState) -> str:
+        return VsphereState.parse(state).host_name
+
     def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
         with vsphere_calls(self.name, cancel):
             return take_screenshot(self._session, key, patience=_patience(cancel))
