@@ -6,6 +6,7 @@ What happens to a request stands in `dispatch.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -20,10 +21,11 @@ from appliance.api.event_stream import EventStreams
 from appliance.api.gate import Gate
 from appliance.api.metrics import MetricsPage
 from appliance.api.openapi import openapi_document
-from appliance.api.route import Body, Route
+from appliance.api.route import Body, Raw, Route
 from appliance.api.routes import ROUTES
 from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
+from appliance.api.slow_clients import BODY_S
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
 from appliance.service.metrics import ApplianceMetrics
@@ -78,12 +80,25 @@ def _endpoint(route: Route, dispatcher: Dispatcher, streams: EventStreams) -> _H
         call, result = await dispatcher.perform(route, request, path, read_body)
         if route.streams:
             return await streams.serve(request, call, result)
+        if isinstance(result, Raw):
+            return _raw(result)
         if result is None:
             return with_session(call, web.Response(status=204))
         response = web.Response(body=_encoded(result), content_type="application/json")
         return with_session(call, response)
 
     return endpoint
+
+
+def _raw(result: Raw) -> web.Response:
+    response = web.Response(body=result.body, content_type=result.media)
+    if result.media.startswith("text/"):
+        response.charset = "utf-8"
+    if result.name:
+        response.headers["Content-Disposition"] = f'attachment; filename="{result.name}"'
+    if result.policy:
+        response.headers["Content-Security-Policy"] = result.policy
+    return response
 
 
 async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:
@@ -93,7 +108,10 @@ async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:
     if request.content_type != "application/json":
         raise BodyError("the body must be application/json")
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_S):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise BodyError(f"the body did not come within {BODY_S:.0f} s") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyError(f"the body is larger than {BODY_BYTES_MAX} bytes") from error
     return parsed(kind, lambda: kind.model_validate_json(raw))

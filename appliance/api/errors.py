@@ -30,6 +30,7 @@ from appliance.exports.datastore.session import SessionBusyError, SessionNotFoun
 from appliance.repository.errors import PointNotFoundError, RepositoryNotFoundError
 from appliance.service.job_service import RunEndedError
 from appliance.service.points_in_use import PointInUseError
+from appliance.service.proofs import ProofNotFoundError
 from appliance.targets.recovery import DowntimeNeededError
 
 
@@ -90,6 +91,7 @@ _STATUS: tuple[tuple[type[ApplianceError], int], ...] = (
     (RunNotFoundError, 404),
     (SessionNotFoundError, 404),
     (TokenNotFoundError, 404),
+    (ProofNotFoundError, 404),
     (JobNotFoundError, 404),
     (PolicyNotFoundError, 404),
     (JobExistsError, 409),

@@ -52,9 +52,10 @@ def openapi_document(routes: Sequence[Route], prefix: str) -> dict[str, Any]:
             definitions |= schema.pop("$defs", {})
             content = {"application/json": {"schema": schema}}
             operation["responses"]["200"] = {"description": "Done", "content": content}
-        elif route.streams:
-            content = {"text/event-stream": {"schema": {"type": "string"}}}
-            operation["responses"]["200"] = {"description": "Events", "content": content}
+        elif route.streams or route.media:
+            media = route.media or "text/event-stream"
+            content = {media: {"schema": {"type": "string"}}}
+            operation["responses"]["200"] = {"description": "Done", "content": content}
         else:
             operation["responses"]["204"] = {"description": "Done"}
         paths.setdefault(prefix + route.path, {})[route.method.lower()] = operation

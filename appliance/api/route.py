@@ -33,6 +33,16 @@ class Shown(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """An answer that is no JSON."""
+
+    body: bytes
+    media: str
+    name: str = ""  # to be saved under; empty: to be shown
+    policy: str = ""  # content security policy; empty: that of all answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Who calls."""
 
@@ -85,6 +95,7 @@ class Route:
     response: Any = None  # a model, or list[model]; None: no content
     logs_in: bool = False  # counted against the limit of login attempts
     streams: bool = False  # the handler returns what to tell of (`event_stream.py`)
+    media: str = ""  # the handler returns `Raw` of such a kind
 
     @property
     def changes(self) -> bool:
@@ -109,6 +120,7 @@ class RouteTable:
         response: Any = None,
         logs_in: bool = False,
         streams: bool = False,
+        media: str = "",
     ) -> Callable[[Handler], Handler]:
         """The first line of the handler's docstring is the summary."""
 
@@ -126,6 +138,7 @@ class RouteTable:
                     response=response,
                     logs_in=logs_in,
                     streams=streams,
+                    media=media,
                 )
             )
             return handler

@@ -14,13 +14,16 @@ from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
+from appliance.service.proofs import Proofs
 from appliance.service.recovery_server import RecoveryServer
 from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
+from appliance.service.security_check import SecurityCheck
 
 
 @dataclass(slots=True, kw_only=True)
 class Services:
+    home: Path
     catalog: Catalog
     repository: Repository
     repository_path: Path
@@ -36,3 +39,9 @@ class Services:
     """Printed on the console; makes the first account, once."""
     on_set_up: Callable[[], None] = lambda: None
     """Called once the first account is there."""
+    proofs: Proofs = field(init=False)
+    security: SecurityCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.proofs = Proofs(self.home)
+        self.security = SecurityCheck(self.catalog, self.repository, self.home)

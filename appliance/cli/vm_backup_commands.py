@@ -55,6 +55,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="fail rather than make a point of less than this (default: crash)",
     )
     vm.add_argument(
+        "--guest-logs",
+        choices=("keep", "truncate"),
+        default="keep",
+        help="truncate: applications in Hyper-V guests are told of a full backup (default: keep)",
+    )
+    vm.add_argument(
         "--cbt-audit",
         type=float,
         default=1.0,
@@ -137,7 +143,7 @@ def _options(args: argparse.Namespace) -> VmBackupOptions:
     from appliance.base.consistency import Consistency
     from appliance.jobs.cbt_audit import AuditPolicy
     from appliance.jobs.vm_backup import VmBackupOptions
-    from appliance.sources.contract import ConsistencyPolicy
+    from appliance.sources.contract import ConsistencyPolicy, GuestLogs
 
     if _CONSISTENCIES.index(args.quiesce) > _CONSISTENCIES.index(args.quiesce_least):
         raise UsageError(
@@ -150,6 +156,7 @@ def _options(args: argparse.Namespace) -> VmBackupOptions:
         ),
         transports=tuple(dict.fromkeys(args.transport)),
         audit=AuditPolicy(percent=args.cbt_audit),
+        guest_logs=GuestLogs(args.guest_logs),
     )
 
 

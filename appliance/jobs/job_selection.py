@@ -21,6 +21,7 @@ from appliance.base.reasons import Reason
 from appliance.catalog.job import VmSelection
 from appliance.jobs.vm_selection import HostFailure, SelectedVm, vm_path
 from appliance.sources.contract import SourceVm, VmSource
+from appliance.sources.listed_vm import OF_VERIFICATION
 from appliance.sources.vm_identity import PointNames
 
 _GLOB = frozenset("*?[")
@@ -50,13 +51,17 @@ def read_inventory(
     names: PointNames,
     unasked: Sequence[HostFailure] = (),
 ) -> JobInventory:
-    """Ask every host once, and once per tag. A host that fails stops no other."""
+    """Ask every host once, and once per tag. A host that fails stops no other.
+
+    VMs of verifications are no VMs of anybody's and left out.
+    """
     wanted = sorted(set(tags))
     vms: list[InventoryVm] = []
     failures = list(unasked)
     for source in sources:
         try:
-            vms += _ask(source, wanted, names)
+            found = _ask(source, wanted, names)
+            vms += [one for one in found if OF_VERIFICATION not in one.vm.vm.obstacles]
         except SourceError as error:
             failures.append(HostFailure(host=source.name, error=error))
     return JobInventory(vms=tuple(vms), failures=tuple(failures))

@@ -50,7 +50,12 @@ from appliance.jobs.vm_report import disk_document
 from appliance.jobs.vm_selection import SelectedVm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
-from appliance.sources.contract import ConsistencyPolicy, FreezeRequest, VmNotProtectableError
+from appliance.sources.contract import (
+    ConsistencyPolicy,
+    FreezeRequest,
+    GuestLogs,
+    VmNotProtectableError,
+)
 from appliance.sources.frozen import FrozenDisk
 
 log = EventLog(__name__)
@@ -72,6 +77,7 @@ class VmBackupOptions:
     full: bool = False
     consistency: ConsistencyPolicy = field(default_factory=ConsistencyPolicy)
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
+    guest_logs: GuestLogs = GuestLogs.KEEP
     audit: AuditPolicy = field(default_factory=AuditPolicy)
     # long enough for an export lease of a killed run to have run out (300 s)
     backoff: Backoff = field(default_factory=lambda: Backoff(attempts=3, first_s=30, most_s=90))
@@ -271,6 +277,7 @@ class _VmBackup:
             parent=known_state(parent) if parent else None,
             broken=broken.state if broken else None,
             transports=options.transports,
+            guest_logs=options.guest_logs,
         )
         host = self._selected.vm.host
         with self._selected.source.freeze(self._selected.vm, request, self._context) as frozen:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from appliance.base.consistency import Consistency
@@ -79,6 +80,13 @@ class ConsistencyPolicy:
     least: Consistency = Consistency.CRASH
 
 
+class GuestLogs(StrEnum):
+    """What applications in the guest do with their logs once they know of a backup."""
+
+    KEEP = "keep"
+    TRUNCATE = "truncate"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeRequest:
     """How one VM is to be frozen for one run."""
@@ -89,6 +97,7 @@ class FreezeRequest:
     parent: KnownState | None = None  # asked for `FrozenDisk.changed`
     broken: KnownState | None = None  # asked for `FrozenDisk.changed_since_broken`
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
+    guest_logs: GuestLogs = GuestLogs.KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

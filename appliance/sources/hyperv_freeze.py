@@ -32,6 +32,7 @@ from appliance.base.run_context import RunContext
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
+    GuestLogs,
     SourceVm,
     VmNotProtectableError,
 )
@@ -82,6 +83,14 @@ NO_TRACKING = Reason(
     "update the VM's configuration version to 8.0 or later on Windows Server 2016 or later",
     warning=False,
 )
+
+
+LOGS_TRUNCATED = Reason(
+    "guest-logs.may-be-truncated",
+    "diskshadow tells writers in the guest of a full backup, so they may truncate their logs",
+    "where another backup needs the logs, update the VM's configuration version instead",
+)
+_BACKUP_TYPES = {GuestLogs.KEEP: BackupType.COPY, GuestLogs.TRUNCATE: BackupType.FULL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +215,7 @@ class _Freeze:
                 vm.id,
                 self._marker,
                 levels=_levels(self._request.consistency),
-                backup_type=BackupType.COPY,
+                backup_type=_BACKUP_TYPES[self._request.guest_logs],
                 patience=self._patience,
             )
         except HypervError as error:
@@ -313,6 +322,8 @@ class _Freeze:
         stack.callback(self._end_shadow, intent)
         self._reasons.append(NO_TRACKING)
         disks = read_shadow_disks(self._session, shadow, covered, self._patience)
+        if vm.state == RUNNING and self._request.guest_logs is GuestLogs.KEEP:
+            self._reasons.append(LOGS_TRUNCATED)
         is_rested = vm.state == RUNNING  # vm_obstacle has seen to the guest's VSS service
         return _Moment(
             at=at,
@@ -356,8 +367,9 @@ class _Freeze:
             )
             stack.callback(reader.close)
             change_id = change_id_of(RunId(request.run_id)) if moment.is_tracked else None
-            changes = asked.since(disk, number, request.parent)
-            since_broken = asked.since(disk, number, request.broken)
+            parent, broken = (request.parent, request.broken) if moment.is_tracked else (None, None)
+            changes = asked.since(disk, number, parent)
+            since_broken = asked.since(disk, number, broken)
             frozen = FrozenDisk(
                 number=number,
                 label=label,

@@ -11,6 +11,16 @@ from enum import StrEnum
 from appliance.base.reasons import Reason
 from appliance.sources.vm_identity import VmIdentity
 
+VERIFICATION_PREFIX = "holdfast-verify-"
+"""Of the names of VMs that verifications make on a hypervisor, and discard."""
+
+OF_VERIFICATION = Reason(
+    "vm.of-verification",
+    "the VM is a recovery point that is being verified, and is discarded in a moment",
+    "none",
+    warning=False,
+)
+
 
 class ChangeTracking(StrEnum):
     """Whether the hypervisor can say what has changed."""

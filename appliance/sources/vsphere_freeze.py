@@ -30,6 +30,7 @@ from appliance.sources.changes import is_mistrusted
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
+    GuestLogs,
     SourceVm,
     VmNotProtectableError,
 )
@@ -64,6 +65,12 @@ from vmware.snapshots import REMOVE_DEADLINE_S, TakenSnapshot, create_snapshot, 
 from vmware.transports.contract import Transport
 
 log = EventLog(__name__)
+
+LOGS_KEPT = Reason(
+    "guest-logs.kept",
+    "vSphere tells writers in the guest of a copy, so they keep their logs",
+    "truncate logs within the guest, or with the application's own backup",
+)
 
 _NEVER_CAPTURED = ("storage_policies",)
 _RUNGS = {
@@ -128,6 +135,8 @@ class _Freeze:
     def begin(self, stack: ExitStack) -> FrozenVm:
         """Freeze; `stack` undoes it. Raises: as `VmSource.freeze`, and VsphereErrors."""
         vm = self._look()
+        if self._request.guest_logs is GuestLogs.TRUNCATE:
+            self._reasons.append(LOGS_KEPT)
         self._prepare_tracking(vm)
         taken = self._take_snapshot(stack)
         self._reasons += reasons(taken.findings)

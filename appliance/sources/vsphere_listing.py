@@ -8,14 +8,23 @@ Thread model: values; `list_vms` blocks and may be called from any thread.
 
 from __future__ import annotations
 
+import re
+
 from appliance.base.reasons import Reason
-from appliance.sources.listed_vm import ChangeTracking, ListedDisk, ListedVm
+from appliance.sources.listed_vm import (
+    OF_VERIFICATION,
+    VERIFICATION_PREFIX,
+    ChangeTracking,
+    ListedDisk,
+    ListedVm,
+)
 from appliance.sources.vm_identity import VmIdentity
 from appliance.sources.vsphere_errors import as_appliance_errors
 from appliance.sources.vsphere_host import VsphereHost
 from vmware.inventory import DiskInfo, Obstacle, Power, VmInfo, disk_obstacle, vm_obstacle
 from vmware.inventory import list_vms as read_inventory
 
+_OF_VERIFICATION = re.compile(r"\[holdfast-[0-9a-f]{8}\] ")  # they run from a session's datastore
 _POWER = {
     Power.ON: "on",
     Power.OFF: "off",
@@ -48,6 +57,8 @@ def vm_obstacles(vm: VmInfo) -> tuple[Reason, ...]:
                 warning=False,
             ),
         )
+    if _OF_VERIFICATION.match(vm.vmx_file_name) and vm.name.startswith(VERIFICATION_PREFIX):
+        return (OF_VERIFICATION,)
     obstacle = vm_obstacle(vm)
     if obstacle is not None:
         return (_relayed(obstacle),)

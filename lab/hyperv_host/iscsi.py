@@ -241,6 +241,7 @@ class IscsiInitiator:
             _unexport(session.daemon, f"part{disk.lun}")
         with contextlib.suppress(HostError):
             session.daemon.qmp.execute("blockdev-del", node_name=f"part{disk.lun}")
+        release_mounts_below(disk.folder)  # of a daemon that was killed
         shutil.rmtree(disk.folder, ignore_errors=True)
 
 

@@ -108,9 +108,12 @@ class LiveDisk:
             self._files[0].disk.flush()
 
     def close(self) -> None:
+        """Raises OSError: what was written last is not durable; it is closed all the same."""
         with self._lock:
-            self._files[0].disk.flush()
-            close_chain(self._files)
+            try:
+                self._files[0].disk.flush()
+            finally:
+                close_chain(self._files)
 
     def _mark(self, offset: int, length: int) -> None:
         start, data = self._ahead

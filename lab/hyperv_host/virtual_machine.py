@@ -247,11 +247,14 @@ class HypervVm:
         return disk
 
     def _close_disks(self) -> None:
-        for name, disk in self.disks.items():
-            disk.close()
+        disks, self.disks = self.disks, {}
+        for name, disk in disks.items():
+            try:
+                disk.close()
+            except OSError as error:  # its storage is gone
+                log.warning("a disk of %s was not closed: %s", self.settings.name, error)
             self.tracked[name] = TrackedDisk(disk.tracking, disk.leaf, disk.leaf_write_guid)
             self.release(name)
-        self.disks = {}
 
     def leaves_changed(self) -> None:
         """The settings name the files that the disks write to now."""

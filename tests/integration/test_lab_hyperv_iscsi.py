@@ -75,6 +75,12 @@ def _new_vm(lab: HypervLab) -> str:
     return str(made.id)
 
 
+def _attach(lab: HypervLab, vm_id: str, folder: str) -> None:
+    slot = {"controller": "ide", "controller_number": 0, "location": 0}
+    path = {"path": f"{folder}\\disk-1.vhdx", "disk_number": -1, "boot_first": False}
+    call(lab, "attach_disk", {"vm_id": vm_id, "marker": MARKER, **slot, **path})
+
+
 def test_a_guest_runs_from_a_lun_and_moves_to_the_hosts_storage(
     lab: HypervLab, lun: ServedLun
 ) -> None:
@@ -91,13 +97,7 @@ def test_a_guest_runs_from_a_lun_and_moves_to_the_hosts_storage(
     vm_id = _new_vm(lab)
     with pytest.raises(ScriptError, match="not-ours"):
         call(lab, "set_notes", {"vm_id": vm_id, "marker": "other", "name": "x", "notes": ""})
-    slot = {"controller": "ide", "controller_number": 0, "location": 0}
-    call(
-        lab,
-        "attach_disk",
-        {"vm_id": vm_id, "marker": MARKER, **slot, "path": f"{folder}\\disk-1.vhdx"}
-        | {"disk_number": -1, "boot_first": False},
-    )
+    _attach(lab, vm_id, folder)
     vm = lab.practice.host.vm(vm_id)
     assert call(lab, "set_power", {"vm_id": vm_id, "power": "on"}).state == 2
     lab.wait_ready(vm)
@@ -123,9 +123,13 @@ def test_a_guest_runs_from_a_lun_and_moves_to_the_hosts_storage(
 
 
 def test_a_host_whose_lun_died_ends_all_the_same(lab: HypervLab, tmp_path: Path) -> None:
-    """The volume is mounted when the appliance goes away; the host leaves no mount behind."""
+    """A guest boots from it when the appliance goes away; the host leaves no mount behind."""
     with served_lun(build(GuestKind.TINY), tmp_path) as lun:
         call(lab, "connect_iscsi", lun.connection())
-        call(lab, "online_disk", {"serial": SERIAL, "marker": MARKER, "mount": True})
+        online = {"serial": SERIAL, "marker": MARKER, "mount": True}
+        folder = call(lab, "online_disk", online).folder
+        vm_id = _new_vm(lab)
+        _attach(lab, vm_id, folder)
+        call(lab, "set_power", {"vm_id": vm_id, "power": "on"})
     lab.practice.__exit__(None, None, None)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

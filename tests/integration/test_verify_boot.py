@@ -13,7 +13,7 @@ import pytest
 from appliance.jobs.verification_stages import StageName
 from lab.guests import GuestKind
 from tests.support.guest_images import fresh_copy
-from tests.support.holdfast_program import run, run_json
+from tests.support.holdfast_program import run, run_json, serving
 from tests.support.needs import needs
 from tests.support.programs import run as run_program
 
@@ -155,6 +155,25 @@ def test_an_application_boots_in_order_and_every_verdict_is_right(
     page = (report / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "<script" not in page
     assert json.loads((report / "report.json").read_text())["run_id"] == document["run_id"]
+
+
+def test_a_job_boots_what_it_covers(home: Path) -> None:
+    """Made by a command, run by the daemon; the run says what was proven and how long it took."""
+    run_json(
+        home,
+        *("job", "create", "proof", "--kind", "verification", "--vm", "tiny", "--probe", READY),
+        *("--check-file-systems", "--rto", "10min"),
+    )
+    words = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
+    with serving(home, *words):
+        ended = run_json(home, "job", "run", "proof", "--wait")
+        assert ended["outcome"] == "success", ended
+        (vm,) = ended["result"]["vms"]
+        assert (vm["vm"], vm["place"], vm["verdict"]) == ("tiny", "sandbox", "passed")
+        assert 0 < vm["recovery_seconds"] < vm["rto_seconds"] == 600
+        shown = run(home, "run", "show", ended["run_id"]).stdout
+        assert "passed in the sandbox, ready in" in shown
+        assert f"certificate {ended['result']['certificate']['sequence']}" in shown
 
 
 def test_certificates_of_all_runs_form_a_chain(home: Path, tmp_path: Path) -> None:

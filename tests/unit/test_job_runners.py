@@ -32,6 +32,7 @@ from appliance.service.job_book import rebuild_history
 from appliance.service.protection import point_names
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.errors import SourceReadError
+from appliance.sources.listed_vm import OF_VERIFICATION
 from appliance.sources.vm_identity import PointNames
 from tests.support.check_repository import check_repository
 from tests.support.fake_source import FakeDisk, FakeSource, FakeVm
@@ -232,6 +233,15 @@ def test_what_cannot_be_protected_is_skipped_with_a_warning_unless_it_is_named(
     assert run.outcome is RunOutcome.WARNING
     yard.save("named", {"retries": {"attempts": 0}}, select={"names": ["test-1"]})
     assert yard.run("named").outcome is RunOutcome.FAILED
+
+
+def test_a_vm_that_a_verification_has_made_is_nobodys(yard: Yard) -> None:
+    """A backup of everything beside a verification on the hypervisor sees no more than before."""
+    yard.source.vms.append(vm("holdfast-verify-1", 4, obstacles=(OF_VERIFICATION,)))
+    yard.save("all")
+    run = yard.run("all")
+    assert run.outcome is RunOutcome.SUCCESS
+    assert backed_up(run) == {"web", "db", "test-1"}
 
 
 def test_a_window_that_has_closed_lets_no_further_vm_begin(yard: Yard) -> None:

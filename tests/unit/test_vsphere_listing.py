@@ -14,6 +14,7 @@ from vmware.inventory import Connection, Power, Unreadable, VmInfo
 DISK = a_disk()
 INDEPENDENT = replace(DISK, key=2001, disk_mode="independent_persistent")
 VM = a_vm(instance_uuid="5000", disks=(DISK,))
+VERIFIED = replace(VM, name="holdfast-verify-0a1b2c3d")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,8 @@ VM = a_vm(instance_uuid="5000", disks=(DISK,))
         (replace(VM, connection=Connection.ORPHANED, disks=()), ["vm.unavailable"]),
         (replace(VM, fault_tolerant=True), ["vm.fault-tolerant"]),
         (replace(VM, question="which?"), ["vm.question"]),
+        (replace(VERIFIED, vmx_file_name="[holdfast-0a1b2c3d] v/v.vmx"), ["vm.of-verification"]),
+        (replace(VERIFIED, vmx_file_name="[ds1] v/v.vmx"), []),
         (
             replace(VM, disks=(), unreadable=(Unreadable(path="config", fault="NoPermission"),)),
             ["vm.unreadable"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.api.route import Route
 from appliance.api.routes import (
+    about,
     accounts,
     approvals,
     audit,
@@ -16,6 +17,7 @@ from appliance.api.routes import (
     operations,
     points,
     policies,
+    proofs,
     recoveries,
     runs,
     tokens,
@@ -35,8 +37,10 @@ _MODULES = (
     recoveries,
     verifications,
     operations,
+    proofs,
     events,
     notifications,
+    about,
     approvals,
     audit,
 )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
-from appliance.service.hosts import add_host, open_host
-from appliance.service.protection import point_names
-from appliance.sources.vsphere_host import HostLogin, accepted_fingerprint, shown_fingerprint
+from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
+from appliance.sources.hyperv_host import HypervLogin
+from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
 table = RouteTable("hosts")
+
+HostAddress = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?$", max_length=253)
+]
+"""DNS name or IP address; what else would be an error of the resolver."""
 
 
 class HostShown(Shown):
@@ -27,7 +33,7 @@ class HostShown(Shown):
 
 
 class Address(Body):
-    address: str = Field(min_length=1, max_length=253)
+    address: HostAddress
     port: int = Field(default=443, ge=1, le=65535)
 
 
@@ -37,9 +43,11 @@ class Fingerprint(Shown):
 
 class NewHost(Body):
     name: str = Field(min_length=1, max_length=63)
-    kind: Literal["vsphere"] = "vsphere"
-    address: str = Field(min_length=1, max_length=253)
-    port: int = Field(default=443, ge=1, le=65535)
+    kind: Literal["vsphere", "hyperv"] = "vsphere"
+    address: HostAddress
+    port: int = Field(default=443, ge=1, le=65535)  # of a Hyper-V host usually 5986
+    auth: Literal["ntlm", "kerberos", "credssp", "basic"] = "ntlm"  # of a Hyper-V host
+    smb_port: int = Field(default=445, ge=1, le=65535)  # of a Hyper-V host
     user: str = Field(min_length=1, max_length=256)
     password: str = Field(max_length=1024)
     fingerprint: str = Field(max_length=128)
@@ -113,16 +121,25 @@ def show_fingerprint(call: Call) -> Fingerprint:
 def create_host(call: Call) -> HostShown:
     """Register a hypervisor: log in, then keep address, pin and sealed password."""
     body = call.body_as(NewHost)
-    fingerprint = accepted_fingerprint(body.name, body.address, body.port, body.fingerprint)
-    login = HostLogin(
+    login = _login(body)
+    login = replace(login, fingerprint=accepted_fingerprint(login, body.fingerprint))
+    added = add_host(call.services.catalog, login, Secret.of_text(body.password))
+    return HostShown.model_validate(added.record)
+
+
+def _login(body: NewHost) -> AnyLogin:
+    if body.kind == "vsphere":
+        return HostLogin(
+            name=body.name, address=body.address, port=body.port, user=body.user, fingerprint=""
+        )
+    return HypervLogin.from_settings(
+        {"login": body.auth, "smb_port": str(body.smb_port)},
         name=body.name,
         address=body.address,
         port=body.port,
         user=body.user,
-        fingerprint=fingerprint,
+        fingerprint="",
     )
-    added = add_host(call.services.catalog, login, Secret.of_text(body.password))
-    return HostShown.model_validate(added.record)
 
 
 @table.add("POST", "/hosts/{name}/test", Permission.CONFIGURE, response=HostTest)
@@ -150,12 +167,12 @@ def list_vms(call: Call) -> VmList:
     """The VMs of all hosts, what protects them and what stands in the way."""
     query, services = call.query_as(VmQuery), call.services
     inventory = services.inventory.get(fresh=query.fresh)
-    points = point_names(services.repository.points.list())
+    newest_of = {each.vm_key: each for each in services.catalog.points.vms() if each.vm_key}
     shown = []
     for vm in inventory.vms:
         if query.host not in (None, vm.host):
             continue
-        newest = points.newest_of(vm.identity)
+        newest = newest_of.get(vm.identity.key)
         shown.append(
             VmShown(
                 host=vm.host,
@@ -168,9 +185,9 @@ def list_vms(call: Call) -> VmList:
                 size_bytes=vm.size_bytes,
                 disks=[DiskShown.model_validate(disk) for disk in vm.disks],
                 obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
-                point_name=newest.name if newest else None,
-                newest_point=newest.point_id if newest else None,
-                newest_at=newest.created_at if newest else None,
+                point_name=newest.vm if newest else None,
+                newest_point=newest.newest_id if newest else None,
+                newest_at=newest.newest_at if newest else None,
             )
         )
     failures = {name: str(error) for name, error in inventory.failures.items()}

@@ -67,9 +67,8 @@ class RepositoryShown(Shown):
 def list_points(call: Call) -> list[PointShown]:
     """Recovery points, newest first; `before` goes on after a page."""
     query = call.query_as(PointQuery)
-    found = reversed(call.services.repository.points.list(query.vm))
-    wanted = [each for each in found if query.before is None or each.point_id < query.before]
-    return [PointShown(**_fields(each)) for each in wanted[: query.limit]]
+    found = call.services.catalog.points.page(vm=query.vm, before=query.before, limit=query.limit)
+    return [PointShown.model_validate(each) for each in found]
 
 
 @table.add("GET", "/points/{point}", Permission.VIEW, response=PointDetail)
@@ -90,7 +89,8 @@ def forget_point(call: Call) -> AskedShown:
 @table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)
 def show_repository(call: Call) -> RepositoryShown:
     """What the points refer to, and what is stored for it."""
-    return RepositoryShown.model_validate(repository_stats(call.services.repository))
+    stats = call.services.figures.fresh() or repository_stats(call.services.repository)
+    return RepositoryShown.model_validate(stats)
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:

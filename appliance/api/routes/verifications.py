@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import AwareDatetime, Field
 
 from appliance.api.errors import NotFoundError
@@ -36,6 +38,8 @@ class CertificateShown(Shown):
     issued_at: AwareDatetime | None
     run_id: str | None
     verdict: str | None
+    vms: tuple[str, ...]
+    failure: str | None = Field(description="why it is refused")
     sha256: str
 
 
@@ -43,6 +47,7 @@ class CertificateFile(CertificateShown):
     """`file` byte for byte: what `holdfast certificate verify` takes."""
 
     file: str
+    body: dict[str, Any] = Field(description="what it says; empty when it is refused")
 
 
 class VerificationQuery(Body):
@@ -94,19 +99,24 @@ def show_certificate(call: Call) -> CertificateFile:
         raise NotFoundError(f"there is no certificate {text[:20]!r}")
     raw = read_bounded(store.path(number))
     shown = _shown(number, raw)
-    return CertificateFile(**shown.model_dump(), file=raw.decode("utf-8", "replace"))
+    body: dict[str, Any] = {}
+    if shown.failure is None:
+        body = read_certificate(f"certificate {number}", raw).body.model_dump(mode="json")
+    return CertificateFile(**shown.model_dump(), file=raw.decode("utf-8", "replace"), body=body)
 
 
 def _shown(number: int, raw: bytes) -> CertificateShown:
     try:
         body = read_certificate(f"certificate {number}", raw).body
-    except CertificateError:
+    except CertificateError as error:
         return CertificateShown(
             sequence=number,
             kind="refused",
             issued_at=None,
             run_id=None,
             verdict=None,
+            vms=(),
+            failure=f"[{error.code}] {error}",
             sha256=hash_of(raw),
         )
     proof = body if isinstance(body, VerificationBody) else None
@@ -116,5 +126,7 @@ def _shown(number: int, raw: bytes) -> CertificateShown:
         issued_at=body.issued_at,
         run_id=proof.run_id if proof else None,
         verdict=proof.verdict.value if proof else None,
+        vms=tuple(guest.vm for guest in proof.guests) if proof else (),
+        failure=None,
         sha256=hash_of(raw),
     )

@@ -15,9 +15,11 @@ libfuse takes over SIGHUP while it runs, where nobody else handles it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -31,6 +33,7 @@ from appliance.exports.fuse import MountError, check_folder, load_fuse
 
 _MOUNT_WITHIN_S = 20.0
 _POLL_S = 0.005
+_SIG_IGN = 1  # of the C library
 _TRANSFER_BYTES = 128 * KIB  # libfuse2 does not ask for more at once
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,17 @@ class DeviceFiles:
         except RuntimeError as error:  # libfuse's exit code; it has said why on stderr
             self._failure = error
         finally:
+            _ignore_sigpipe()
             self._files.started.set()
+
+
+def _ignore_sigpipe() -> None:
+    """As Python has it. libfuse 2 makes it deadly again when its loop ends, and the process would
+    die of the next peer that goes away. `signal.signal` is for the main thread only.
+    """
+    libc_signal = ctypes.CDLL(None).signal
+    libc_signal.argtypes, libc_signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc_signal(signal.SIGPIPE, _SIG_IGN)
 
 
 def unmount(folder: Path) -> None:

@@ -16,13 +16,14 @@ from appliance.api.ui.pages import (
     inventory,
     jobs,
     overview,
+    proofs,
     recoveries,
     runs,
     telling,
 )
 from appliance.base.errors import ApplianceError
 
-_MODULES = (overview, inventory, jobs, runs, recoveries, telling, administration)
+_MODULES = (overview, inventory, jobs, runs, recoveries, proofs, telling, administration)
 PAGES: tuple[Page, ...] = tuple(page for module in _MODULES for page in module.PAGES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.permissions import Permission
-from appliance.api.routes import accounts, approvals, audit, hosts, login, tokens
+from appliance.api.routes import about, accounts, approvals, audit, hosts, job_file, login, tokens
 from appliance.api.ui.page import Page, PageCall
 from appliance.catalog.accounts import Role
 
@@ -46,7 +46,25 @@ def _me(page: PageCall) -> dict[str, Any]:
     return {"account": page.ask(login.me), "own": page.call.caller.account is not None}
 
 
+def _security(page: PageCall) -> dict[str, Any]:
+    found = page.ask(about.check_security)
+    return {
+        "failed": [each for each in found if not each.passed],
+        "passed": [each for each in found if each.passed],
+    }
+
+
+def _settings(page: PageCall) -> dict[str, Any]:
+    return {
+        "settings": page.ask(about.show_settings),
+        "job_file": page.ask(job_file.export_job_file).text,
+        "configure": page.may(Permission.CONFIGURE),
+    }
+
+
 PAGES = (
+    Page(address="/security", template="security.html", permission=Permission.VIEW, show=_security),
+    Page(address="/settings", template="settings.html", permission=Permission.VIEW, show=_settings),
     Page(address="/hosts", template="hosts.html", permission=Permission.VIEW, show=_hosts),
     Page(
         address="/accounts",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +11,11 @@ from appliance.api.permissions import Permission
 from appliance.api.routes import hosts, jobs, points, runs
 from appliance.api.ui.charts import Bar, bars, calendar
 from appliance.api.ui.page import Page, PageCall, when
+from appliance.api.ui.space import forecast
 from appliance.base.units import format_duration, format_size
 
 _VMS_MOST = 500
 _GROWTH_DAYS = 30
-_FORECAST_FROM_DAYS = 3
-_FORECAST_DAYS = 5 * 365
 
 
 def _vms(page: PageCall) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def _vms(page: PageCall) -> dict[str, Any]:
         for vm in found.vms
         if q.casefold() in vm.name.casefold() and (show != "unprotected" or vm.newest_point is None)
     ]
-    kept = page.services.repository.points.list()
+    kept = page.services.catalog.points.vms()
     there = {vm.point_name for vm in found.vms}
     return {
         "vms": wanted[:_VMS_MOST],
@@ -37,7 +35,7 @@ def _vms(page: PageCall) -> dict[str, Any]:
         "failures": found.failures,
         "q": q,
         "show": show or q,
-        "gone": [] if show or q else sorted({each.vm for each in kept} - there),
+        "gone": [] if show or q else [each.vm for each in kept if each.vm not in there][:_VMS_MOST],
     }
 
 
@@ -46,13 +44,13 @@ def _vm(page: PageCall) -> dict[str, Any]:
     found = page.ask(points.list_points, query=points.PointQuery(vm=name, limit=1000))
     if not found:
         raise NotFoundError(f"there is no recovery point of {name!r}")
-    counts = Counter(point.created_at.date() for point in found)
     today = page.services.catalog.clock.now().date()
+    counts = page.services.catalog.points.of_days(name, today - timedelta(weeks=26))
     trend = page.services.catalog.verifications.trend(name, limit=30)
     return {
         "name": name,
         "points": found,
-        "calendar": calendar(f"Recovery points of {name} by day", dict(counts), today),
+        "calendar": calendar(f"Recovery points of {name} by day", counts, today),
         "runs": page.ask(runs.list_vm_runs, query=runs.VmRunQuery(vm=name, limit=20)),
         "trend": trend,
         "verdicts": {each.point_id: each.verdict for each in trend},
@@ -77,47 +75,34 @@ def _point(page: PageCall) -> dict[str, Any]:
 
 def _repository(page: PageCall) -> dict[str, Any]:
     disk = shutil.disk_usage(page.services.repository_path)
-    now = page.services.catalog.clock.now()
-    stored: Counter[int] = Counter()
-    for manifest in page.services.repository.points.list():
-        age = (now.date() - manifest.created_at.date()).days
-        if 0 <= age < _GROWTH_DAYS:
-            stored[age] += sum(each.stored_bytes for each in manifest.disks)
-    seen = max(stored, default=-1) + 1
-    per_day = sum(stored.values()) / seen if seen else 0.0
+    today = page.services.catalog.clock.now().date()
+    first = today - timedelta(days=_GROWTH_DAYS - 1)
+    stored = page.services.catalog.points.stored_by_day(first)
+    days = [first + timedelta(days=number) for number in range(_GROWTH_DAYS)]
     return {
         "stats": page.ask(points.show_repository),
         "free": disk.free,
         "total": disk.total,
-        "forecast": _forecast(disk.free, per_day, seen),
+        "forecast": forecast(disk.free, stored, today),
         "growth": bars(
             "Bytes stored by each day's recovery points",
             [
                 Bar(
-                    label=(now.date() - timedelta(days=age)).isoformat(),
-                    value=stored[age],
-                    text=format_size(stored[age]),
+                    label=day.isoformat(),
+                    value=stored.get(day, 0),
+                    text=format_size(stored.get(day, 0)),
                 )
-                for age in reversed(range(_GROWTH_DAYS))
+                for day in days
             ],
         )
         if stored
         else None,
-        "growth_words": f"{format_size(int(per_day))} a day on average, before anything is removed",
         "upkeep": [
-            job for job in page.ask(jobs.list_jobs) if job.kind in ("gc", "check", "retention")
+            job
+            for job in page.ask(jobs.list_jobs)
+            if job.kind in ("gc", "check", "retention", "verification")
         ],
     }
-
-
-def _forecast(free_bytes: int, per_day: float, days_seen: int) -> str:
-    """In words, by the average of the days there are; removal of old points is not counted."""
-    if days_seen < _FORECAST_FROM_DAYS or per_day < 1:
-        return "Too few days are known for a forecast."
-    days = int(free_bytes / per_day)
-    if days > _FORECAST_DAYS:
-        return "At the present rate it lasts for years."
-    return f"At the present rate, and if nothing were removed, it is full in {days} days."
 
 
 PAGES = (

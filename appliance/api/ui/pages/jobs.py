@@ -6,6 +6,7 @@ that at every change, and without it the button "Preview" does.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -26,8 +27,8 @@ from appliance.catalog.validation import describe
 _RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 _KINDS = {
     RunKind.BACKUP: "Backup of virtual machines",
-    RunKind.VERIFICATION: "Verification of recovery points",
     RunKind.CBT_AUDIT: "Audit of changed block tracking",
+    RunKind.VERIFICATION: "Verification of recovery points",
     RunKind.RETENTION: "Removal of old recovery points",
     RunKind.CHECK: "Check of the repository",
     RunKind.GC: "Garbage collection",
@@ -43,6 +44,19 @@ _NEW_JOB = {
     "policy.retention.keep_monthly": "12",
 }
 _HORIZONS = (30, 90, 365, 730)
+_NEW_VERIFICATION = {"job.where": "sandbox", "job.hash_share": "0.1"}
+_SHOWN = re.compile(
+    r"job\.(name|kind|policy|enabled|percent|read_data|wait_minutes|where|host|address|hash_share"
+    r"|timeout|memory_mib|cpus|disk_interface"
+    r"|check_file_systems|(probes|scripts)\[\]"
+    r"|select\.(names|folders|tags|runs_on|hosts|exclude)\[\]"
+    r"|select\.everything|select\.exclude\.(names|folders|tags)\[\])"
+    r"|policy\.(name|time_zone|windows\[\]|schedule\.(at|days|days_of_month)\[\]"
+    r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|vms_at_once"
+    r"|retries\.(attempts|wait_minutes)|cbt_audit_percent|rto|rpo|bandwidth\.\d+\.(limit|window)"
+    r"|(before|after)\.(argv\[\]|timeout_s))|days"
+)
+"""Fields that the forms show; others that are saved go along unseen, so that none is lost."""
 
 
 def _jobs(page: PageCall) -> dict[str, Any]:
@@ -81,6 +95,8 @@ def _new_job(page: PageCall) -> dict[str, Any]:
         fields = _NEW_JOB | fields
         if fields["job.kind"] not in _OF_VMS:
             fields.pop("job.select.everything")
+        if fields["job.kind"] == RunKind.VERIFICATION:
+            fields |= _NEW_VERIFICATION
     return _job_form(page, fields, "POST /jobs", "/jobs/{name}")
 
 
@@ -172,6 +188,7 @@ def _choices(page: PageCall, fields: dict[str, str]) -> dict[str, Any]:
         "weekdays": [str(day) for day in WEEKDAYS],
         "horizons": _HORIZONS,
         "zones": sorted(available_timezones()),
+        "unseen": {name: value for name, value in fields.items() if not _SHOWN.fullmatch(name)},
         "bandwidth_rows": max(3, 1 + sum(_is_limit(name) for name in fields)),
         "scripts": page.may(Permission.ADMINISTER),
     }
