@@ -134,6 +134,8 @@ def recover(browser: Browser, lab: VmLab) -> None:
     browser.look("point")
     page.click("#recover-instantly")
     page.fill("[name='name']", "web-again")
+    page.click("summary:has-text('Identity, addresses')")
+    page.fill("[name='address']", page.url.partition("//")[2].partition(":")[0])
     browser.look("instant-wizard")
     browser.press("start-instant")
     page.wait_for_url(re.compile("/operations/"))

@@ -92,9 +92,11 @@ def browsing(origin: str) -> Iterator[Browser]:
             browser = Browser(page, origin)
             page.on(
                 "console",
-                lambda said: browser.errors.append(f"{page.url}: {said.text}")
-                if said.type in ("error", "warning")
-                else None,
+                lambda said: (
+                    browser.errors.append(f"{page.url}: {said.text}")
+                    if said.type in ("error", "warning")
+                    else None
+                ),
             )
             page.on("pageerror", lambda error: browser.errors.append(f"{page.url}: {error}"))
             try:
