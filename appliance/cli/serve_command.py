@@ -128,7 +128,6 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
-        _start_book(stack, catalog, repository)
         jobs.start()
         _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
@@ -236,15 +235,6 @@ def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> Repo
     figures = RepositoryFigures(repository, catalog.clock)
     stack.callback(figures.stop)
     return figures
-
-
-def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
-    """Keeps the list of recovery points; before the first run."""
-    from appliance.service.point_book import PointBook
-
-    book = PointBook(catalog, repository)
-    book.start()
-    stack.callback(book.stop)
 
 
 def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
