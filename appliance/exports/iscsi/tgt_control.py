@@ -40,6 +40,7 @@ _DRIVER = b"iscsi"
 class _Mode(IntEnum):
     TARGET = 1
     LUN = 2
+    PORTAL = 3
     ACCOUNT = 7
 
 
@@ -83,6 +84,10 @@ class TgtControl:
         except TgtError:
             return False
         return True
+
+    def listens(self, port: int) -> bool:
+        """Whether it got the port that it was to listen on. Raises TgtError."""
+        return f":{port}," in self._ask(_Mode.PORTAL, _Operation.SHOW)
 
     def shows(self) -> str:
         """What tgtd knows, as text; without passwords. Raises TgtError."""

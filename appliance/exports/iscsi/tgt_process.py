@@ -89,14 +89,19 @@ class TgtProcess:
         ends_s = time.monotonic() + _START_WITHIN_S
         while not control.answers():
             if self._process.poll() is not None or time.monotonic() > ends_s:
-                said_last = log_path.read_text(errors="replace").strip()[-_LAST_WORDS:]
-                self.stop()
-                raise ExternalProgramError(
-                    f"tgtd does not serve {self.host} port {self.port} (does Debian's own tgt"
-                    f" service run? systemctl disable --now tgt): {said_last}"
-                )
+                raise self._not_served(log_path)
             time.sleep(_POLL_S)
+        if not control.listens(self.port):  # it goes on without
+            raise self._not_served(log_path)
         return control
+
+    def _not_served(self, log_path: Path) -> ExternalProgramError:
+        said = log_path.read_text(errors="replace").strip()[-_LAST_WORDS:]
+        self.stop()
+        return ExternalProgramError(
+            f"tgtd does not serve {self.host} port {self.port} (does Debian's own tgt service run?"
+            f" systemctl disable --now tgt): {said}"
+        )
 
     def wait_ended(self) -> None:
         """Return once tgtd has ended, for whatever reason; it is not reaped."""
