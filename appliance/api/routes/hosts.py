@@ -11,10 +11,12 @@ from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
 from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
+from appliance.service.protection import ProtectedVm, protected_vms
 from appliance.sources.hyperv_host import HypervLogin
 from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
 table = RouteTable("hosts")
+_GONE_MOST = 500
 
 HostAddress = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?$", max_length=253)
@@ -95,12 +97,22 @@ class VmShown(Shown):
 
 
 class VmQuery(Body):
-    host: str | None = None
+    host: str | None = Field(default=None, max_length=63)
     fresh: bool = False
+    q: str = Field(default="", max_length=255, description="Part of the name")
+    show: Literal["all", "unprotected"] = "all"
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=1000, ge=0, le=10_000)
 
 
 class VmList(Shown):
+    """A page of the VMs that are asked for; figures of all VMs."""
+
     vms: list[VmShown]
+    found: int = Field(description="VMs that are as asked for, on all pages")
+    vm_count: int
+    unprotected: int
+    gone: list[str] = Field(description="Names of points whose VM is on no host; the first 500")
     failures: dict[str, str]
 
 
@@ -167,28 +179,41 @@ def list_vms(call: Call) -> VmList:
     """The VMs of all hosts, what protects them and what stands in the way."""
     query, services = call.query_as(VmQuery), call.services
     inventory = services.inventory.get(fresh=query.fresh)
-    newest_of = {each.vm_key: each for each in services.catalog.points.vms() if each.vm_key}
-    shown = []
-    for vm in inventory.vms:
-        if query.host not in (None, vm.host):
-            continue
-        newest = newest_of.get(vm.identity.key)
-        shown.append(
-            VmShown(
-                host=vm.host,
-                name=vm.name,
-                moref=vm.moref,
-                power=vm.power,
-                folder=vm.folder,
-                runs_on=vm.runs_on,
-                change_tracking=vm.change_tracking,
-                size_bytes=vm.size_bytes,
-                disks=[DiskShown.model_validate(disk) for disk in vm.disks],
-                obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
-                point_name=newest.vm if newest else None,
-                newest_point=newest.newest_id if newest else None,
-                newest_at=newest.newest_at if newest else None,
-            )
-        )
-    failures = {name: str(error) for name, error in inventory.failures.items()}
-    return VmList(vms=shown, failures=failures)
+    kept = services.catalog.points.vms()
+    all_vms = protected_vms(inventory.vms, kept)
+    q = query.q.casefold()
+    wanted = [
+        each
+        for each in all_vms
+        if query.host in (None, each.vm.host)
+        and (query.show == "all" or each.newest is None)
+        and q in each.vm.name.casefold()
+    ]
+    there = {each.newest.vm for each in all_vms if each.newest is not None}
+    return VmList(
+        vms=[_vm_shown(each) for each in wanted[query.offset : query.offset + query.limit]],
+        found=len(wanted),
+        vm_count=len(all_vms),
+        unprotected=sum(each.newest is None for each in all_vms),
+        gone=[each.vm for each in kept if each.vm not in there][:_GONE_MOST],
+        failures={name: str(error) for name, error in inventory.failures.items()},
+    )
+
+
+def _vm_shown(protected: ProtectedVm) -> VmShown:
+    vm, newest = protected.vm, protected.newest
+    return VmShown(
+        host=vm.host,
+        name=vm.name,
+        moref=vm.moref,
+        power=vm.power,
+        folder=vm.folder,
+        runs_on=vm.runs_on,
+        change_tracking=vm.change_tracking,
+        size_bytes=vm.size_bytes,
+        disks=[DiskShown.model_validate(disk) for disk in vm.disks],
+        obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
+        point_name=newest.vm if newest else None,
+        newest_point=newest.newest_id if newest else None,
+        newest_at=newest.newest_at if newest else None,
+    )

@@ -14,28 +14,32 @@ from appliance.api.ui.page import Page, PageCall, when
 from appliance.api.ui.space import forecast
 from appliance.base.units import format_duration, format_size
 
-_VMS_MOST = 500
+_VMS_OF_PAGE = 200
 _GROWTH_DAYS = 30
 
 
 def _vms(page: PageCall) -> dict[str, Any]:
-    found = page.ask(hosts.list_vms, query=hosts.VmQuery())
     q, show = page.text("q")[:255], page.text("show")
-    wanted = [
-        vm
-        for vm in found.vms
-        if q.casefold() in vm.name.casefold() and (show != "unprotected" or vm.newest_point is None)
-    ]
-    kept = page.services.catalog.points.vms()
-    there = {vm.point_name for vm in found.vms}
+    query = hosts.VmQuery(
+        q=q,
+        show="unprotected" if show == "unprotected" else "all",
+        offset=page.number("offset") or 0,
+        limit=_VMS_OF_PAGE,
+    )
+    found = page.ask(hosts.list_vms, query=query)
+    shown_until = query.offset + len(found.vms)
     return {
-        "vms": wanted[:_VMS_MOST],
-        "more": max(0, len(wanted) - _VMS_MOST),
-        "total": len(found.vms),
+        "vms": found.vms,
+        "offset": query.offset,
+        "before": max(0, query.offset - _VMS_OF_PAGE) if query.offset else None,
+        "after": shown_until if shown_until < found.found else None,
+        "found": found.found,
+        "total": found.vm_count,
         "failures": found.failures,
         "q": q,
         "show": show or q,
-        "gone": [] if show or q else [each.vm for each in kept if each.vm not in there][:_VMS_MOST],
+        "which": show,
+        "gone": [] if show or q else found.gone,
     }
 
 

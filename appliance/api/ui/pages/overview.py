@@ -26,7 +26,7 @@ def _overview(page: PageCall) -> dict[str, Any]:
     points = services.catalog.points
     now = services.catalog.clock.now()
     today = now.date()
-    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery())
+    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery(limit=0))
     recent = [
         run
         for run in page.ask(runs.list_runs, query=runs.RunQuery(limit=1000))
@@ -37,12 +37,11 @@ def _overview(page: PageCall) -> dict[str, Any]:
     newest = points.page(limit=1)
     proven = page.ask(proofs.list_latest_proofs, query=proofs.LatestQuery(limit=_PROOFS_READ))
     disk = shutil.disk_usage(services.repository_path)
-    unprotected = [vm for vm in inventory.vms if vm.newest_point is None]
-    attention = _attention(page, inventory, recent, proven, len(unprotected))
+    attention = _attention(page, inventory, recent, proven)
     return {
-        "vm_count": len(inventory.vms),
-        "unprotected": len(unprotected),
-        "protected": len(inventory.vms) - len(unprotected),
+        "vm_count": inventory.vm_count,
+        "unprotected": inventory.unprotected,
+        "protected": inventory.vm_count - inventory.unprotected,
         "failures": inventory.failures,
         "outcomes": Counter(str(run.outcome or run.state) for run in recent),
         "point_count": points.totals().point_count,
@@ -81,7 +80,6 @@ def _attention(
     inventory: hosts.VmList,
     recent: list[jobs.RunBrief],
     proven: list[proofs.LatestProof],
-    unprotected: int,
 ) -> list[tuple[str, str]]:
     """What somebody should look at, and where."""
     found = [(f"{name} cannot be reached", "/hosts") for name in inventory.failures]
@@ -111,8 +109,10 @@ def _attention(
         for each in page.ask(recoveries.list_recoveries)
         if each.stuck or each.failure
     ]
-    if unprotected:
-        found.append((f"{unprotected} VMs have no recovery point", "/vms?show=unprotected"))
+    if inventory.unprotected:
+        found.append(
+            (f"{inventory.unprotected} VMs have no recovery point", "/vms?show=unprotected")
+        )
     return found
 
 
