@@ -32,7 +32,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy -p ova
+	$(BIN)/mypy -m ova.build
 	$(BIN)/lint-imports
 
 format: setup

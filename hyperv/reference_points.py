@@ -114,9 +114,9 @@ def rct_id_of(point: ReferencePoint, disk: CheckpointDisk) -> str:
     return same[0].rct_id if len(same) == 1 else ""
 
 
-def _place(attachment: str) -> str:
-    """What follows the id of VM or checkpoint: controller, number, unit."""
-    return attachment.partition("\\")[2].lower()
+def _place(attachment: str) -> tuple[str, ...]:
+    """Controller, number and unit, without the VM or checkpoint before and the kind behind."""
+    return tuple(attachment.lower().split("\\")[1:4])
 
 
 def _doubt(point: ReferencePoint) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,9 +21,9 @@ from lab.guests.packages import run
 from ova.archive import file_digest, write_ova
 from ova.base_tree import base_tree
 from ova.bill_of_materials import bill_of_materials
-from ova.descriptor import descriptor
+from ova.descriptor import DATA_BYTES, PackedDisk, descriptor
 from ova.disk_files import write_qcow2, write_vhdx, write_vmdk
-from ova.disk_image import SYSTEM_BYTES, make_disk
+from ova.disk_image import make_disk
 from ova.furnish import furnish
 from ova.inputs import BUILD, PYTHON, Inputs, gather, signing_key
 
@@ -32,6 +33,7 @@ def main() -> int:
         print("the image is built as root: file owners and chroot", file=sys.stderr)
         return 2
     BUILD.mkdir(exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleaned up
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".ova-", dir=BUILD) as name:
         work = Path(name)
@@ -57,16 +59,27 @@ def build(work: Path) -> list[Path]:
     shutil.rmtree(tree)
     write_qcow2(raw, made["qcow2"])
     write_vhdx(raw, made["vhdx"])
-    disk = work / f"{name}-system.vmdk"
-    write_vmdk(raw, disk)
-    text = descriptor(
-        version=inputs.version,
-        disk_name=disk.name,
-        disk_file_bytes=disk.stat().st_size,
-        disk_bytes=SYSTEM_BYTES,
-    )
-    write_ova(made["ova"], name, text, [disk], inputs.epoch)
+    pack(made["ova"], name, raw, inputs)
     return [*made.values(), bundle(work, inputs)]
+
+
+def pack(target: Path, name: str, system: Path, inputs: Inputs) -> None:
+    """The OVA of a raw system disk and an empty data disk; leaves its parts beside it."""
+    data = target.with_name("data.raw")
+    with data.open("xb") as file:
+        file.truncate(DATA_BYTES)
+    disks, packed = [], []
+    for raw, disk in ((system, f"{name}-system.vmdk"), (data, f"{name}-data.vmdk")):
+        path = target.with_name(disk)
+        write_vmdk(raw, path)
+        disks.append(path)
+        packed.append(
+            PackedDisk(
+                file_name=disk, file_bytes=path.stat().st_size, disk_bytes=raw.stat().st_size
+            )
+        )
+    text = descriptor(version=inputs.version, system=packed[0], data=packed[1])
+    write_ova(target, name, text, disks, inputs.epoch)
 
 
 def unpack_tree(tree: Path, epoch: int) -> None:

@@ -1,8 +1,8 @@
 """The OVF descriptor: the virtual hardware, and the properties that an administrator is asked for.
 
-Hardware version 13 (ESXi 6.5) or newer takes it. The data disk has no file: it is made empty at
-deployment and may be made larger there. Spare PVSCSI controllers are for disks that are attached
-while VMs are backed up.
+Hardware version 13 (ESXi 6.5) or newer takes it. The data disk is empty, yet comes as a file of a
+few kilobytes: not every importer can make a disk without one (vcsim 0.55 ends when it meets one).
+Spare PVSCSI controllers are for disks that are attached while VMs are backed up.
 Source: DMTF DSP0243 1.1; design notes on vSphere, section 9.
 """
 
@@ -16,6 +16,7 @@ from appliance.base.units import GIB
 
 DATA_BYTES = 200 * GIB
 _CPUS, _MEMORY_MIB = 4, 8192
+_DISKS = ("system", "data")
 _STREAM = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
 _RASD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
 _VSSD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData"
@@ -93,22 +94,28 @@ PROPERTIES = (
 )
 
 
-def descriptor(*, version: str, disk_name: str, disk_file_bytes: int, disk_bytes: int) -> str:
-    """`disk_file_bytes`: of the streamOptimized file; `disk_bytes`: of the disk in it."""
-    system = "\n".join(_items())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedDisk:
+    """A streamOptimized file of the package, and the disk in it."""
+
+    file_name: str
+    file_bytes: int
+    disk_bytes: int
+
+
+def descriptor(*, version: str, system: PackedDisk, data: PackedDisk) -> str:
+    files, disks = "\n".join(_files(system, data)), "\n".join(_disks(system, data))
+    items = "\n".join(_items())
     properties = "\n".join(_properties())
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <Envelope xmlns="{_OVF}" xmlns:ovf="{_OVF}" xmlns:rasd="{_RASD}" xmlns:vssd="{_VSSD}" \
 xmlns:vmw="http://www.vmware.com/schema/ovf" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
   <References>
-    <File ovf:id="system-file" ovf:href={quoteattr(disk_name)} ovf:size="{disk_file_bytes}"/>
+{files}
   </References>
   <DiskSection>
     <Info>Virtual disks</Info>
-    <Disk ovf:diskId="system" ovf:fileRef="system-file" ovf:capacity="{disk_bytes // GIB}" \
-ovf:capacityAllocationUnits="byte * 2^30" ovf:format="{_STREAM}"/>
-    <Disk ovf:diskId="data" ovf:capacity="{DATA_BYTES // GIB}" \
-ovf:capacityAllocationUnits="byte * 2^30" ovf:format="{_STREAM}"/>
+{disks}
   </DiskSection>
   <NetworkSection>
     <Info>Networks</Info>
@@ -131,7 +138,7 @@ ovf:capacityAllocationUnits="byte * 2^30" ovf:format="{_STREAM}"/>
         <vssd:VirtualSystemIdentifier>holdfast</vssd:VirtualSystemIdentifier>
         <vssd:VirtualSystemType>vmx-13</vssd:VirtualSystemType>
       </System>
-{system}
+{items}
       <vmw:Config ovf:required="false" vmw:key="firmware" vmw:value="efi"/>
       <vmw:Config ovf:required="false" vmw:key="tools.syncTimeWithHost" vmw:value="false"/>
       <vmw:ExtraConfig ovf:required="false" vmw:key="disk.EnableUUID" vmw:value="TRUE"/>
@@ -146,6 +153,23 @@ ovf:capacityAllocationUnits="byte * 2^30" ovf:format="{_STREAM}"/>
   </VirtualSystem>
 </Envelope>
 """
+
+
+def _files(*disks: PackedDisk) -> Iterator[str]:
+    for name, disk in zip(_DISKS, disks, strict=True):
+        yield (
+            f'    <File ovf:id="{name}-file" ovf:href={quoteattr(disk.file_name)} '
+            f'ovf:size="{disk.file_bytes}"/>'
+        )
+
+
+def _disks(*disks: PackedDisk) -> Iterator[str]:
+    for name, disk in zip(_DISKS, disks, strict=True):
+        yield (
+            f'    <Disk ovf:diskId="{name}" ovf:fileRef="{name}-file" '
+            f'ovf:capacity="{disk.disk_bytes // GIB}" '
+            f'ovf:capacityAllocationUnits="byte * 2^30" ovf:format="{_STREAM}"/>'
+        )
 
 
 def _items() -> Iterator[str]:
@@ -164,7 +188,7 @@ def _items() -> Iterator[str]:
         yield _item(
             3 + bus, 6, f"SCSI controller {bus}", Address=bus, ResourceSubType="VirtualSCSI"
         )
-    for unit, disk in enumerate(("system", "data")):
+    for unit, disk in enumerate(_DISKS):
         yield _item(
             10 + unit,
             17,

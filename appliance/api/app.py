@@ -6,6 +6,7 @@ What happens to a request stands in `dispatch.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from appliance.api.route import Body, Raw, Route
 from appliance.api.routes import ROUTES
 from appliance.api.safe_headers import SAFE_HEADERS
 from appliance.api.services import Services
+from appliance.api.slow_clients import BODY_S
 from appliance.api.ui.pages import add_pages
 from appliance.base.errors import ApplianceError
 from appliance.service.metrics import ApplianceMetrics
@@ -106,7 +108,10 @@ async def _body(request: web.Request, kind: type[Body] | None) -> Body | None:
     if request.content_type != "application/json":
         raise BodyError("the body must be application/json")
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_S):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise BodyError(f"the body did not come within {BODY_S:.0f} s") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyError(f"the body is larger than {BODY_BYTES_MAX} bytes") from error
     return parsed(kind, lambda: kind.model_validate_json(raw))

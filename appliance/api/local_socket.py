@@ -22,12 +22,14 @@ from typing import Any
 from aiohttp import web
 
 from appliance.api.local_jobs import job_routes
+from appliance.api.slow_clients import PatientServer
 from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.version import __version__
 from appliance.service.job_service import JobService
 from appliance.service.recovery_server import RecoveryServer, ServedSession
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_LINGERING_S = 2.0  # for the rest of a body that nobody wants
 _BODY_BYTES_MAX = 1 << 16
 
 
@@ -46,7 +48,12 @@ def local_application(server: RecoveryServer, jobs: JobService) -> web.Applicati
 
     async def daemon(_: web.Request) -> web.Response:
         return web.json_response(
-            {"version": __version__, "pid": os.getpid(), "nfs_port": server.port}
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "nfs_port": server.port,
+                "iscsi_port": server.iscsi_port,
+            }
         )
 
     async def sessions(_: web.Request) -> web.Response:
@@ -78,7 +85,9 @@ class Site:
     """Serves an application from `start` to `stop`, on one event loop."""
 
     def __init__(self, application: web.Application) -> None:
-        self._runner = web.AppRunner(application, access_log=None)
+        self._runner = web.AppRunner(application, access_log=None, lingering_time=_LINGERING_S)
+        self._application = application
+        self._listening: asyncio.Server | None = None
         self._path: Path | None = None
 
     async def start_local(self, path: Path) -> None:
@@ -91,14 +100,19 @@ class Site:
 
     async def start_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
         """On TCP; return the port. Raises StorageError: nothing can listen there."""
+        patient = PatientServer(self._application)
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None, "set up above"
         try:
-            await web.TCPSite(self._runner, host, port, ssl_context=context).start()
+            self._listening = await patient.listen(server, host, port, context)
         except OSError as error:
             raise StorageError(f"{host} port {port}: {error.strerror or error}") from error
-        return int(self._runner.addresses[0][1])
+        return int(self._listening.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)

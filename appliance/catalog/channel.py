@@ -25,7 +25,7 @@ from appliance.catalog.policy import Name
 from appliance.catalog.schedule import Strict, ZoneName
 
 _ADDRESS = re.compile(r"[^\s@<>,;:\\\"()\[\]]{1,64}@[A-Za-z0-9.-]{1,253}")
-_SERVER = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_SERVER = re.compile(r"[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?")
 _CA_CHARS_MAX = 64 << 10
 
 
@@ -45,7 +45,7 @@ def _checked_address(text: str) -> str:
 
 
 def _checked_server(text: str) -> str:
-    if not _SERVER.fullmatch(text):
+    if len(text) > 253 or not _SERVER.fullmatch(text):
         raise ValueError(f"{text!r} is not a host name or address")
     return text
 
@@ -56,7 +56,7 @@ def _checked_url(text: str) -> str:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{text!r} is not a URL: {error}") from None
-    if parts.scheme != "https" or not parts.hostname or port == 0:
+    if parts.scheme != "https" or not _SERVER.fullmatch(parts.hostname or "") or port == 0:
         raise ValueError(f"{text!r}: a webhook is an https:// address")
     if parts.username or parts.password:
         raise ValueError("a webhook's URL holds no password; requests are signed with its secret")
@@ -68,7 +68,7 @@ def _checked_url(text: str) -> str:
 def _checked_ca(text: str) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except (ssl.SSLError, ValueError) as error:
+    except (ssl.SSLError, ValueError, TypeError) as error:  # TypeError: not ASCII
         raise ValueError(f"ca_pem holds no certificate in PEM: {error}") from None
     return text
 

@@ -10,13 +10,12 @@ import argparse
 import hashlib
 import os
 import shutil
-import socket
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.base.errors import StorageError, UsageError
+from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
 from appliance.cli.options import open_repository, read_secret_file
 from appliance.cli.output import ExitCode, note, show
@@ -86,11 +85,10 @@ def run_iscsi(args: argparse.Namespace) -> int:
             chap=chap,
             initiators=initiators,
         )
-        port = args.port or _free_port(args.bind)
-        server = IscsiServer(scratch / "luns", host=args.bind, port=port)
+        server = IscsiServer(scratch / "luns", host=args.bind, port=args.port)
         server.publish(target)
         stack.enter_context(server)
-        document = _document(args, manifest, target, port) | {"password": password}
+        document = _document(args, manifest, target, server.port) | {"password": password}
         show(args, document, lambda: _text(document))
         note("serving; interrupt to stop")
         while not args.cancel.cancelled:
@@ -194,17 +192,6 @@ def _devices(
 def _identity(manifest: Manifest, what: str) -> str:
     """The same for the same point at every start; at most 16 characters."""
     return hashlib.sha256(f"{manifest.point_id} {what}".encode()).hexdigest()[:16]
-
-
-def _free_port(host: str) -> int:
-    """tgtd does not say which port it took, so one is found for it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as found:
-            found.bind((host, 0))
-            return int(found.getsockname()[1])
-    except OSError as error:
-        raise StorageError(f"cannot listen on {host}: {error.strerror}") from error
 
 
 def _document(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from appliance.catalog.hosts import HostRecord
     from appliance.service.hosts import AnyLogin
 
+_ADDRESS = re.compile(r"[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?")
 DEFAULT_PORT = 443
 
 
@@ -105,7 +107,9 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
         port_text = rest.removeprefix(":")
     elif text.count(":") == 1:
         address, _, port_text = text.partition(":")
-    if not address or (port_text and not (port_text.isascii() and port_text.isdigit())):
+    if not _ADDRESS.fullmatch(address) or (
+        port_text and not (port_text.isascii() and port_text.isdigit())
+    ):
         raise UsageError(f"not an address or ADDRESS:PORT: {text!r}")
     return address, int(port_text or default_port)
 

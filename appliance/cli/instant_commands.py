@@ -32,7 +32,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "finalise", parents=[common], help="move the VM to production storage and end the session"
     )
     finalise.add_argument("session", metavar="S")
-    finalise.add_argument("--datastore", default="", metavar="D", help="vSphere datastore")
+    finalise.add_argument(
+        "--datastore", default="", metavar="D", help="vSphere datastore; folder of a Hyper-V host"
+    )
     finalise.add_argument(
         "--allow-downtime",
         action="store_true",
@@ -180,7 +182,7 @@ def _discard_lost(args: argparse.Namespace) -> int:
         lost = next((one for one in lost_sessions(catalog) if one.session_id == args.session), None)
         if lost is None:
             raise SessionNotFoundError(f"no recovery session {args.session!r}")
-        with open_recovery_target(catalog, lost.host) as target:
+        with open_recovery_target(catalog, home_path(args), lost.host) as target:
             reasons = clear_lost(catalog, target, lost)
     note_reasons(reasons)
     document = {"session_id": args.session, "reasons": [reason.as_json() for reason in reasons]}

@@ -43,7 +43,7 @@ def opened_room(args: argparse.Namespace, host: str | None) -> Iterator[Opened]:
     with (
         Home(home).open_catalog() as catalog,
         open_repository(args) as repository,
-        open_recovery_target(catalog, host) as target,
+        open_recovery_target(catalog, home, host) as target,
     ):
         if ensure_daemon(home, daemon_words(args), args.cancel):
             note(f"started `holdfast serve`; it logs to {home / 'daemon.log'}")

@@ -43,6 +43,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
     serve.add_argument(
+        "--iscsi-port",
+        type=int,
+        default=3260,
+        metavar="N",
+        help="used while there is a session for Hyper-V; 0: a free one",
+    )
+    serve.add_argument(
         "--portmap",
         default="auto",
         choices=("auto", "register", "own", "none"),
@@ -70,16 +77,13 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.api.services import Services
     from appliance.api.tls import ensure_certificate, fingerprint, own_names, server_context
     from appliance.cli.heartbeat import Heartbeat
-    from appliance.exports.datastore.session import SessionStore
     from appliance.exports.loop_thread import LoopThread
-    from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
     from appliance.service.daemon_client import socket_path
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
     from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
-    from appliance.service.recovery_server import RecoveryServer, sessions_folder
     from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
@@ -88,16 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         catalog = stack.enter_context(Home(home).open_catalog())
         stack.enter_context(daemon_lock(home))
         repository = stack.enter_context(open_repository(args, cache_bytes=parse_size(args.cache)))
-        nfs = NfsServer(
-            key=handle_key(home / "nfs-handles.key"),
-            host=args.bind,
-            port=args.nfs_port,
-            portmap_mode=PortmapMode(args.portmap),
-        )
-        store = SessionStore(sessions_folder(home))
-        server = RecoveryServer(store, repository, nfs, reserve_bytes=parse_size(args.reserve))
-        stack.callback(server.stop)
-        server.start()
+        server = _started_recovery(args, stack, home, repository)
         loop = LoopThread("daemon-api")
         stack.callback(loop.stop)
         jobs = JobService(
@@ -133,7 +128,6 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(lambda: loop.call(web.stop()))
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
-        _start_book(stack, catalog, repository)
         jobs.start()
         _start_patrol(stack, catalog, jobs)
         document: dict[str, Any] = {
@@ -141,7 +135,8 @@ def run_serve(args: argparse.Namespace) -> int:
             "socket": str(socket_path(home)),
             "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
-            "sessions": len(store.list()),
+            "iscsi": {"address": args.bind, "port": server.iscsi_port},
+            "sessions": len(server.sessions()),
             "jobs": len(catalog.jobs.list()),
         }
         show(args, document, lambda: _text(document))
@@ -149,6 +144,32 @@ def run_serve(args: argparse.Namespace) -> int:
         note("interrupt to stop; sessions go on at the next start")
         _stay(args, Heartbeat(loop, catalog.accounts.any))
     return ExitCode.SUCCESS
+
+
+def _started_recovery(
+    args: argparse.Namespace, stack: ExitStack, home: Path, repository: Repository
+) -> RecoveryServer:
+    from appliance.exports.datastore.session import SessionStore
+    from appliance.exports.iscsi.server import IscsiServer
+    from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
+    from appliance.service.recovery_server import RecoveryServer, sessions_folder
+
+    nfs = NfsServer(
+        key=handle_key(home / "nfs-handles.key"),
+        host=args.bind,
+        port=args.nfs_port,
+        portmap_mode=PortmapMode(args.portmap),
+    )
+    server = RecoveryServer(
+        SessionStore(sessions_folder(home)),
+        repository,
+        nfs,
+        iscsi=IscsiServer(home / "luns", host=args.bind, port=args.iscsi_port),
+        reserve_bytes=parse_size(args.reserve),
+    )
+    stack.callback(server.stop)
+    server.start()
+    return server
 
 
 def _stay(args: argparse.Namespace, heartbeat: Heartbeat) -> None:
@@ -214,15 +235,6 @@ def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> Repo
     figures = RepositoryFigures(repository, catalog.clock)
     stack.callback(figures.stop)
     return figures
-
-
-def _start_book(stack: ExitStack, catalog: Catalog, repository: Repository) -> None:
-    """Keeps the list of recovery points; before the first run."""
-    from appliance.service.point_book import PointBook
-
-    book = PointBook(catalog, repository)
-    book.start()
-    stack.callback(book.stop)
 
 
 def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:

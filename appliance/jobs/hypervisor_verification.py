@@ -7,7 +7,7 @@ says that it works is the heartbeat of the tools inside it. One without tools ne
 waiting (`verdict_of`). The session carries the run that made it; one whose run is dead is debris,
 and removed by `discard_debris`.
 
-The guests of a group boot in order, each on a network of its own: they do not see each other.
+The guests of a group boot in order, on one network and one machine: those of the first.
 Thread model: one thread per guest.
 """
 
@@ -96,6 +96,22 @@ class Hypervisor:
     reserve_bytes: int = 0
 
 
+@dataclass(slots=True, kw_only=True)
+class GroupNetwork:
+    """What the guests of one plan share. Belongs to the plan's thread."""
+
+    name: str
+    machine: str = ""  # that has it, once a guest was placed
+    guests: int = 0  # that are, or may be, on it
+
+    @classmethod
+    def for_guests(cls, hypervisor: Hypervisor, count: int) -> GroupNetwork | None:
+        """None: a guest by itself has the network of its session."""
+        if count < 2:
+            return None
+        return cls(name=f"holdfast-{hypervisor.room.store.new_id()}")
+
+
 class HypervisorVerification(StagedGuest):
     def __init__(
         self,
@@ -106,11 +122,13 @@ class HypervisorVerification(StagedGuest):
         *,
         artifact_folder: Path,
         hypervisor: Hypervisor,
+        network: GroupNetwork | None = None,
     ) -> None:
         super().__init__(repository, plan, manifest, context, artifact_folder=artifact_folder)
         self._steps: dict[str, float] = {}
         self._hypervisor = hypervisor
         self._room = replace(hypervisor.room, step_ends=self._steps.__setitem__)
+        self._network = network
         self._session_id = hypervisor.room.store.new_id()
         self._open = False  # there may be something to discard
         self._recovered_s: float | None = None
@@ -138,6 +156,8 @@ class HypervisorVerification(StagedGuest):
             owner_run=self._hypervisor.run_id,
         )
         self._open = True
+        if self._network is not None:
+            self._network.guests += 1
         try:
             started = start(
                 self._room,
@@ -152,6 +172,9 @@ class HypervisorVerification(StagedGuest):
         except ApplianceError as error:
             self._failed_at(error, time.perf_counter() - began_s)
             return
+        if self._network is not None:
+            state = TargetState(started.record.target_state)
+            self._network.machine = self._hypervisor.target.machine_of(state)
         self._context.cancel.check()
         self._notes += [reason for reason in started.reasons if reason.code not in _SAID_HERE]
         self._judge(started.life, time.perf_counter() - began_s)
@@ -187,7 +210,7 @@ class HypervisorVerification(StagedGuest):
             name=f"{VERIFICATION_PREFIX}{self._session_id}",
             hardware=self.manifest.hardware,
             disks=wanted_disks(self.manifest),
-            place=WantedVmPlace(),
+            place=WantedVmPlace(machine=self._network.machine if self._network else ""),
             networks=(),
             isolated=frozenset(),
             isolate_all=True,
@@ -196,6 +219,7 @@ class HypervisorVerification(StagedGuest):
             identity=Keep.NEW,
             address=self._hypervisor.address,
             breadth=Breadth.HOST,
+            isolated_name=self._network.name if self._network else "",
         )
 
     def _judge(self, life: GuestLife | None, seconds: float) -> None:
@@ -245,8 +269,15 @@ class HypervisorVerification(StagedGuest):
         context = RunContext(CancelToken(), Progress())
         with suppress(SessionNotFoundError):  # it never came to be, or is gone already
             ended = discard_session(self._room, self._hypervisor.target, self._session_id, context)
-            self._notes += ended.reasons
+            self._notes += [reason for reason in ended.reasons if not self._expected(reason)]
+        if self._network is not None:
+            self._network.guests -= 1
         self._open = False
+
+    def _expected(self, reason: Reason) -> bool:
+        """The network of a group goes with the last of its guests."""
+        shared = self._network is not None and self._network.guests > 1
+        return shared and reason.code == "instant.network-stays"
 
 
 _SAID_HERE = frozenset({"instant.no-tools"})
@@ -254,21 +285,28 @@ _SAID_HERE = frozenset({"instant.no-tools"})
 
 def discard_debris(
     room: RecoveryRoom,
-    alive: frozenset[RunId],
+    alive: Callable[[], frozenset[RunId]],
     open_target: Callable[[str], WitnessedTarget],
 ) -> Mapping[str, ApplianceError | None]:
     """Discard the sessions of verifications whose run is dead; by session, why one stays.
 
     `open_target` may raise ApplianceError; whoever gives it closes what it opened.
+    Raises StorageError: it cannot be told what is debris.
     """
+    owned = [record for record in room.store.list() if record.owner_run]
+    if not owned:
+        return {}
+    living = alive()  # asked last: whoever made a session that is listed was alive then
     found: dict[str, ApplianceError | None] = {}
-    for record in room.store.list():
-        if not record.owner_run or RunId(record.owner_run) in alive or record.host is None:
+    for record in owned:
+        if RunId(record.owner_run) in living or record.host is None:
             continue
         try:
             target = open_target(record.host)
             discard_session(room, target, record.session_id, RunContext.quiet())
             found[record.session_id] = None
+        except SessionNotFoundError:
+            continue  # its run has ended meanwhile, in order
         except ApplianceError as error:
             found[record.session_id] = error
     return found

@@ -156,6 +156,7 @@ def _record(
         tree_id=secrets.randbits(63) | 1,
         clients=plan.clients,
         host=target.name,
+        presentation=target.presentation,
         target_state=plan.state,
         power_on=options.power_on,
         owner_run=options.owner_run,
@@ -246,5 +247,5 @@ _NOT_AWAITED = Reason(
 _NO_TOOLS = Reason(
     "instant.no-tools",
     "the VM runs, but nothing in its guest reports a heartbeat",
-    "look at its console in the vSphere client; a guest without VMware Tools never reports",
+    "look at its console; a guest without VMware Tools, or Hyper-V's services, never reports",
 )

@@ -22,7 +22,11 @@ from appliance.base.errors import UsageError
 from appliance.base.run_context import RunContext
 from appliance.jobs.guest_stages import StagedGuest
 from appliance.jobs.guest_verification import GuestVerification
-from appliance.jobs.hypervisor_verification import Hypervisor, HypervisorVerification
+from appliance.jobs.hypervisor_verification import (
+    GroupNetwork,
+    Hypervisor,
+    HypervisorVerification,
+)
 from appliance.jobs.verification_outcome import VerificationOutcome
 from appliance.jobs.verification_plan import Place, VerificationPlan
 from appliance.repository.repository import Repository
@@ -56,6 +60,7 @@ def run_verification(
     folders = [
         artifact_folder if alone else artifact_folder / manifest.point_id for manifest in manifests
     ]
+    shared = GroupNetwork.for_guests(hypervisor, len(plan.guests)) if hypervisor else None
     guests: list[StagedGuest] = []
     for place, (wanted, manifest) in enumerate(zip(plan.guests, manifests, strict=True)):
         common = (repository, wanted, manifest, context)
@@ -64,7 +69,9 @@ def run_verification(
             guests.append(GuestVerification(*common, artifact_folder=folder, place=place))
         elif hypervisor is not None:
             guests.append(
-                HypervisorVerification(*common, artifact_folder=folder, hypervisor=hypervisor)
+                HypervisorVerification(
+                    *common, artifact_folder=folder, hypervisor=hypervisor, network=shared
+                )
             )
         else:
             raise UsageError(f"{manifest.vm} is to be booted on a hypervisor, and there is none")

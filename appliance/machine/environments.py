@@ -21,6 +21,12 @@ CURRENT, PREVIOUS = "current", "previous"
 _COMPLETE = ".complete"
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,62}")
 _INSTALL_S = 900.0
+_RUN_PIP = (
+    "import glob, runpy, sys; "
+    "sys.path.insert(0, glob.glob('/usr/share/python-wheels/pip-*.whl')[0]); "
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
+"""Debian keeps pip as a wheel for venv (package python3-pip-whl); a wheel can be run as it is."""
 _STAGES = {"dev": -4, "a": -3, "b": -2, "rc": -1, "post": 1}
 
 
@@ -37,21 +43,13 @@ def version_key(version: str) -> tuple[tuple[int, int], ...]:
 
 
 def install_commands(target: str, wheels: str, version: str) -> list[list[str]]:
-    """What makes an environment of a folder of wheels; pip itself does not stay in it."""
+    """What makes an environment of a folder of wheels; pip does not get into it."""
     python = f"{target}/bin/python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
+    pip = [python, "-c", _RUN_PIP, "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
+    wanted = f"holdfast=={version}"
     return [
-        ["python3", "-m", "venv", target],
-        [
-            *pip,
-            "install",
-            "--no-index",
-            "--find-links",
-            wheels,
-            "--no-compile",
-            f"holdfast=={version}",
-        ],
-        [*pip, "uninstall", "--yes", "setuptools", "pip"],
+        ["python3", "-m", "venv", "--without-pip", target],
+        [*pip, "install", "--no-index", "--find-links", wheels, "--no-compile", wanted],
         [
             python,
             "-m",

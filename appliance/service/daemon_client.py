@@ -51,7 +51,7 @@ class DaemonClient:
         self._path = socket_path(home)
 
     def about(self) -> dict[str, Any]:
-        """Version, pid, NFS port. Raises DaemonUnreachableError."""
+        """Version, pid, ports of NFS and iSCSI. Raises DaemonUnreachableError."""
         answer: dict[str, Any] = self._ask("GET", "/v1/daemon")
         return answer
 

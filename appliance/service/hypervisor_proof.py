@@ -18,7 +18,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.jobs.hypervisor_verification import Hypervisor, discard_debris
 from appliance.jobs.recovery_room import SessionServer
 from appliance.repository.repository import Repository
-from appliance.service.recoveries import open_recovery_target, recovery_room
+from appliance.service.recoveries import open_witnessed_target, recovery_room
 from appliance.targets.recovery import WitnessedTarget
 
 log = EventLog(__name__)
@@ -34,9 +34,9 @@ class HypervisorOpener:
 
     @contextmanager
     def open(self, host: str | None, run_id: RunId, address: str) -> Iterator[Hypervisor]:
-        """Raises: as `open_recovery_target`."""
+        """Raises: as `open_witnessed_target`."""
         self.discard_debris()
-        with open_recovery_target(self._catalog, host) as target:
+        with open_witnessed_target(self._catalog, host) as target:
             yield Hypervisor(room=self._room, target=target, run_id=run_id, address=address)
 
     def discard_debris(self) -> None:
@@ -44,9 +44,9 @@ class HypervisorOpener:
         with ExitStack() as opened:
 
             def open_target(host: str) -> WitnessedTarget:
-                return opened.enter_context(open_recovery_target(self._catalog, host))
+                return opened.enter_context(open_witnessed_target(self._catalog, host))
 
-            alive = self._catalog.run_locks.alive()
+            alive = self._catalog.run_locks.alive
             for session_id, error in discard_debris(self._room, alive, open_target).items():
                 if error is None:
                     log.info("session of a dead verification discarded", session=session_id)

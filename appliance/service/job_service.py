@@ -43,7 +43,8 @@ from appliance.jobs.vm_backup import BackupRoom
 from appliance.repository.repository import Repository
 from appliance.service.hypervisor_proof import HypervisorOpener
 from appliance.service.job_book import JobBook, rebuild_history
-from appliance.service.protection import point_names
+from appliance.service.point_book import PointBook
+from appliance.service.protection import kept_names
 from appliance.service.selection_preview import SelectionPreview
 from appliance.service.vm_sources import clean_up, open_sources
 from appliance.sources.contract import Orphan, VmSource
@@ -84,6 +85,7 @@ class DaemonSite:
     catalog: Catalog
     repository: Repository
     tools: SourceTools
+    book: PointBook
     session_points: Callable[[], frozenset[str]]
     goes_on: Callable[[RunKind], bool]
 
@@ -100,8 +102,9 @@ class DaemonSite:
         return clean_up(self.catalog, sources, wait_s=_CLEANING_WAIT_S, cancel=cancel)
 
     def point_names(self) -> PointNames:
-        manifests, _ = self.repository.points.readable()
-        return point_names(manifests)
+        """By the catalog's list, after what other processes did was taken in."""
+        self.book.refresh()
+        return kept_names(self.catalog.points.vms())
 
     def points_in_use(self) -> frozenset[str]:
         return self.session_points()
@@ -151,10 +154,12 @@ class JobService:
         self.certificates = CertificateStore(home, clock=catalog.clock)
         self._repository = repository
         self.book = JobBook(catalog, home)
+        self.points = PointBook(catalog, repository)
         site = DaemonSite(
             catalog=catalog,
             repository=repository,
             tools=tools or SourceTools(),
+            book=self.points,
             session_points=session_points,
             goes_on=lambda kind: bool(self.engine.active(kind)),
         )
@@ -194,6 +199,7 @@ class JobService:
 
     def start(self) -> None:
         """Raises: CatalogError, StorageError."""
+        self.points.start()
         try:
             self.book.restore_lost()
         except UsageError as error:
@@ -206,6 +212,7 @@ class JobService:
     def stop(self) -> None:
         """Idempotent."""
         self.scheduler.stop()
+        self.points.stop()
 
     def discard_debris(self) -> None:
         """Remove what killed verifications left on hypervisors. Raises StorageError."""

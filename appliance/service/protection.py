@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from appliance.base.ids import RecoveryPointId
+from appliance.catalog.points import VmPoints
 from appliance.repository.manifest import Manifest
-from appliance.sources.vm_identity import KnownPoint, PointNames, identity_of
+from appliance.sources.vm_identity import KnownPoint, PointNames, VmKey, identity_of
 
 
 def known_point(manifest: Manifest) -> KnownPoint:
+    identity = identity_of(manifest.hardware)
     return KnownPoint(
         point_id=manifest.id,
         name=manifest.vm,
         created_at=manifest.created_at,
-        identity=identity_of(manifest.hardware),
+        vm_key=identity.key if identity else None,
+    )
+
+
+def kept_names(vms: Iterable[VmPoints]) -> PointNames:
+    """As `point_names`, by the catalog's list (`point_book.py`) in place of every manifest."""
+    return PointNames(
+        KnownPoint(
+            point_id=RecoveryPointId(vm.newest_id),
+            name=vm.vm,
+            created_at=vm.newest_at,
+            vm_key=VmKey(vm.vm_key) if vm.vm_key is not None else None,
+        )
+        for vm in vms
     )
 
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.catalog.catalog import Catalog, recovery_run
+from appliance.catalog.hosts import HostRecord
 from appliance.catalog.intents import IntentKind
 from appliance.exports.datastore.session import SessionStore
 from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
-from appliance.service.hosts import open_vsphere
+from appliance.service.hosts import open_host, open_vsphere
 from appliance.service.recovery_server import sessions_folder
+from appliance.sources.hyperv_host import HypervHost
+from appliance.targets.hyperv_recovery import HypervRecovery
 from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
 
@@ -91,17 +94,41 @@ def clear_lost(catalog: Catalog, target: RecoveryTarget, lost: LostSession) -> t
 
 
 @contextmanager
-def open_recovery_target(catalog: Catalog, host: str | None) -> Iterator[WitnessedTarget]:
+def open_recovery_target(
+    catalog: Catalog, home: Path, host: str | None
+) -> Iterator[RecoveryTarget]:
     """Log in to one registered host; without a name, to the only one there is.
+
+    Raises: HostNotFoundError, UsageError, and as `open_host`.
+    """
+    with open_host(catalog, _one_host(catalog, host)) as opened:
+        if isinstance(opened, HypervHost):
+            yield HypervRecovery(
+                opened,
+                catalog.appliance_id,
+                portal_port=lambda: int(DaemonClient(home).about()["iscsi_port"]),
+                chap=SessionStore(sessions_folder(home)).chap,
+            )
+        else:
+            yield VsphereRecovery(opened, catalog.appliance_id)
+
+
+@contextmanager
+def open_witnessed_target(catalog: Catalog, host: str | None) -> Iterator[WitnessedTarget]:
+    """As `open_recovery_target`, for what also looks at the screen: vSphere only.
 
     Raises: HostNotFoundError, UsageError, and as `open_vsphere`.
     """
+    with open_vsphere(catalog, _one_host(catalog, host)) as opened:
+        yield VsphereRecovery(opened, catalog.appliance_id)
+
+
+def _one_host(catalog: Catalog, host: str | None) -> HostRecord:
     records = [catalog.hosts.get(host)] if host else catalog.hosts.list()
     if len(records) != 1:
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say on which host, with --host (registered: {names})")
-    with open_vsphere(catalog, records[0]) as opened:
-        yield VsphereRecovery(opened, catalog.appliance_id)
+    return records[0]
 
 
 def recovery_room(

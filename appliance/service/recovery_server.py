@@ -1,11 +1,13 @@
-"""The sessions that this appliance serves: opened, shown over NFS or NBD, found after a restart.
+"""The sessions that this appliance serves: opened, shown over NFS, iSCSI or NBD, found after a
+restart.
 
     restart -> every session folder -> overlays opened -> the same handles served again
 
 Invariants: a session is served from its creation until it is withdrawn, which is after the last
 host has unmounted it. One that cannot be opened is reported and stops no other. The NFS server
 listens only after all sessions are published: a host that comes back early would else see its
-datastore without files.
+datastore without files. The iSCSI server runs only while there is a session for it: nobody else
+needs tgt, nor its port.
 
 Thread model: any thread; `serve` and `withdraw` of one session exclude each other.
 """
@@ -30,6 +32,8 @@ from appliance.exports.datastore.session import (
     SessionRecord,
     SessionStore,
 )
+from appliance.exports.iscsi.server import IscsiServer
+from appliance.exports.iscsi.target import IscsiTarget, Lun
 from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.exports.nfs import NfsServer, nfs_export
 from appliance.repository.repository import Repository
@@ -48,6 +52,12 @@ class ServedSession:
     failure: str | None  # why not
 
 
+class IscsiNotServedError(ApplianceError):
+    """This daemon does not serve sessions over iSCSI; start `holdfast serve` as root."""
+
+    code = "instant.iscsi-not-served"
+
+
 def sessions_points(server: RecoveryServer) -> frozenset[str]:
     """The points that sessions run from. Raises StorageError."""
     return frozenset(session.record.point_id for session in server.sessions())
@@ -60,9 +70,11 @@ class RecoveryServer:
         repository: Repository,
         nfs: NfsServer,
         *,
+        iscsi: IscsiServer | None = None,
         reserve_bytes: int = 0,
     ) -> None:
         """`reserve_bytes`: kept free on the disk of the sessions; writes beyond get NOSPC."""
+        self._iscsi = iscsi
         self._store = store
         self._repository = repository
         self._nfs = nfs
@@ -92,6 +104,8 @@ class RecoveryServer:
         """End the server, then close the sessions; they go on at the next start. Idempotent."""
         self._nfs.stop()
         with self._lock:
+            if self._iscsi is not None:
+                self._iscsi.stop()
             for session in self._open.values():
                 self._hide(session)
             self._open.clear()
@@ -99,6 +113,11 @@ class RecoveryServer:
     @property
     def port(self) -> int:
         return self._nfs.port
+
+    @property
+    def iscsi_port(self) -> int:
+        """0: sessions for iSCSI are not served here."""
+        return self._iscsi.port if self._iscsi is not None else 0
 
     def sessions(self) -> Sequence[ServedSession]:
         """All whole sessions, oldest first. Raises StorageError."""
@@ -141,11 +160,36 @@ class RecoveryServer:
             log.info("session withdrawn", session=session_id)
 
     def _show(self, record: SessionRecord, session: OpenSession) -> None:
-        if record.presentation is Presentation.NFS:
-            self._nfs.publish(
-                nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
-            )
-            return
+        match record.presentation:
+            case Presentation.NFS:
+                assert session.tree is not None
+                self._nfs.publish(
+                    nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
+                )
+            case Presentation.ISCSI:
+                self._show_lun(record, session)
+            case Presentation.NBD:
+                self._show_disks(record, session)
+
+    def _show_lun(self, record: SessionRecord, session: OpenSession) -> None:
+        if self._iscsi is None:
+            raise IscsiNotServedError(f"session {record.session_id} is for iSCSI")
+        assert session.volume is not None
+        target = IscsiTarget(
+            name=record.target_name,
+            luns=(Lun(number=1, identity=record.session_id, device=session.volume.device),),
+            chap=self._store.chap(record.session_id),
+            initiators=record.clients,
+        )
+        self._iscsi.publish(target)
+        if not self._iscsi.running:
+            try:
+                self._iscsi.start()
+            except BaseException:
+                self._iscsi.withdraw(target.name)
+                raise
+
+    def _show_disks(self, record: SessionRecord, session: OpenSession) -> None:
         exports = [
             NbdExport(name=f"disk-{number}", disk=WriteThroughDevice(device), read_only=False)
             for number, device in session.devices.items()
@@ -157,11 +201,17 @@ class RecoveryServer:
         self._nbd[record.session_id] = server
 
     def _hide(self, session: OpenSession) -> None:
-        server = self._nbd.pop(session.record.session_id, None)
-        if server is not None:
-            server.stop()
-        else:
-            self._nfs.withdraw(session.record.export_path)
+        record = session.record
+        match record.presentation:
+            case Presentation.NFS:
+                self._nfs.withdraw(record.export_path)
+            case Presentation.ISCSI:
+                if self._iscsi is not None:
+                    self._iscsi.withdraw(record.target_name)
+                    if not self._iscsi.target_names:
+                        self._iscsi.stop()
+            case Presentation.NBD:
+                self._nbd.pop(record.session_id).stop()
         session.close()
 
     def _open_image(self, point_id: str, disk_number: int) -> BlockReader:

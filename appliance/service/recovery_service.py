@@ -179,7 +179,7 @@ class RecoveryService:
 
         def work(live: LiveRun) -> OperationEnd:
             live.begins("log in")
-            with open_recovery_target(self._catalog, host) as target:
+            with open_recovery_target(self._catalog, self._home, host) as target:
                 live.begins("plan")
                 room = self._recovery_room(live)
                 started = start(room, target, manifest, request, wishes.start, live.context)
@@ -195,7 +195,7 @@ class RecoveryService:
 
         def work(live: LiveRun) -> OperationEnd:
             live.begins("log in")
-            with open_recovery_target(self._catalog, record.host) as target:
+            with open_recovery_target(self._catalog, self._home, record.host) as target:
                 live.begins("go on")
                 started = resume(
                     self._recovery_room(live), target, session_id, options, live.context
@@ -226,7 +226,7 @@ class RecoveryService:
                 live.context.progress.advance(size_bytes * max(percent - told, 0) // 100)
                 told = max(percent, told)
 
-            with open_recovery_target(self._catalog, record.host) as target:
+            with open_recovery_target(self._catalog, self._home, record.host) as target:
                 live.begins("move")
                 ended = finalise(
                     self._recovery_room(live), target, session_id, request, live.context, moved
@@ -247,7 +247,7 @@ class RecoveryService:
                     self._store.remove(session_id)
                 return OperationEnd(result={"vm": record.vm})
             live.begins("log in")
-            with open_recovery_target(self._catalog, record.host) as target:
+            with open_recovery_target(self._catalog, self._home, record.host) as target:
                 live.begins("take away")
                 ended = discard_session(self._recovery_room(live), target, session_id, live.context)
             return OperationEnd(result={"vm": record.vm}, reasons=ended.reasons)

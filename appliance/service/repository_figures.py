@@ -17,6 +17,7 @@ from appliance.repository.stats import RepositoryStats, repository_stats
 log = EventLog(__name__)
 
 KEPT_S = 15 * 60.0
+_QUICK_S = 0.05
 _SHARE = 50  # walking costs at most one part in so many
 
 
@@ -28,6 +29,7 @@ class RepositoryFigures:
         self._lock = threading.Lock()
         self._stats: RepositoryStats | None = None
         self._good_until_s = 0.0
+        self._walk_s = 0.0
         self._thread: threading.Thread | None = None
         self._stopped = False
 
@@ -40,6 +42,15 @@ class RepositoryFigures:
                 self._thread = threading.Thread(target=self._walk, name="repository-figures")
                 self._thread.start()
             return self._stats
+
+    def fresh(self) -> RepositoryStats | None:
+        """Of now, if walking is quick here; else what is known, after the first walk."""
+        with self._lock:
+            quick = self._walk_s < _QUICK_S
+            if quick:
+                self._good_until_s = 0.0
+        known = self.known()
+        return known if known is not None and not quick else self.wait()
 
     def wait(self) -> RepositoryStats | None:
         """As `known`, after the walk that goes on."""
@@ -66,4 +77,5 @@ class RepositoryFigures:
         now_s = self._clock.monotonic_s()
         with self._lock:
             self._stats = stats
+            self._walk_s = now_s - begun_s
             self._good_until_s = now_s + max(self._kept_s, _SHARE * (now_s - begun_s))

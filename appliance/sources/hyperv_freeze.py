@@ -367,8 +367,9 @@ class _Freeze:
             )
             stack.callback(reader.close)
             change_id = change_id_of(RunId(request.run_id)) if moment.is_tracked else None
-            changes = asked.since(disk, number, request.parent)
-            since_broken = asked.since(disk, number, request.broken)
+            parent, broken = (request.parent, request.broken) if moment.is_tracked else (None, None)
+            changes = asked.since(disk, number, parent)
+            since_broken = asked.since(disk, number, broken)
             frozen = FrozenDisk(
                 number=number,
                 label=label,

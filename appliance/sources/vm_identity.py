@@ -80,21 +80,23 @@ class KnownPoint:
     point_id: RecoveryPointId
     name: str
     created_at: datetime
-    identity: VmIdentity | None  # None: of no hypervisor
+    vm_key: VmKey | None  # None: of no hypervisor
 
 
 class PointNames:
-    """Answers for one look at the repository; make a new one for the next run."""
+    """Answers for one look at the repository; make a new one for the next run.
+
+    Of each name the newest point is enough.
+    """
 
     def __init__(self, points: Iterable[KnownPoint]) -> None:
         self._lock = threading.Lock()
         self._owners: dict[str, VmKey | None] = {}
         self._newest: dict[VmKey, KnownPoint] = {}
         for point in sorted(points, key=lambda point: (point.created_at, point.point_id)):
-            key = point.identity.key if point.identity else None
-            self._owners[point.name] = key
-            if key is not None:
-                self._newest[key] = point
+            self._owners[point.name] = point.vm_key
+            if point.vm_key is not None:
+                self._newest[point.vm_key] = point
 
     def newest_of(self, vm: VmIdentity) -> KnownPoint | None:
         """Return the newest point of this very VM, under whatever name."""

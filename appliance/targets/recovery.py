@@ -1,7 +1,8 @@
 """What a hypervisor is to instant recovery: `RecoveryTarget`.
 
-Data path: a session's folder, served over NFS -> `mount` -> `register` -> `power_on` -> a VM that
-runs from it; later `move` to production storage, or `take_away`; then `unmount`.
+Data path: a session's folder, served as the target's `presentation` -> `mount` -> `register` ->
+`power_on` -> a VM that runs from it; later `move` to production storage, or `take_away`; then
+`unmount`. Two implementations: vSphere (NFS datastore), Hyper-V (iSCSI disk with VHDX files).
 
 Invariants of every implementation:
 
@@ -23,6 +24,7 @@ from typing import Any, NewType, Protocol
 
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
+from appliance.exports.datastore.session import Presentation
 from appliance.targets.contract import Keep, TargetError, WantedDisk, WantedVmPlace
 
 TargetState = NewType("TargetState", str)
@@ -70,6 +72,7 @@ class RecoveryRequest:
     identity: Keep
     address: str  # that hosts mount from; empty: ours on the way to the hypervisor
     breadth: Breadth
+    isolated_name: str = ""  # of the network that leads nowhere; empty: the session's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +123,17 @@ class RecoveryTarget(Protocol):
         """The name of the registered host."""
         ...
 
+    @property
+    def presentation(self) -> Presentation:
+        """How its hosts want a session shown."""
+        ...
+
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
         """Raises: UsageError (NoSuchPlaceError, …), SourceError (of the hypervisor)."""
         ...
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
-        """Give the hosts the datastore, and make the isolated network if one is wanted."""
+        """Give the hosts the session's storage, and make the isolated network if one is wanted."""
         ...
 
     def register(
@@ -185,7 +193,11 @@ class RecoveryTarget(Protocol):
 
 
 class WitnessedTarget(RecoveryTarget, Protocol):
-    """One that can be asked what a guest shows."""
+    """One that can be asked about the guests that run from sessions."""
+
+    def machine_of(self, state: TargetState) -> str:
+        """The name of the machine (ESXi host) that is to run the VM."""
+        ...
 
     def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
         """What the VM's screen shows, as a PNG of at most 16 MiB. The VM is on.

@@ -19,6 +19,7 @@ from appliance.base.errors import UsageError
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
+from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_host import VsphereHost
 from appliance.sources.vsphere_reasons import reasons, vsphere_calls
 from appliance.targets.recovery import (
@@ -72,6 +73,8 @@ SHUTDOWN_S = 300.0
 
 class VsphereRecovery:
     """A `RecoveryTarget`. Its host is somebody else's to close."""
+
+    presentation = Presentation.NFS
 
     def __init__(self, host: VsphereHost, appliance_id: str) -> None:
         self._host = host
@@ -137,6 +140,9 @@ class VsphereRecovery:
         return GuestLife(
             life=Life(found.life.value), host_name=found.host_name, address=found.address
         )
+
+    def machine_of(self, state: TargetState) -> str:
+        return VsphereState.parse(state).host_name
 
     def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
         with vsphere_calls(self.name, cancel):

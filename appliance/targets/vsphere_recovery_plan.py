@@ -142,7 +142,8 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
     captured = CapturedVm.parse(request.hardware)
     matched = matched_disks(captured, request.disks)
     placement = _placement(session, request, captured)
-    isolated = isolated_network(names.datastore) if _isolates(request) else None
+    name_of_isolated = request.isolated_name or names.datastore
+    isolated = isolated_network(name_of_isolated) if _isolates(request) else None
     networks = _networks(session, request, captured, placement, isolated)
     original_there = bool(captured.instance_uuid) and (
         find_by_instance_uuid(session, captured.instance_uuid) is not None

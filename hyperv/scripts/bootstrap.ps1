@@ -4,7 +4,9 @@ $WarningPreference = 'SilentlyContinue'
 $utf8 = New-Object Text.UTF8Encoding $false
 $status = 0
 try {
-    $packed = [Convert]::FromBase64String([Console]::In.ReadToEnd())
+    $text = @($input) -join ''
+    if (-not $text) { $text = [Console]::In.ReadToEnd() }
+    $packed = [Convert]::FromBase64String($text)
     $request = $utf8.GetString($packed) | ConvertFrom-Json
     $parameters = $request.parameters
     $value = & ([ScriptBlock]::Create($request.script))

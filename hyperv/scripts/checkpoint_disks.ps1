@@ -7,17 +7,18 @@
 #     controller: "ide" | "scsi" | "", controller_number: int, location: int, chain: [{path, format,
 #     type, virtual_disk_id, size_bytes, file_size_bytes, logical_sector_bytes,
 #     physical_sector_bytes, parent_path, error}]}]}
-#   chain[0] is the file that is frozen; attachment ends in `<controller>\<n>\<lun>\D`.
-# Errors: checkpoint-not-found
-# Classes: Msvm_VirtualSystemSettingData, Msvm_StorageAllocationSettingData,
-#   Msvm_ResourceAllocationSettingData
+#   chain[0] is the file that is frozen; attachment is `Microsoft:<checkpoint>\<controller>\<n>\<lun>\L`
+#   (or \D). controller "": the VM has no such drive any more.
+# Errors: checkpoint-not-found, vm-not-found
+# Classes: Msvm_VirtualSystemSettingData, Msvm_StorageAllocationSettingData; cmdlet Get-VMHardDiskDrive
 # Minimum: Windows Server 2016
 $settings = Get-ByInstanceId Msvm_VirtualSystemSettingData $parameters.checkpoint_id 'checkpoint-not-found'
 $kind = 'other'
 if ([string]$settings.VirtualSystemType -eq 'Microsoft:Hyper-V:Snapshot:Recovery') { $kind = 'recovery' }
-$resources = @{}
-foreach ($resource in @(Get-CimAssociatedInstance -InputObject $settings -ResultClassName Msvm_ResourceAllocationSettingData)) {
-    $resources[[string]$resource.InstanceID] = $resource
+# Drives of the VM by controller, number and unit: the ids of a checkpoint differ in the VM part only.
+$drives = @{}
+foreach ($drive in @(Get-VMHardDiskDrive -VM (Get-TheVm ([string]$settings.VirtualSystemIdentifier)))) {
+    $drives[(([string]$drive.Id).Split('\')[1..3] -join '\')] = $drive
 }
 $configuration = @()
 if ($settings.ConfigurationDataRoot -and $settings.ConfigurationFile) {
@@ -32,17 +33,11 @@ $disks = @(foreach ($disk in @(Get-StorageAllocation $settings)) {
     $controller = ''
     $number = 0
     $location = 0
-    $drive = $resources.Values | Where-Object { $disk.Parent -and ([string]$disk.Parent).Contains($_.InstanceID.Replace('\', '\\')) } |
-        Select-Object -First 1
+    $drive = $drives[(([string]$disk.InstanceID).Split('\')[1..3] -join '\')]
     if ($drive) {
-        $location = [int]$drive.AddressOnParent
-        $holder = $resources.Values | Where-Object { $drive.Parent -and ([string]$drive.Parent).Contains($_.InstanceID.Replace('\', '\\')) } |
-            Select-Object -First 1
-        if ($holder) {
-            $controller = 'scsi'
-            if ([int]$holder.ResourceType -eq 5) { $controller = 'ide' }
-            $number = [int]$holder.Address
-        }
+        $controller = ([string]$drive.ControllerType).ToLowerInvariant()
+        $number = [int]$drive.ControllerNumber
+        $location = [int]$drive.ControllerLocation
     }
     [pscustomobject]@{
         attachment = [string]$disk.InstanceID

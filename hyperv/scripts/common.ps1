@@ -56,6 +56,13 @@ function Start-Method {
     Stop-Script 'wmi-method' $Method $result.ReturnValue
 }
 
+# Sets a property also where its class calls it read-only: the methods that take the instance decide.
+function Set-InstanceProperty {
+    param($Instance, $Name, $Value)
+
+    $Instance.CimInstanceProperties[$Name].Value = $Value
+}
+
 # An instance as the text that methods take for embedded instances.
 function Get-EmbeddedText {
     param($Instance)

@@ -6,6 +6,8 @@
 # Value: {marker, shadows: [{shadow_id: guid, volume: path, exposed: path}]}
 #   A file `<volume>\x\y.vhdx` reads as `<exposed>\x\y.vhdx`; see `shadow_disks`.
 # Effects: folder %ProgramData%\Holdfast\shadows\<marker> with request.dsh, meta.cab, log.txt, v0, v1, ...
+# A volume whose name has anything but letters, digits, `_`, `.`, `-` is refused: the words of a
+#   diskshadow script cannot be quoted.
 # Errors: bad-marker, bad-volume, marker-in-use, diskshadow (message: the end of its log)
 # Programs: diskshadow.exe; Hyper-V writer {66841cd4-6ded-4f4b-8f17-fd23f8ddc3de}
 # Classes: Win32_Volume, Win32_ShadowCopy
@@ -16,22 +18,22 @@ $vm = Get-TheVm $parameters.vm_id
 $volumes = @(foreach ($name in @($parameters.volumes)) {
     $found = Get-CimInstance -ClassName Win32_Volume | Where-Object { $_.Name -eq [string]$name } | Select-Object -First 1
     if (-not $found) { Stop-Script 'bad-volume' ([string]$name) }
-    if ([string]$found.DeviceID -notmatch '^\\\\\?\\Volume\{[0-9A-Fa-f-]{36}\}\\$') { Stop-Script 'bad-volume' ([string]$name) }
+    if ([string]$found.Name -notmatch '^[A-Za-z]:\\[A-Za-z0-9_.\\-]*$') { Stop-Script 'bad-volume' ([string]$name) }
     $found
 })
 New-Item -ItemType Directory -Path $folder | Out-Null
 $lines = @('set verbose on', 'set context persistent')
-$lines += 'set metadata "' + (Join-Path $folder 'meta.cab') + '"'
+$lines += 'set metadata ' + (Join-Path $folder 'meta.cab')
 $lines += 'writer verify {66841cd4-6ded-4f4b-8f17-fd23f8ddc3de}'
 $lines += 'begin backup'
 for ($i = 0; $i -lt $volumes.Count; $i++) {
-    $lines += 'add volume ' + [string]$volumes[$i].DeviceID + ' alias holdfast' + $i
+    $lines += 'add volume ' + ([string]$volumes[$i].Name).TrimEnd('\') + ' alias holdfast' + $i
 }
 $lines += 'create'
 for ($i = 0; $i -lt $volumes.Count; $i++) {
     $mount = Join-Path $folder ('v' + $i)
     New-Item -ItemType Directory -Path $mount | Out-Null
-    $lines += 'expose %holdfast' + $i + '% "' + $mount + '"'
+    $lines += 'expose %holdfast' + $i + '% ' + $mount
 }
 $lines += 'end backup'
 $request = Join-Path $folder 'request.dsh'

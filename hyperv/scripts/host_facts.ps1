@@ -30,9 +30,12 @@ $cluster = Get-ItemProperty -LiteralPath 'HKLM:\Cluster' -ErrorAction SilentlyCo
 $clusterName = ''
 if ($cluster) { $clusterName = [string]$cluster.ClusterName }
 $shares = @(Get-CimInstance -ClassName Win32_Share | Where-Object { $_.Name -match '^[A-Z]\$$' })
+$network = [Net.NetworkInformation.IPGlobalProperties]::GetIPGlobalProperties()
+$fqdn = [string]$network.HostName
+if ($network.DomainName) { $fqdn = $fqdn + '.' + [string]$network.DomainName }
 [pscustomobject]@{
     computer_name = [string]$env:COMPUTERNAME
-    fqdn = [string][Net.Dns]::GetHostEntry('').HostName
+    fqdn = $fqdn
     domain = [string]$computer.Domain
     domain_joined = [bool]$computer.PartOfDomain
     os_version = [string]$system.Version

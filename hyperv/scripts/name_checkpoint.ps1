@@ -6,7 +6,7 @@
 # Classes: Msvm_VirtualSystemSettingData, Msvm_VirtualSystemManagementService.ModifySystemSettings
 # Minimum: Windows Server 2016
 $settings = Get-ByInstanceId Msvm_VirtualSystemSettingData $parameters.checkpoint_id 'checkpoint-not-found'
-$settings.ElementName = [string]$parameters.marker
+Set-InstanceProperty $settings 'ElementName' ([string]$parameters.marker)
 $service = Get-HyperVService Msvm_VirtualSystemManagementService
 $job = Start-Method $service ModifySystemSettings @{ SystemSettings = Get-EmbeddedText $settings }
 [pscustomobject]@{ job_id = [string]$job }

@@ -73,11 +73,11 @@ try {
         $system = Get-ComputerSystem ([string]$vm.Id)
         $settings = Get-CimAssociatedInstance -InputObject $system -Association Msvm_SettingsDefineState -ResultClassName Msvm_VirtualSystemSettingData |
             Select-Object -First 1
-        if ($parameters.identity.bios_guid) { $settings.BIOSGUID = [string]$parameters.identity.bios_guid }
-        if ($parameters.identity.bios_serial) { $settings.BIOSSerialNumber = [string]$parameters.identity.bios_serial }
-        if ($parameters.identity.board_serial) { $settings.BaseBoardSerialNumber = [string]$parameters.identity.board_serial }
-        if ($parameters.identity.chassis_serial) { $settings.ChassisSerialNumber = [string]$parameters.identity.chassis_serial }
-        if ($parameters.identity.chassis_asset_tag) { $settings.ChassisAssetTag = [string]$parameters.identity.chassis_asset_tag }
+        if ($parameters.identity.bios_guid) { Set-InstanceProperty $settings 'BIOSGUID' ([string]$parameters.identity.bios_guid) }
+        if ($parameters.identity.bios_serial) { Set-InstanceProperty $settings 'BIOSSerialNumber' ([string]$parameters.identity.bios_serial) }
+        if ($parameters.identity.board_serial) { Set-InstanceProperty $settings 'BaseBoardSerialNumber' ([string]$parameters.identity.board_serial) }
+        if ($parameters.identity.chassis_serial) { Set-InstanceProperty $settings 'ChassisSerialNumber' ([string]$parameters.identity.chassis_serial) }
+        if ($parameters.identity.chassis_asset_tag) { Set-InstanceProperty $settings 'ChassisAssetTag' ([string]$parameters.identity.chassis_asset_tag) }
         $service = Get-HyperVService Msvm_VirtualSystemManagementService
         Start-Method $service ModifySystemSettings @{ SystemSettings = Get-EmbeddedText $settings } | Out-Null
     }

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from pyVmomi import vim
 
 from lab.data_plane.ovf import OvfDisk, OvfError, OvfItem, OvfPackage, ResourceType
+from lab.data_plane.ovf_properties import ENVIRONMENT_KEY, GUEST_INFO, environment
 
 _DISK_URI = "ovf:/disk/"
 _FILE_URI = "ovf:/file/"
@@ -63,20 +64,22 @@ class SpecOptions:
     thin: bool
     eager: bool
     networks: Mapping[str, str]
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_config_spec(package: OvfPackage, options: SpecOptions) -> Any:
-    """A ConfigSpec with temporary negative keys. Raises OvfError."""
+    """A ConfigSpec with temporary negative keys. Raises OvfError, PropertyMappingError."""
+    extra = dict(package.extra_config)
+    told = environment(package.properties, options.properties)
+    if package.properties and GUEST_INFO in package.transports:
+        extra[ENVIRONMENT_KEY] = told
     spec: Any = vim.vm.ConfigSpec(
         name=options.name,
         guestId=package.os_type or "otherGuest",
         version=package.hardware_version or None,
         firmware=package.config.get("firmware"),
         files=vim.vm.FileInfo(vmPathName=f"[{options.datastore_name}]"),
-        extraConfig=[
-            vim.option.OptionValue(key=key, value=value)
-            for key, value in package.extra_config.items()
-        ],
+        extraConfig=[vim.option.OptionValue(key=key, value=value) for key, value in extra.items()],
         numCPUs=1,
         memoryMB=128,
     )

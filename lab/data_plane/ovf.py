@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from xml.etree import ElementTree
 
+from lab.data_plane.ovf_properties import OvfProperty, read_properties
+
 MAX_OVF_BYTES = 4 << 20
 _OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 _RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
@@ -86,6 +88,8 @@ class OvfPackage:
     networks: tuple[str, ...]
     config: dict[str, str]  # vmw:Config
     extra_config: dict[str, str]  # vmw:ExtraConfig
+    transports: tuple[str, ...]  # how the guest wants to be told its properties
+    properties: tuple[OvfProperty, ...]
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -129,6 +133,8 @@ def _package(root: ElementTree.Element, system: ElementTree.Element) -> OvfPacka
         ),
         config=dict(_settings(hardware, "Config")),
         extra_config=dict(_settings(hardware, "ExtraConfig")),
+        transports=tuple(hardware.get(f"{_OVF}transport", "").split()),
+        properties=read_properties(system),
         warnings=tuple(_unknown_sections(system)),
     )
 

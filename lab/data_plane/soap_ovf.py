@@ -12,6 +12,7 @@ from pyVmomi import vim, vmodl
 
 from lab.data_plane.import_spec import SpecOptions, build_config_spec, file_items
 from lab.data_plane.ovf import OvfError, OvfPackage, parse_ovf
+from lab.data_plane.ovf_properties import PropertyMappingError
 from lab.vcenter.call import Call
 from lab.vcenter.compute import ResourcePool
 from lab.vcenter.datastores import Datastore
@@ -76,10 +77,15 @@ class OvfManager(LabObject):
                 thin=provisioning == "thin",
                 eager=provisioning == "eagerZeroedThick",
                 networks=_mapped(call, package, params),
+                properties={each.key: each.value for each in params.propertyMapping or []},
             )
             spec = build_config_spec(package, options)
         except OvfError as error:
             return result(error=[_fault(error)])
+        except PropertyMappingError as error:
+            raise vmodl.fault.InvalidArgument(
+                msg=str(error), invalidProperty="cisp.propertyMapping"
+            ) from error
         return result(
             importSpec=vim.vm.VmImportSpec(configSpec=spec),
             fileItem=file_items(package, spec),

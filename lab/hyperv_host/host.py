@@ -8,9 +8,11 @@ Thread model: any thread; a machine's operations are serialised by the machine.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +43,6 @@ VM_FOLDER = WindowsPath("D:\\Hyper-V")
 SWITCH = "Production"
 _DRIVES = "CDE"
 _GUEST_BLOCK_BYTES = 2 * MIB
-_COPY_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,18 +276,28 @@ def _copy_image(image: Path, place: Path) -> None:
     """Raw to VHDX, blocks of zeros left out."""
     size_bytes = -(-image.stat().st_size // MIB) * MIB
     create_disk(place, size_bytes, block_bytes=_GUEST_BLOCK_BYTES)
-    disk = VhdxDisk(place, writable=True)
+    disk, zeros = VhdxDisk(place, writable=True), bytes(_GUEST_BLOCK_BYTES)
     try:
         with image.open("rb") as file:
-            offset = 0
-            while data := file.read(_COPY_BYTES):
-                for start in range(0, len(data), _GUEST_BLOCK_BYTES):
-                    block = data[start : start + _GUEST_BLOCK_BYTES]
-                    if any(block):
-                        disk.write_at(
-                            offset + start, block.ljust(-(-len(block) // 512) * 512, b"\0")
-                        )
-                offset += len(data)
+            for offset in _data_blocks(file.fileno(), image.stat().st_size):
+                block = os.pread(file.fileno(), _GUEST_BLOCK_BYTES, offset)
+                if block != zeros[: len(block)]:
+                    disk.write_at(offset, block.ljust(-(-len(block) // 512) * 512, b"\0"))
         disk.flush()
     finally:
         disk.close()
+
+
+def _data_blocks(fd: int, size_bytes: int) -> Iterator[int]:
+    """Where blocks begin that are not holes of the file."""
+    offset = 0
+    while offset < size_bytes:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        offset -= offset % _GUEST_BLOCK_BYTES
+        yield offset
+        offset += _GUEST_BLOCK_BYTES

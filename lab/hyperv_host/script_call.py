@@ -18,8 +18,10 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from subprocess import SubprocessError
 from typing import Any
 
+from lab.esx.errors import HostError
 from lab.faults import FaultName, FaultSwitches
 from lab.hyperv_host.errors import HypervError
 from lab.hyperv_host.winrs_command import Pipes
@@ -124,7 +126,7 @@ class ScriptHost:
             raise HypervError("The operation could not be completed. (0x80004005)")
         try:
             return script.handler(Parameters(parameters))
-        except (OSError, LookupError, ValueError) as error:
+        except (OSError, LookupError, ValueError, HostError, SubprocessError) as error:
             log.warning("the script %s failed", name, exc_info=True)
             raise HypervError(f"{type(error).__name__}: {error}") from error
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -20,13 +21,19 @@ from hyperv.checkpoints import (
     remove_checkpoint,
     take_checkpoint,
 )
+from hyperv.inventory import read_vm
 from hyperv.marker import Marker
 from hyperv.reference_points import list_reference_points
+from hyperv.shadows import list_shadows, make_shadow
+from hyperv.shares import list_shares, share_drives
+from hyperv.smb_files import SmbFile
 from lab.faults import FaultName
 from lab.hyperv_host.virtual_machine import HypervVm
+from tests.support import holdfast_program
 from tests.support.hyperv_backups import (
     HOST,
     HypervAppliance,
+    disk_digest,
     hyperv_appliance,
     write_disk,
 )
@@ -217,6 +224,34 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(
     remove_checkpoint(lab.session, vm.settings.vm_id, taken[other.text], PATIENCE)
 
 
+def test_a_run_that_is_killed_is_cleaned_up_after(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """kill -9 while its checkpoint stands: a clean-up removes it, the next backup is good."""
+    words = holdfast_program.command("backup", "vm", "web")
+    run = subprocess.Popen(
+        words,
+        env=holdfast_program.environment(appliance.home),
+        cwd=holdfast_program.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end_s = time.monotonic() + READY_S
+        while not any(found.name.startswith("holdfast-") for found in vm.checkpoints):
+            assert run.poll() is None and time.monotonic() < end_s
+            time.sleep(0.02)
+    finally:
+        run.kill()
+        run.wait()
+    [orphan] = appliance.clean_up()
+    assert orphan.failure == ""
+    assert list_checkpoints(lab.session, "", PATIENCE) == []
+    [result] = appliance.back_up("web")
+    assert result.backup is not None, result.error
+    assert appliance.stored("web") == appliance.frozen["web", 0]
+
+
 def test_a_cancelled_run_leaves_no_checkpoint(appliance: HypervAppliance) -> None:
     """Readers are closed and the checkpoint goes, as at the end of a good run."""
     cancel = CancelToken()
@@ -247,3 +282,88 @@ def test_a_shell_that_is_lost_at_a_step_leaves_nothing(
     assert result.backup is not None, result.error
     assert appliance.stored("web") == appliance.frozen["web", 0]
     assert len(points(lab, vm)) == 1
+
+
+def test_a_merge_that_fails_is_said_and_healed_by_the_next_backup(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """The point is good; the next one reads the chain as it is, and leaves one file."""
+    lab.practice.faults.arm(FaultName.MERGE_FAILURE, times=1)
+    [result] = appliance.back_up("web")
+    assert result.backup is not None and result.status is RunOutcome.WARNING
+    assert codes(result) & {"rct.not-converted", "checkpoint.not-merged"}
+    [again] = appliance.back_up("web")
+    assert again.backup is not None, again.error
+    assert appliance.stored("web") == appliance.frozen["web", 0]
+
+
+def test_a_host_without_reference_points_is_backed_up_by_a_shadow_copy(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """Whole disks, compared with what is stored; the shadow copy goes with the run."""
+    appliance.lacking = {"reference_points": False}
+    try:
+        for _ in range(2):
+            write_disk(vm, 50 * MIB, random.randbytes(MIB))
+            [result] = appliance.back_up("web")
+            assert result.backup is not None, result.error
+            assert "rct.not-supported" in codes(result)
+            assert not [reason for reason in result.reasons if reason.warning]
+            assert appliance.stored("web") == disk_digest(vm)
+        [disk] = result.backup.disks
+        assert disk.mode == "compared" and disk.image.stored_bytes < 4 * MIB
+        assert list_shadows(lab.session, "holdfast-", PATIENCE) == []
+    finally:
+        appliance.lacking = {}
+
+
+def test_what_a_killed_run_left_of_shadow_copies_and_shares_is_removed(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """By the marker in the folder's name and in the share's description."""
+    with appliance.catalog() as catalog:
+        marker = Marker(appliance_id=catalog.appliance_id, run_id="20261120T031500Z-000000000002")
+    disks = read_vm(lab.session, vm.settings.vm_id, PATIENCE).disks
+    make_shadow(lab.session, vm.settings.vm_id, marker, disks, PATIENCE)
+    share_drives(lab.session, ["D"], marker, PATIENCE)
+    orphans = appliance.clean_up()
+    assert sorted(orphan.what.partition(" holdfast")[0] for orphan in orphans) == [
+        "shadow copy",
+        "share",
+    ]
+    assert not [orphan for orphan in orphans if orphan.failure]
+    assert list_shadows(lab.session, "holdfast-", PATIENCE) == []
+    assert list_shares(lab.session, "holdfast-", PATIENCE) == []
+
+
+def test_a_host_without_admin_shares_is_read_by_a_share_of_ours(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """It is there for the run only."""
+    appliance.lacking = {"admin_shares": False}
+    try:
+        [result] = appliance.back_up("web", full=True)
+        assert result.backup is not None, result.error
+        assert appliance.stored("web") == appliance.frozen["web", 0]
+        assert list_shares(lab.session, "holdfast-", PATIENCE) == []
+    finally:
+        appliance.lacking = {}
+
+
+def test_a_smb_connection_that_breaks_is_made_anew(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer goes on where it had stopped; the point is whole."""
+    reads = iter(range(1_000_000))
+    read_many = SmbFile.read_many
+
+    def breaks(file: SmbFile, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if next(reads) == 12:
+            file._connection._connection.transport.close()
+        return read_many(file, ranges)
+
+    monkeypatch.setattr(SmbFile, "read_many", breaks)
+    [result] = appliance.back_up("web", full=True)
+    assert result.backup is not None, result.error
+    assert "transfer.retried" in codes(result)
+    assert appliance.stored("web") == appliance.frozen["web", 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -14,20 +15,27 @@ from hyperv.checkpoints import (
     read_disks,
     remove_checkpoint,
 )
-from hyperv.errors import CheckpointError, GoneError, HypervError, SharingError
+from hyperv.errors import CheckpointError, GoneError, HypervError, ScriptError, SharingError
 from hyperv.inventory import host_facts, list_vms, read_vm, vm_state
 from hyperv.reference_points import convert, list_reference_points, rct_id_of
+from hyperv.script_types import Answer
 from hyperv.shadows import list_shadows, make_shadow, read_shadow_disks, remove_shadow
 from hyperv.shares import list_shares, share_drives, unshare
 from hyperv.smb_files import SmbConnection
 from hyperv.windows_path import base_name, shared_path
 from lab.faults import FaultName
+from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
-from lab.hyperv_host.vm_settings import VmState
+from lab.hyperv_host.vm_settings import ControllerType, Drive, Memory, VmState
+from lab.hyperv_host.windows_path import WindowsPath
 from tests.support.hyperv_lab import PATIENCE, HypervLab, hyperv_lab
 from tests.support.lab_machines import wait_until
 
 MIB = 1 << 20
+
+
+class Swapped(Answer):
+    swapped: int
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +46,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HypervLab]:
 
 @pytest.fixture(scope="module")
 def vm(lab: HypervLab) -> HypervVm:
-    """A running guest that reports."""
-    machine = lab.add_tiny("tiny")
+    """A running guest that reports, with an empty second disk."""
+    machine = lab.add_tiny("tiny", start=False)
+    path = machine.settings.folder.joined("second.vhdx")
+    create_disk(lab.practice.host.volumes.place(path), 8 * MIB, block_bytes=MIB)
+    drive = Drive(controller=ControllerType.SCSI, controller_number=0, location=1, path=path)
+    machine.update(machine.settings.with_drive(drive))
+    machine.start()
     lab.wait_ready(machine)
     return machine
 
@@ -84,6 +97,8 @@ def test_a_backup_reads_the_frozen_disk_and_then_what_has_changed(
     lab.say(vm, "change 2", "CHANGED")
     first = lab.take(vm)
     assert first.level is Level.APPLICATION
+    frozen_disks = read_disks(lab.session, first.id, PATIENCE).disks
+    assert [one.place for one in frozen_disks] == ["ide0:0", "scsi0:1"]
     disk = lab.disk(first)
     with lab.reader(disk) as reader:
         before = reader.read_at(0, reader.size_bytes)
@@ -285,7 +300,7 @@ def test_a_checkpoint_that_fails_leaves_the_machine_as_it_was(lab: HypervLab, vm
 
 
 def test_a_machine_that_is_off_is_backed_up_too(lab: HypervLab, vm: HypervVm) -> None:
-    """The last test: the guest shuts down, and its disk is frozen and merged without it."""
+    """From here on: the guest shuts down, and its disk is frozen and merged without it."""
     assert vm.machine is not None
     vm.machine.press_power_button()
     wait_until(lambda: vm.state is VmState.OFF, "the guest does not shut down")
@@ -297,3 +312,51 @@ def test_a_machine_that_is_off_is_backed_up_too(lab: HypervLab, vm: HypervVm) ->
     converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
     assert converted.point is not None
     assert _image(lab, vm) == expected
+
+
+def test_a_disk_that_was_replaced_has_no_change_tracking(lab: HypervLab, vm: HypervVm) -> None:
+    """`swap_disks` of a restore in place: all or nothing, and older tracking ids are unknown."""
+    taken = lab.take(vm, Level.CRASH)
+    before = lab.disk(taken)
+    converted = convert(lab.session, vm.settings.vm_id, taken.id, PATIENCE)
+    assert converted.point is not None
+    path = vm.settings.drives[0].path
+    assert path is not None
+    other = path.folder.joined("restored.vhdx")
+    volumes = lab.practice.host.volumes
+    shutil.copyfile(volumes.place(path), volumes.place(other))
+    wanted = {"controller": "ide", "controller_number": 0, "location": 0, "path": str(other)}
+
+    def swap(expected: str) -> None:
+        disks = [{**wanted, "expected_path": expected}]
+        lab.session.call("swap_disks", {"vm_id": vm.settings.vm_id, "disks": disks}, Swapped)
+
+    with pytest.raises(ScriptError, match="disk-changed"):
+        swap("D:\\other.vhdx")
+    swap(str(path))
+    assert vm.settings.drives[0].path == other
+    second = lab.take(vm, Level.CRASH)
+    base = Baseline(
+        rct_id=rct_id_of(converted.point, before),
+        virtual_disk_id=before.virtual_disk_id,
+        size_bytes=256 * MIB,
+        frozen_name=other.name,
+    )
+    assert isinstance(changed_ranges(lab.session, lab.disk(second), base, PATIENCE), FullRead)
+    remove_checkpoint(lab.session, vm.settings.vm_id, second.id, PATIENCE)
+
+
+def test_a_generation_2_machine_is_refused_when_it_is_started(lab: HypervLab) -> None:
+    """It can be made and looked at; the host has no UEFI to run it."""
+    memory = Memory(
+        startup_bytes=64 * MIB, minimum_bytes=64 * MIB, maximum_bytes=64 * MIB, dynamic=False
+    )
+    host = lab.practice.host
+    machine = host.new_vm("second", WindowsPath("D:\\Hyper-V"), generation=2, memory=memory)
+    vm_id = machine.settings.vm_id
+    assert read_vm(lab.session, vm_id, PATIENCE).generation == 2
+    with pytest.raises(ScriptError, match="UEFI"):
+        lab.session.call("set_power", {"vm_id": vm_id, "power": "on"}, Swapped)
+    assert vm_state(lab.session, vm_id, PATIENCE).state == 3
+    host.remove_vm(machine)
+    assert not host.volumes.place(machine.settings.folder).exists()

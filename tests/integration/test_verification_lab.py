@@ -24,6 +24,8 @@ from appliance.service.recoveries import recovery_room
 from appliance.service.recovery_server import RecoveryServer
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
+from lab.guests import GuestKind, build
+from lab.vcenter.networks import Network
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support.holdfast_program import serving
 from tests.support.instant_lab import InstantLab, instant_lab
@@ -149,6 +151,30 @@ def test_what_the_hypervisor_refuses_fails_its_stage_and_leaves_nothing(here: In
         (vm,) = run.result["vms"]
         assert (run.outcome, vm["verdict"]) == ("warning", "passed")
         assert stages(vm)["screenshot"] == "verify.screen-unavailable"
+    assert here.traces() == before
+
+
+def test_a_group_shares_one_network_and_leaves_nothing_either(here: InstantLab) -> None:
+    """In order, each when the one before has its heartbeat; the network goes with the last."""
+    here.lab.add_machine("db", build(GuestKind.TINY))
+    here.lab.holdfast("backup", "vm", "db", "--quiesce", "crash", "--quiet")
+    before = here.traces()
+    seen: set[tuple[str, ...]] = set()
+    with service(here) as at:
+        at.save(groups=[{"name": "shop", "order": ["db", "web"]}], select={"names": ["none*"]})
+        run_id = at.jobs.run_now("proof").run_id
+        at.jobs.scheduler.look()
+        while not at.jobs.engine.wait_idle(0.2):
+            names = {network.name for network in here.lab.vcenter.registry.all(Network)}
+            seen.add(tuple(names - set(before["networks"])))
+        run = at.catalog.job_runs.get(run_id)
+        assert run.outcome == "success", (run.error, run.result)
+        assert [(vm["vm"], vm["group"]) for vm in run.result["vms"]] == [
+            ("db", "shop"),
+            ("web", "shop"),
+        ]
+        assert all(vm["reasons"] == [] for vm in run.result["vms"])
+    assert {len(names) for names in seen} == {0, 1}
     assert here.traces() == before
 
 

@@ -28,7 +28,6 @@ from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
-from appliance.service.point_book import PointBook
 from appliance.service.recovery_server import RecoveryServer, sessions_points
 from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
@@ -137,7 +136,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         feed = LiveFeed(jobs, recover.operations, recovery.sessions, catalog.clock, every_s=0.05)
         feed.start()
         stack.callback(feed.stop)
-        PointBook(catalog, repository).refresh()
+        jobs.points.refresh()
         figures = RepositoryFigures(repository, catalog.clock)
         stack.callback(figures.stop)
         services = Services(

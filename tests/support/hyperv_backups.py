@@ -43,6 +43,8 @@ class HypervAppliance:
     lab: HypervLab
     home: Path
     frozen: dict[tuple[str, int], str] = field(default_factory=dict)
+    lacking: dict[str, bool] = field(default_factory=dict)
+    """What the host is taken to say of itself, in place of what it says."""
 
     def holdfast(self, *words: str, expect: int = 0) -> Any:
         return holdfast_program.run_json(self.home, *words, expect=expect)
@@ -109,6 +111,7 @@ class HypervAppliance:
     def source(self, catalog: Catalog) -> Iterator[HypervSource]:
         host = open_host(catalog, catalog.hosts.get(HOST))
         assert isinstance(host, HypervHost)
+        host.facts = host.facts.model_copy(update=self.lacking)
         tools = HypervTools(
             reopening=Backoff(attempts=4, first_s=0.05, most_s=0.2),
             wait=lambda seconds: time.sleep(min(seconds, 0.05)),
@@ -122,6 +125,8 @@ class HypervAppliance:
 
     def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
         machine = self.lab.practice.host.vm(vm.vm.key)
+        if not machine.checkpoints:
+            return
         self.frozen[vm.vm.name, disk.number] = frozen_digest(self.lab, machine)
 
 
@@ -145,6 +150,16 @@ def write_disk(vm: HypervVm, offset: int, data: bytes) -> None:
         disk = next(iter(disks.values()))
         disk.write_at(offset, data)
         disk.flush()
+
+
+def disk_digest(vm: HypervVm) -> str:
+    """Of the first disk as it is now."""
+    with vm.opened_disks() as disks:
+        disk = next(iter(disks.values()))
+        digest = blake3()
+        for offset in range(0, disk.size_bytes, 8 << 20):
+            digest.update(disk.read_at(offset, min(8 << 20, disk.size_bytes - offset)))
+        return digest.hexdigest()
 
 
 @contextmanager

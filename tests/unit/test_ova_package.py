@@ -16,22 +16,27 @@ from lab.data_plane.import_spec import SpecOptions, build_config_spec
 from lab.data_plane.ovf import parse_ovf
 from ova.archive import write_ova
 from ova.bill_of_materials import _python
-from ova.descriptor import DATA_BYTES, PROPERTIES, descriptor
+from ova.descriptor import DATA_BYTES, PROPERTIES, PackedDisk, descriptor
 from ova.disk_files import write_vmdk
 from ova.packages import EXCLUDED, PACKAGES
 from vmware.stream_optimized_reader import StreamOptimizedReader
 
 _OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
-TEXT = descriptor(version="1.0", disk_name="a.vmdk", disk_file_bytes=1000, disk_bytes=8 * GIB)
+TEXT = descriptor(
+    version="1.0",
+    system=PackedDisk(file_name="a.vmdk", file_bytes=1000, disk_bytes=8 * GIB),
+    data=PackedDisk(file_name="b.vmdk", file_bytes=100, disk_bytes=DATA_BYTES),
+)
 
 
 def test_the_descriptor_is_what_our_vcenter_makes_a_vm_of() -> None:
-    """Two disks on the first of four PVSCSI controllers, one of them empty, EFI, one network."""
+    """Two disks on the first of four PVSCSI controllers, EFI, one network."""
     package = parse_ovf(TEXT)
     assert package.warnings == () and package.networks == ("Management",)
     assert package.disks["system"].capacity_bytes == 8 * GIB
     assert package.disks["data"].capacity_bytes == DATA_BYTES
-    assert package.disks["data"].file is None
+    files = [package.disks[name].file for name in ("system", "data")]
+    assert [file and file.href for file in files] == ["a.vmdk", "b.vmdk"]
     options = SpecOptions(name="a", datastore_name="ds", thin=True, eager=False, networks={})
     spec = build_config_spec(package, options)
     names = [type(change.device).__name__.rpartition(".")[2] for change in spec.deviceChange]

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -21,13 +22,15 @@ from appliance.catalog.runs import RunOutcome
 from appliance.jobs.certificate_store import CertificateStore
 from appliance.jobs.certified_run import remember_proofs
 from appliance.jobs.engine import Engine, RunOrder
-from appliance.jobs.hypervisor_verification import Hypervisor
+from appliance.jobs.hypervisor_verification import Hypervisor, discard_debris
 from appliance.jobs.live_run import CancelCause, LiveRun
+from appliance.jobs.recovery_room import RecoveryRoom
 from appliance.jobs.runners.verification_runner import VerificationRoom, VerificationRunner
 from appliance.jobs.scheduler import Scheduler, run_now
 from appliance.jobs.verification_job import JobPlan, Place, check_verification_job, plan_job
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
+from appliance.targets.recovery import WitnessedTarget
 from tests.support.job_world import MovedClock
 from tests.support.small_backups import back_up_bytes, random_disk
 from tests.support.vm_backups import Place as Home
@@ -336,3 +339,24 @@ def test_evidence_goes_after_its_time_and_certificates_stay(yard: Yard) -> None:
     assert not (folder / first.run_id).exists()
     assert second.result["certificate"]["sequence"] == 2
     assert len(CertificateStore(yard.home.folder).paths()) == 2
+
+
+def test_a_session_that_is_made_while_one_looks_for_debris_is_left_alone() -> None:
+    """Who is alive is asked after what there is: an owner of what is listed was alive then."""
+    asked: list[str] = []
+    record = SimpleNamespace(session_id="0a1b2c3d", owner_run="run-1", host="lab")
+
+    def list_sessions() -> list[SimpleNamespace]:
+        asked.append("sessions")
+        return [record]
+
+    def alive() -> frozenset[RunId]:
+        asked.append("alive")
+        return frozenset({RunId("run-1")})
+
+    def open_target(host: str) -> WitnessedTarget:
+        raise AssertionError("a living session was to be discarded")
+
+    room = cast(RecoveryRoom, SimpleNamespace(store=SimpleNamespace(list=list_sessions)))
+    assert discard_debris(room, alive, open_target) == {}
+    assert asked == ["sessions", "alive"]

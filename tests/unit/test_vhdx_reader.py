@@ -23,9 +23,20 @@ from hyperv.vhdx.errors import (
 )
 from hyperv.vhdx.parent_reference import ParentReference
 from hyperv.vhdx.reader import DiskReader, ExtentKind, open_disk_file
-from hyperv.vhdx.source import ByteSource
+from hyperv.vhdx.source import ByteSource, Wanted, read_ranges
 from tests.support.memory_source import BatchMemorySource, MemorySource
-from tests.support.vhdx_files import BAT_AT, METADATA_AT, MIB, PARTIAL, PRESENT, MadeVhdx, sealed
+from tests.support.vhdx_files import (
+    BAT_AT,
+    BAT_GUID,
+    METADATA_AT,
+    MIB,
+    PARTIAL,
+    PRESENT,
+    MadeVhdx,
+    guid,
+    made_header,
+    sealed,
+)
 
 
 def opened(*chain: MadeVhdx) -> DiskReader:
@@ -104,7 +115,7 @@ def test_a_chain_reads_the_newest_of_every_sector(
         made = MadeVhdx(
             disk_bytes=size, sector_bytes=sector_bytes, parent=chain[0] if chain else None
         )
-        for block in range(-(-size // MIB)):
+        for block in rng.sample(range(-(-size // MIB)), -(-size // MIB)):  # any order in the file
             state = rng.choice([0, 0, 1, 2, 3, PRESENT, *([PARTIAL] * 4 if level else [])])
             start, end = block * MIB, min(size, (block + 1) * MIB)
             mine = rng.randbytes(MIB)
@@ -200,6 +211,21 @@ def test_a_block_of_every_other_sector_is_one_read_of_each_file() -> None:
     assert [len(source.reads) for source in sources] == [1, 1]
 
 
+def test_what_is_read_over_gaps_is_bounded() -> None:
+    """Many small ranges close together are joined, but no read is longer than 8 MiB."""
+    file = content(3) * 20
+    source = MemorySource(file)
+    buffer = bytearray(20 * MIB)
+    wanted = [
+        Wanted(at, memoryview(buffer)[at : at + 4096]) for at in range(0, len(file), 32 << 10)
+    ]
+    read_ranges(source, wanted)
+    assert len(source.reads) == 3
+    assert max(length for _, length in source.reads) <= 8 * MIB
+    for each in wanted:
+        assert each.buffer == file[each.offset : each.end]
+
+
 def patched(raw: bytes, at: int, new: bytes) -> bytes:
     return raw[:at] + new + raw[at + len(new) :]
 
@@ -221,9 +247,19 @@ def item(number: int, value: bytes) -> Callable[[bytes], bytes]:
 
 
 def both_headers(field_at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return both_copies(field_at, value, starts=(64 << 10, 128 << 10), length=4096)
+
+
+def both_region_tables(field_at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return both_copies(field_at, value, starts=(192 << 10, 256 << 10), length=64 << 10)
+
+
+def both_copies(
+    field_at: int, value: bytes, *, starts: tuple[int, int], length: int
+) -> Callable[[bytes], bytes]:
     def change(raw: bytes) -> bytes:
-        for start in (64 << 10, 128 << 10):
-            raw = resealed(raw, start + field_at, value, start=start, length=4096)
+        for start in starts:
+            raw = resealed(raw, start + field_at, value, start=start, length=length)
         return raw
 
     return change
@@ -242,6 +278,12 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], type[DiskFileError], str]] = {
         CorruptDiskFileError,
         "region table",
     ),
+    "a region twice": (
+        both_region_tables(48, guid(BAT_GUID)), CorruptDiskFileError, "twice"),
+    "no metadata region": (both_region_tables(8, b"\1"), CorruptDiskFileError, "missing"),
+    "an unknown required region": (
+        both_region_tables(48, b"\1" * 16), UnsupportedDiskFileError, "region 01010101"),
+    "a region not in whole MiB": (both_region_tables(32, b"\1"), CorruptDiskFileError, "bytes at"),
     "header of version 2": (
         both_headers(66, struct.pack("<H", 2)), UnsupportedDiskFileError, "version 2"),
     "both headers claim to be the newest": (
@@ -304,6 +346,31 @@ def test_one_damaged_copy_of_header_or_region_table_is_no_matter(copy_at: int) -
     raw = MadeVhdx(disk_bytes=MIB, blocks={0: (PRESENT, content(1))}).build()
     disk = open_disk_file(MemorySource(patched(raw, copy_at + 20, b"damage")))
     assert disk.read_at(0, MIB) == content(1)
+
+
+@pytest.mark.parametrize("newer", [64 << 10, 128 << 10])
+def test_the_header_with_the_higher_number_is_in_force(newer: int) -> None:
+    """Whichever copy it is."""
+    raw = MadeVhdx(disk_bytes=MIB).build()
+    for at, number in ((64 << 10, 8), (128 << 10, 7)):
+        content_id = uuid.UUID(int=9 if at == newer else 1)
+        raw = patched(
+            raw, at, made_header(number if newer == 64 << 10 else 15 - number, content_id)
+        )
+    assert open_disk_file(MemorySource(raw)).facts.content_id == uuid.UUID(int=9)
+
+
+def test_a_bitmap_shares_its_place_with_nothing() -> None:
+    """Writes to a block in the place of a bitmap would change whose sectors are whose."""
+    parent = MadeVhdx(disk_bytes=2 * MIB)
+    child = MadeVhdx(
+        disk_bytes=2 * MIB, parent=parent, bits={0: [1] * 2048},
+        blocks={0: (PARTIAL, content(1)), 1: (PRESENT, content(2))},
+    )  # fmt: skip
+    raw = child.build()
+    bitmap = raw[BAT_AT + child.chunk_ratio * 8 :][:8]
+    with pytest.raises(CorruptDiskFileError, match="two things"):
+        open_disk_file(MemorySource(patched(raw, BAT_AT + 8, bitmap)))
 
 
 def test_a_partial_block_needs_its_bitmap() -> None:

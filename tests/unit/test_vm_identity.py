@@ -32,7 +32,7 @@ def points(*kept: tuple[str, VmIdentity | None]) -> list[KnownPoint]:
             point_id=RecoveryPointId(f"p{number:04}"),
             name=name,
             created_at=begin + timedelta(days=number),
-            identity=identity,
+            vm_key=identity.key if identity else None,
         )
         for number, (name, identity) in enumerate(kept)
     ]

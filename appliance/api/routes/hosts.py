@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -20,6 +20,11 @@ from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
 table = RouteTable("hosts")
 
+HostAddress = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?$", max_length=253)
+]
+"""DNS name or IP address; what else would be an error of the resolver."""
+
 
 class HostShown(Shown):
     name: str
@@ -32,7 +37,7 @@ class HostShown(Shown):
 
 
 class Address(Body):
-    address: str = Field(min_length=1, max_length=253)
+    address: HostAddress
     port: int = Field(default=443, ge=1, le=65535)
 
 
@@ -43,7 +48,7 @@ class Fingerprint(Shown):
 class NewHost(Body):
     name: str = Field(min_length=1, max_length=63)
     kind: Literal["vsphere", "hyperv"] = "vsphere"
-    address: str = Field(min_length=1, max_length=253)
+    address: HostAddress
     port: int = Field(default=443, ge=1, le=65535)  # of a Hyper-V host usually 5986
     auth: Literal["ntlm", "kerberos", "credssp", "basic"] = "ntlm"  # of a Hyper-V host
     smb_port: int = Field(default=445, ge=1, le=65535)  # of a Hyper-V host

@@ -89,7 +89,8 @@ def forget_point(call: Call) -> AskedShown:
 @table.add("GET", "/repository", Permission.VIEW, response=RepositoryShown)
 def show_repository(call: Call) -> RepositoryShown:
     """What the points refer to, and what is stored for it."""
-    return RepositoryShown.model_validate(repository_stats(call.services.repository))
+    stats = call.services.figures.fresh() or repository_stats(call.services.repository)
+    return RepositoryShown.model_validate(stats)
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:

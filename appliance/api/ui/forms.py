@@ -9,6 +9,7 @@ Forms of other sites are refused by what browsers say of a request's origin, and
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 from appliance.api.dispatch import Dispatcher, parsed, with_session
 from appliance.api.errors import BodyError, CsrfError
 from appliance.api.route import Route
+from appliance.api.slow_clients import BODY_S
 from appliance.api.ui.form_fields import document_of
 from appliance.base.errors import ApplianceError
 
@@ -86,7 +88,10 @@ async def _read(request: web.Request) -> Mapping[str, Any]:
     if request.content_type != "application/x-www-form-urlencoded":
         raise BodyError("a form must be application/x-www-form-urlencoded")
     try:
-        return await request.post()
+        async with asyncio.timeout(BODY_S):
+            return await request.post()
+    except TimeoutError as error:
+        raise BodyError(f"the form did not come within {BODY_S:.0f} s") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyError(f"the form is larger than {_FORM_BYTES_MAX} bytes") from error
     except ValueError as error:

@@ -4,7 +4,9 @@
         session.json    what it is and how far it came; replaced as a whole
         working         locked by the command that changes the session
         disk-<n>/       overlay of each disk: what the guest has written
-        tree/           names and scratch files that the host made beside the disks
+        tree/           names and scratch files that the host made beside the disks (NFS, NBD)
+        volume/         the NTFS volume that shows the disks as VHDX files (iSCSI)
+        chap            what hosts log in with (iSCSI)
 
 The folder is the truth: sessions are found by listing folders, so a lost catalog loses no guest's
 writes. `session.json` is written last at the start and removed first at the end; a folder without
@@ -31,14 +33,19 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from appliance.base.atomic import fsync_directory, make_folders, replace_file
 from appliance.base.errors import ApplianceError, StorageError, UsageError
 from appliance.base.locked_file import LockMode, try_lock
+from appliance.base.secret import Secret
 from appliance.blocks.device import BlockReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.datastore.tree import SessionTree
+from appliance.exports.iscsi.target import Chap, new_secret, target_name
+from appliance.exports.vhdx_volume.volume import OpenVolume, VolumeDisk, build_volume, open_volume
 from nfs_server.vfs import AttributeChanges
 
 _FILE = "session.json"
 _LIMIT_BYTES = 1 << 20
 _ID_BYTES = 4
+_VOLUME, _CHAP = "volume", "chap"
+_CHAP_LIMIT_BYTES = 64
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -79,6 +86,7 @@ class Presentation(StrEnum):
 
     NFS = "nfs"  # a datastore of vSphere hosts
     NBD = "nbd"  # its disks on a local socket, for QEMU
+    ISCSI = "iscsi"  # VHDX files on an NTFS volume on a LUN, for Hyper-V hosts
 
 
 class SessionStep(BaseModel):
@@ -130,6 +138,11 @@ class SessionRecord(BaseModel):
         return f"/holdfast/{self.session_id}"
 
     @property
+    def target_name(self) -> str:
+        """The iSCSI name that hosts log in to."""
+        return target_name(self.session_id)
+
+    @property
     def datastore(self) -> str:
         """The same on all hosts, and no longer than ESXi takes (42)."""
         return f"holdfast-{self.session_id}"
@@ -140,7 +153,10 @@ OpenImage = Callable[[str, int], BlockReader]
 
 
 class OpenSession:
-    """The overlays and the tree of one session; `close` it when it is served no more."""
+    """The overlays of one session and what shows them; `close` it when it is served no more.
+
+    A session for iSCSI has a `volume`, any other a `tree`.
+    """
 
     def __init__(
         self, folder: Path, record: SessionRecord, open_image: OpenImage, *, reserve_bytes: int
@@ -158,8 +174,14 @@ class OpenSession:
                     _overlay_folder(folder, disk), image, identity
                 )
                 self._stack.callback(overlay.close)
-            self.tree = SessionTree(folder / "tree", self.devices, reserve_bytes=reserve_bytes)
-            self._stack.callback(self.tree.close)
+            self.tree: SessionTree | None = None
+            self.volume: OpenVolume | None = None
+            if record.presentation is Presentation.ISCSI:
+                self.volume = open_volume(folder / _VOLUME, self.devices)
+                self._stack.callback(self.volume.close)
+            else:
+                self.tree = SessionTree(folder / "tree", self.devices, reserve_bytes=reserve_bytes)
+                self._stack.callback(self.tree.close)
         except BaseException:
             self._stack.close()
             raise
@@ -184,11 +206,13 @@ class SessionStore:
         files: Mapping[str, bytes],
         open_image: OpenImage,
     ) -> None:
-        """Make the folder: empty overlays, and the VM's folder with its disks and `files`.
+        """Make the folder: empty overlays, and the VM's folder with its disks and `files`, or the
+        volume that shows them.
 
         After a crash there is a whole session or none.
 
-        Raises: StorageError, StorageFullError, UsageError, and as the point's images do.
+        Raises: StorageError, StorageFullError, UsageError, and as the point's images do and
+            `build_volume`.
         """
         folder = self._folder / record.session_id
         try:
@@ -207,9 +231,13 @@ class SessionStore:
                         _overlay_folder(folder, disk), image, identity
                     )
                     stack.callback(overlay.close)
-                tree = SessionTree(folder / "tree", devices)
-                stack.callback(tree.close)
-                _publish(tree, record, files)
+                if record.presentation is not Presentation.ISCSI:
+                    tree = SessionTree(folder / "tree", devices)
+                    stack.callback(tree.close)
+                    _publish(tree, record, files)
+            if record.presentation is Presentation.ISCSI:
+                build_volume(folder / _VOLUME, _volume_disks(record))
+                replace_file(folder / _CHAP, new_secret().reveal())
             self._write(record)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -290,6 +318,22 @@ class SessionStore:
         finally:
             os.close(fd)
 
+    def chap(self, session_id: str) -> Chap:
+        """What hosts log in to a session for iSCSI with.
+
+        Raises: SessionNotFoundError, SessionDamagedError.
+        """
+        path = self._folder / session_id / _CHAP
+        try:
+            secret = Secret(path.read_bytes()[:_CHAP_LIMIT_BYTES])
+            return Chap(user=f"holdfast-{session_id}", secret=secret)
+        except FileNotFoundError as error:
+            raise SessionNotFoundError(f"no session {session_id} for iSCSI") from error
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}") from error
+        except UsageError as error:
+            raise SessionDamagedError(f"{path}: {error}") from error
+
     def nbd_socket(self, session_id: str) -> Path:
         """Where a session that is shown over NBD is served."""
         return self._folder / session_id / "nbd"
@@ -328,6 +372,17 @@ def _identity(record: SessionRecord, disk: SessionDisk) -> dict[str, Any]:
 
 def _overlay_folder(folder: Path, disk: SessionDisk) -> Path:
     return folder / f"disk-{disk.number}"
+
+
+def _volume_disks(record: SessionRecord) -> list[VolumeDisk]:
+    return [
+        VolumeDisk(
+            number=disk.number,
+            size_bytes=disk.size_bytes,
+            content_id=f"{record.point_id}/{disk.number}",
+        )
+        for disk in record.disks
+    ]
 
 
 def _publish(tree: SessionTree, record: SessionRecord, files: Mapping[str, bytes]) -> None:

@@ -13,12 +13,13 @@ Thread model: any thread; a thread of its own waits for tgtd's end.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from appliance.base.errors import ApplianceError, UsageError
+from appliance.base.errors import ApplianceError, StorageError, UsageError
 from appliance.base.log import EventLog
 from appliance.blocks.write_through import WriteThroughDevice
 from appliance.exports.iscsi.device_files import DeviceFiles
@@ -35,13 +36,11 @@ class IscsiServer:
     """A context manager for `start` and `stop`."""
 
     def __init__(self, folder: Path, *, host: str, port: int = PORT) -> None:
-        """`folder`: where the devices are mounted; without spaces and commas."""
-        if any(each in str(folder) for each in " ,"):
-            raise UsageError(f"{folder}: tgt takes no path with spaces or commas")
+        """`folder`: where the devices are mounted. `port` 0: a free one, the same for good."""
         self.host = host
-        self.port = port
+        self.port = port or _free_port(host)
         self._files = DeviceFiles(folder)
-        self._process = TgtProcess(host, port)
+        self._process = TgtProcess(host, self.port)
         self._control: TgtControl | None = None
         self._targets: dict[str, IscsiTarget] = {}
         self._lock = threading.RLock()
@@ -60,6 +59,11 @@ class IscsiServer:
         return self._keeper is not None
 
     @property
+    def target_names(self) -> tuple[str, ...]:
+        """Of what was published and not withdrawn."""
+        return tuple(self._targets)
+
+    @property
     def tgtd_pid(self) -> int:
         """0: there is none right now."""
         return self._process.pid
@@ -67,8 +71,10 @@ class IscsiServer:
     def start(self) -> None:
         """Return once hosts can log in to what was published.
 
-        Raises: ExternalProgramError, MountError: nothing is served then.
+        Raises: ExternalProgramError, MountError, UsageError: nothing is served then.
         """
+        if any(each in str(self._files.folder) for each in " ,"):
+            raise UsageError(f"{self._files.folder}: tgt takes no path with spaces or commas")
         with self._lock:
             self._stopping.clear()
             self._files.open()
@@ -187,3 +193,14 @@ def _remove(control: TgtControl, target: IscsiTarget) -> None:
 
 def _file_name(target: IscsiTarget, lun: Lun) -> str:
     return f"{target.number:08x}-{lun.number}"
+
+
+def _free_port(host: str) -> int:
+    """tgtd does not say which port it took, so one is found for it. Raises StorageError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as found:
+            found.bind((host, 0))
+            return int(found.getsockname()[1])
+    except OSError as error:
+        raise StorageError(f"cannot listen on {host}: {error.strerror}") from error

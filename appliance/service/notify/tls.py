@@ -29,5 +29,7 @@ def reached(where: str) -> Iterator[None]:
         raise NotifyCertificateError(f"{where}: {error.verify_message}") from error
     except TimeoutError as error:
         raise NotifyUnreachableError(f"{where}: no answer within {TIMEOUT_S:.0f} s") from error
+    except UnicodeError as error:  # a name that cannot be looked up
+        raise NotifyUnreachableError(f"{where}: {error}") from error
     except OSError as error:  # ssl.SSLError is one
         raise NotifyUnreachableError(f"{where}: {error.strerror or error}") from error

@@ -1,0 +1,294 @@
+"""What instant recovery will make on a Hyper-V host, decided before anything is made.
+
+    recovery point's capture + wishes + what the host has -> `RecoveryPlan`, `HypervState`
+
+The VM gets everything of the captured one; adapters keep their switch where the host has one of
+that name. Pure but for the questions to the host.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from appliance.base.errors import UsageError
+from appliance.base.reasons import Reason
+from appliance.exports.iscsi.target import target_name
+from appliance.sources.hyperv_host import HypervHost
+from appliance.targets.contract import Keep, TargetError
+from appliance.targets.recovery import (
+    PublishedDisk,
+    RecoveryPlan,
+    RecoveryRequest,
+    TargetState,
+)
+from hyperv.captured_vm import Adapter
+from hyperv.config_capture import Capture
+from hyperv.inventory import list_vms
+from hyperv.iscsi_disk import IscsiDisk
+from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.patience import Patience
+from hyperv.script_types import Answer
+
+_MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
+_SECTOR_BYTES = 512
+_NAME_MOST = 100
+
+
+class ForeignPointError(UsageError):
+    """This recovery point was not taken on Hyper-V, so it does not say what VM to make there. Use
+    `export iscsi` to have its disks as VHDX files."""
+
+    code = "instant.foreign-point"
+
+
+class SwitchNotFoundError(UsageError):
+    """The Hyper-V host has no virtual switch of this name; `--disconnect` leaves an adapter
+    unconnected."""
+
+    code = "instant.no-switch"
+
+
+class HypervStateDamagedError(TargetError):
+    """What the session knows of its Hyper-V host cannot be understood; discard it by hand."""
+
+    code = "instant.state-damaged"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateAdapter(_Strict):
+    name: str
+    switch_name: str
+    mac: str
+    legacy: bool
+    vlan_id: int
+
+
+class StateDisk(_Strict):
+    number: int
+    file: str
+    controller: str
+    controller_number: int
+    location: int
+    boot_first: bool
+
+
+class HypervState(_Strict):
+    """The target's own document."""
+
+    session_id: str
+    marker: str
+    vm_name: str
+    portal: str
+    port: int = Field(gt=0, lt=65536)
+    keep_identity: bool
+    adapters: tuple[StateAdapter, ...]
+    disks: tuple[StateDisk, ...]
+
+    @classmethod
+    def parse(cls, state: TargetState) -> HypervState:
+        """Raises HypervStateDamagedError."""
+        try:
+            return cls.model_validate_json(state)
+        except ValidationError as error:
+            raise HypervStateDamagedError(str(error)) from error
+
+    @property
+    def disk(self) -> IscsiDisk:
+        return IscsiDisk(
+            portal=self.portal,
+            port=self.port,
+            target=target_name(self.session_id),
+            serial=self.session_id,
+            marker=self.marker,
+        )
+
+    @property
+    def new_adapters(self) -> list[NewAdapter]:
+        return [NewAdapter(**each.model_dump()) for each in self.adapters]
+
+    def new_disks(self, folder: str) -> list[NewDisk]:
+        return [
+            NewDisk(
+                path=f"{folder}\\{disk.file}",
+                controller=disk.controller,
+                controller_number=disk.controller_number,
+                location=disk.location,
+                boot_first=disk.boot_first,
+            )
+            for disk in self.disks
+        ]
+
+
+class _Switch(Answer):
+    id: str
+    name: str
+    type: str
+
+
+class _Switches(Answer):
+    switches: list[_Switch] = Field(max_length=4096)
+
+
+def capture_of(hardware: Mapping[str, Any]) -> Capture:
+    """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
+    known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
+    try:
+        return Capture.model_validate(known)
+    except ValidationError as error:
+        raise ForeignPointError("the point holds no configuration of a Hyper-V VM") from error
+
+
+def plan_recovery(
+    host: HypervHost, marker: str, port: int, request: RecoveryRequest, patience: Patience
+) -> RecoveryPlan:
+    """`port`: of our portal.
+
+    Raises: ForeignPointError, SwitchNotFoundError, UsageError, HypervError.
+    """
+    capture = capture_of(request.hardware)
+    vms = list_vms(host.session, patience)
+    original_is_there = any(vm.id == capture.vm.id for vm in vms)
+    keep_mac = _keeps(request.mac, original_is_there)
+    name = request.name or capture.vm.name
+    if not request.name and any(vm.name == name for vm in vms):
+        name = f"{name}-{request.session_id}"
+    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    reasons: list[Reason] = []
+    adapters = tuple(
+        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        for each in capture.vm.adapters
+    )
+    state = HypervState(
+        session_id=request.session_id,
+        marker=marker,
+        vm_name=name[:_NAME_MOST],
+        portal=request.address or _own_address(host.login.address),
+        port=port,
+        keep_identity=_keeps(request.identity, original_is_there),
+        adapters=adapters,
+        disks=_disks(capture, request),
+    )
+    return RecoveryPlan(
+        vm_name=state.vm_name,
+        folder="vm",
+        disks=tuple(
+            PublishedDisk(number=disk.number, size_bytes=disk.size_bytes, file=_file(disk.number))
+            for disk in request.disks
+        ),
+        files={},
+        address=state.portal,
+        clients=_initiators(host),
+        state=TargetState(state.model_dump_json()),
+        reasons=tuple(dict.fromkeys(reasons)),
+    )
+
+
+def _file(number: int) -> str:
+    return f"disk-{number}.vhdx"
+
+
+def _disks(capture: Capture, request: RecoveryRequest) -> tuple[StateDisk, ...]:
+    captured = {disk.number: disk for disk in capture.disks}
+    missing = [disk.number for disk in request.disks if disk.number not in captured]
+    if missing:
+        raise ForeignPointError(f"the point does not say where disk {missing[0]} hung")
+    wanted = sorted(
+        (captured[disk.number] for disk in request.disks),
+        key=lambda disk: (disk.controller, disk.controller_number, disk.location),
+    )
+    for disk in wanted:
+        if disk.logical_sector_bytes != _SECTOR_BYTES:
+            raise UsageError(
+                f"disk {disk.number} has sectors of {disk.logical_sector_bytes} bytes, which an"
+                " iSCSI LUN of ours has not"
+            )
+    return tuple(
+        StateDisk(
+            number=disk.number,
+            file=_file(disk.number),
+            controller=disk.controller,
+            controller_number=disk.controller_number,
+            location=disk.location,
+            boot_first=place == 0,
+        )
+        for place, disk in enumerate(wanted)
+    )
+
+
+def _adapter(
+    adapter: Adapter,
+    request: RecoveryRequest,
+    switches: set[str],
+    reasons: list[Reason],
+    *,
+    keep_mac: bool,
+) -> StateAdapter:
+    old = adapter.switch_name
+    new = dict(request.networks).get(old, "")
+    if new and new not in switches:
+        raise SwitchNotFoundError(new)
+    if request.isolate_all or old in request.isolated:
+        new = ""
+        reasons.append(_ISOLATED)
+    elif old not in request.unconnected and not new and old:
+        new = old if old in switches else ""
+        if not new:
+            reasons.append(_NO_SWITCH)
+    return StateAdapter(
+        name=adapter.name,
+        switch_name=new,
+        mac=adapter.mac if keep_mac and not adapter.dynamic_mac else "",
+        legacy=adapter.legacy,
+        vlan_id=adapter.vlan_id if adapter.vlan_mode == 1 else 0,
+    )
+
+
+def _keeps(wish: Keep, original_is_there: bool) -> bool:
+    return wish is Keep.KEEP or (wish is Keep.AUTO and not original_is_there)
+
+
+def _initiators(host: HypervHost) -> tuple[str, ...]:
+    """The host by its addresses as we know them, and by the names that its initiator has unless
+    somebody changed them; any of them lets it in, with the password."""
+    try:
+        found = socket.getaddrinfo(host.login.address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(f"{host.login.address}: {error}") from error
+    addresses = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    names = dict.fromkeys(
+        f"{_MICROSOFT_INITIATOR}{name.lower()}"
+        for name in (host.facts.fqdn, host.facts.computer_name)
+        if name
+    )
+    return (*addresses, *names)
+
+
+def _own_address(peer: str) -> str:
+    """Ours, on the way to the host. Nothing is sent."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise UsageError(f"no way to {peer}: {error}; name our address with --address") from error
+
+
+_ISOLATED = Reason(
+    "instant.isolated-unconnected",
+    "adapters that were to be isolated are left unconnected",
+    "none, or connect them to a private switch on the host",
+    warning=False,
+)
+_NO_SWITCH = Reason(
+    "instant.switch-missing",
+    "the host has no virtual switch of the name that an adapter was on, so it is unconnected",
+    "name another with --network OLD=NEW, or connect it on the host",
+)
