@@ -52,6 +52,7 @@ class NewHost(Body):
     port: int = Field(default=443, ge=1, le=65535)  # of a Hyper-V host usually 5986
     auth: Literal["ntlm", "kerberos", "credssp", "basic"] = "ntlm"  # of a Hyper-V host
     smb_port: int = Field(default=445, ge=1, le=65535)  # of a Hyper-V host
+    smb_protection: Literal["signed", "encrypted"] = "signed"  # of a Hyper-V host
     user: str = Field(min_length=1, max_length=256)
     password: str = Field(max_length=1024)
     fingerprint: str = Field(max_length=128)
@@ -146,7 +147,11 @@ def _login(body: NewHost) -> AnyLogin:
             name=body.name, address=body.address, port=body.port, user=body.user, fingerprint=""
         )
     return HypervLogin.from_settings(
-        {"login": body.auth, "smb_port": str(body.smb_port)},
+        {
+            "login": body.auth,
+            "smb_port": str(body.smb_port),
+            "smb_protection": body.smb_protection,
+        },
         name=body.name,
         address=body.address,
         port=body.port,
