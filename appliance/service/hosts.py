@@ -67,14 +67,15 @@ def add_host(catalog: Catalog, login: AnyLogin, password: Secret) -> AddedHost:
         added_at=catalog.clock.now(),
         settings=login.settings if isinstance(login, HypervLogin) else {},
     )
-    with _connect(login, password) as host:
+    with connect(login, password) as host:
         about = host.about
     record = replace(record, server_id=about.server_id)
     catalog.hosts.add(record, password)
     return AddedHost(record=record, about=about)
 
 
-def _connect(login: AnyLogin, password: Secret) -> RegisteredHost:
+def connect(login: AnyLogin, password: Secret) -> RegisteredHost:
+    """Log in; close it when done. Raises: as `VsphereHost.connect`, `HypervHost.connect`."""
     if isinstance(login, HypervLogin):
         return HypervHost.connect(login, lambda: password)
     return VsphereHost.connect(login, lambda: password)
@@ -86,8 +87,16 @@ def open_host(catalog: Catalog, record: HostRecord) -> RegisteredHost:
     The password is opened at each login and not kept. Raises: SecretsKeyLostError,
     SecretDamagedError, and as `VsphereHost.connect`, `HypervHost.connect`.
     """
+    login = login_of(record)
+    if isinstance(login, HypervLogin):
+        return HypervHost.connect(login, lambda: catalog.hosts.password(record))
+    return VsphereHost.connect(login, lambda: catalog.hosts.password(record))
+
+
+def login_of(record: HostRecord) -> AnyLogin:
+    """Raises UsageError: a record that this version does not know."""
     if record.kind is HostKind.HYPERV:
-        hyperv_login = HypervLogin.from_settings(
+        return HypervLogin.from_settings(
             record.settings,
             name=record.name,
             address=record.address,
@@ -95,15 +104,13 @@ def open_host(catalog: Catalog, record: HostRecord) -> RegisteredHost:
             user=record.user,
             fingerprint=record.fingerprint,
         )
-        return HypervHost.connect(hyperv_login, lambda: catalog.hosts.password(record))
-    login = HostLogin(
+    return HostLogin(
         name=record.name,
         address=record.address,
         port=record.port,
         user=record.user,
         fingerprint=record.fingerprint,
     )
-    return VsphereHost.connect(login, lambda: catalog.hosts.password(record))
 
 
 def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
@@ -113,6 +120,14 @@ def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
     opened = open_host(catalog, record)
     assert isinstance(opened, VsphereHost)
     return opened
+
+
+def cluster_nodes(host: RegisteredHost) -> tuple[str, ...]:
+    """Hosts that have to be registered too, to reach all VMs of a Hyper-V failover cluster.
+
+    Raises: as `open_host`.
+    """
+    return host.cluster_nodes() if isinstance(host, HypervHost) else ()
 
 
 def list_vms(host: RegisteredHost) -> list[ListedVm]:

@@ -26,6 +26,7 @@ from appliance.catalog.job import BackupJob, CbtAuditJob, Job, VerificationJob
 from appliance.catalog.policy import Policy
 from appliance.jobs.verification_job import check_verification_job
 from appliance.repository.repository import Repository
+from appliance.service.hosts import connect, login_of
 from appliance.service.job_changes import (
     JobFileChanges,
     SavedState,
@@ -39,7 +40,6 @@ from appliance.service.job_file import (
     read_job_file,
     write_job_file,
 )
-from appliance.sources.vsphere_host import HostLogin, VsphereHost
 
 log = EventLog(__name__)
 
@@ -141,7 +141,7 @@ class JobBook:
         Hosts come first, each after a login; then policies and jobs, all or none. Should a host
         fail, those before it stay changed and no policy or job is.
 
-        Raises: as `changes`; as `VsphereHost.connect`; HostExistsError.
+        Raises: as `changes`; as `hosts.connect`; HostExistsError.
         """
         changes = self.changes(file)
         changed = {entry.name for entry in changes.changed if entry.section == "host"}
@@ -210,11 +210,13 @@ class JobBook:
             raise UsageError(f"host.{entry.name}: a new host needs a password_file")
         address, port = entry.host_and_port
         settings = dict(before.settings) if before else {}
+        if entry.type == "hyperv":
+            settings |= entry.login_settings
         if entry.password_file is not None:
             settings[PASSWORD_FILE] = str(_password_path(file, entry).absolute())
         record = HostRecord(
             name=entry.name,
-            kind=HostKind.VSPHERE,
+            kind=HostKind(entry.type),
             address=address,
             port=port,
             user=entry.user,
@@ -223,14 +225,7 @@ class JobBook:
             added_at=before.added_at if before else self._catalog.clock.now(),
             settings=settings,
         )
-        login = HostLogin(
-            name=entry.name,
-            address=address,
-            port=port,
-            user=entry.user,
-            fingerprint=entry.fingerprint,
-        )
-        with VsphereHost.connect(login, lambda: password) as host:
+        with connect(login_of(record), password) as host:
             record = replace(record, server_id=host.about.server_id)
         if before is None:
             self._catalog.hosts.add(record, password)

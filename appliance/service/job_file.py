@@ -18,13 +18,20 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from appliance.base.errors import UsageError
-from appliance.catalog.hosts import HostRecord
+from appliance.catalog.hosts import LOGIN_SETTINGS, HostRecord
 from appliance.catalog.job import JOB, Job
 from appliance.catalog.policy import Policy
 from appliance.catalog.schedule import Strict
@@ -36,11 +43,20 @@ PASSWORD_FILE = "password_file"
 
 _FINGERPRINT = re.compile(r"([0-9A-F]{2}:){31}[0-9A-F]{2}")
 _DEFAULT_PORT = 443
+_HYPERV_PORTS = {"https": 5986, "http": 5985}
+_DEFAULT_LOGIN = {
+    "login": "ntlm",
+    "scheme": "https",
+    "smb_port": "445",
+    "smb_protection": "signed",
+}
 _Model = TypeVar("_Model")
 _SECTIONS = ("host", "policy", "job")
 
 
 def _canonical_fingerprint(text: str) -> str:
+    if not text:
+        return ""
     digits = text.replace(":", "").upper()
     canonical = ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
     if not _FINGERPRINT.fullmatch(canonical):
@@ -59,15 +75,57 @@ def _canonical_address(text: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _lacks_port(address: str) -> bool:
+    try:
+        return urlsplit(f"//{address}").port is None
+    except ValueError:
+        return False  # the field's own check says what is wrong
+
+
 class HostEntry(Strict):
     """A hypervisor as the file names it."""
 
     name: str
-    type: Literal["vsphere"] = "vsphere"
+    type: Literal["vsphere", "hyperv"] = "vsphere"
     address: Annotated[str, AfterValidator(_canonical_address)]
     user: str = Field(min_length=1, max_length=256)
-    fingerprint: Annotated[str, AfterValidator(_canonical_fingerprint)]
+    fingerprint: Annotated[str, AfterValidator(_canonical_fingerprint)] = ""
     password_file: str | None = None  # needed to add the host or to change it
+    # of Hyper-V hosts
+    auth: Literal["ntlm", "kerberos", "credssp", "basic"] = "ntlm"
+    scheme: Literal["https", "http"] = "https"
+    smb_port: int = Field(default=445, ge=1, le=65535)
+    smb_protection: Literal["signed", "encrypted"] = "signed"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_port(cls, fields: Any) -> Any:
+        """A Hyper-V host has another default port."""
+        if not isinstance(fields, Mapping) or fields.get("type") != "hyperv":
+            return fields
+        address = fields.get("address")
+        if not isinstance(address, str) or not _lacks_port(address):
+            return fields
+        port = _HYPERV_PORTS.get(str(fields.get("scheme", "https")), _DEFAULT_PORT)
+        return {**fields, "address": f"{address}:{port}"}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.scheme == "https" and not self.fingerprint:
+            raise ValueError("give the fingerprint of the server's certificate")
+        if self.type == "vsphere" and self.login_settings != _DEFAULT_LOGIN:
+            raise ValueError("auth, scheme, smb_port and smb_protection are of Hyper-V hosts")
+        return self
+
+    @property
+    def login_settings(self) -> dict[str, str]:
+        """What the catalog keeps of a Hyper-V host's login (`LOGIN_SETTINGS`)."""
+        return {
+            "login": self.auth,
+            "scheme": self.scheme,
+            "smb_port": str(self.smb_port),
+            "smb_protection": self.smb_protection,
+        }
 
     @property
     def host_and_port(self) -> tuple[str, int]:
@@ -141,13 +199,19 @@ def _entries(
 def host_entry(record: HostRecord) -> HostEntry:
     """A registered host as the file would name it."""
     where = f"[{record.address}]" if ":" in record.address else record.address
-    return HostEntry(
-        name=record.name,
-        type="vsphere",
-        address=f"{where}:{record.port}",
-        user=record.user,
-        fingerprint=record.fingerprint,
-        password_file=record.settings.get(PASSWORD_FILE),
+    login = {key: record.settings[key] for key in LOGIN_SETTINGS if key in record.settings}
+    login["auth"] = login.pop("login", "ntlm")
+    return HostEntry.model_validate(
+        {
+            "name": record.name,
+            "type": record.kind.value,
+            "address": f"{where}:{record.port}",
+            "user": record.user,
+            "fingerprint": record.fingerprint,
+            "password_file": record.settings.get(PASSWORD_FILE),
+            **login,
+            "smb_port": int(login.get("smb_port", "445")),
+        }
     )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from appliance.base.ids import RecoveryPointId
 from appliance.catalog.points import VmPoints
 from appliance.repository.manifest import Manifest
-from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vm_identity import KnownPoint, PointNames, VmKey, identity_of
 
 
@@ -22,21 +20,15 @@ def known_point(manifest: Manifest) -> KnownPoint:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProtectedVm:
-    vm: ListedVm
-    newest: VmPoints | None  # the name that its newest point is kept under
-
-
-def protected_vms(vms: Iterable[ListedVm], kept: Iterable[VmPoints]) -> list[ProtectedVm]:
-    """Each VM with its newest point, under whatever name; in the order of `vms`."""
-    newest: dict[str, VmPoints] = {}
+def newest_by_vm(kept: Iterable[VmPoints]) -> dict[VmKey, VmPoints]:
+    """The name that each VM's newest point is kept under; a VM may have had several."""
+    newest: dict[VmKey, VmPoints] = {}
     for each in kept:
         if each.vm_key is not None:
-            before = newest.get(each.vm_key)
-            if before is None or before.newest_at < each.newest_at:
-                newest[each.vm_key] = each
-    return [ProtectedVm(vm=vm, newest=newest.get(vm.identity.key)) for vm in vms]
+            key = VmKey(each.vm_key)
+            if key not in newest or newest[key].newest_at < each.newest_at:
+                newest[key] = each
+    return newest
 
 
 def kept_names(vms: Iterable[VmPoints]) -> PointNames:

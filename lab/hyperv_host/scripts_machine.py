@@ -6,6 +6,7 @@ Thread model: as `script_call`; they block as the cmdlets do.
 from __future__ import annotations
 
 import re
+import shutil
 import uuid
 from dataclasses import replace
 from functools import partial
@@ -227,8 +228,6 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
         host.volumes.place(folder)
         if host.faults.take(FaultName.RELOCATE_FAILURE, **vm.fault_fields):
             raise HypervError("Storage migration for the virtual machine failed.")
-        if vm.checkpoints:
-            raise HypervError("The practice host moves no machine that has checkpoints.")
         host.volumes.place(disks_folder).mkdir(parents=True, exist_ok=True)
         with vm.opened_disks():
             for name, disk in vm.disks.items():
@@ -240,6 +239,10 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
                     vm.hold(name)
                 for path in old:
                     host.volumes.place(path).unlink()
+                for checkpoint in vm.checkpoints:
+                    if name in checkpoint.frozen:
+                        frozen = disks_folder.joined(checkpoint.frozen[name].name)
+                        checkpoint.frozen[name] = frozen
             vm.leaves_changed()
         _move_configuration(host, vm, folder)
     return {
@@ -255,9 +258,17 @@ def _move_configuration(host: HypervHost, vm: HypervVm, folder: WindowsPath) -> 
         return
     for path in (old, old.folder.joined(f"{old.stem}.vmrs")):
         host.volumes.place(path).unlink(missing_ok=True)
-    place = host.volumes.place(old.folder)
-    if not any(place.iterdir()):
-        place.rmdir()
+    snapshots = folder.joined("Snapshots")
+    for checkpoint in vm.checkpoints:
+        host.volumes.place(snapshots).mkdir(exist_ok=True)
+        moved = [snapshots.joined(path.name) for path in checkpoint.configuration]
+        for path, target in zip(checkpoint.configuration, moved, strict=True):
+            shutil.move(host.volumes.place(path), host.volumes.place(target))
+        checkpoint.configuration = moved
+    for emptied in (old.folder, old.folder.folder.joined("Snapshots")):
+        place = host.volumes.place(emptied)
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def _swap_disks(host: HypervHost, given: Parameters) -> Document:

@@ -212,7 +212,7 @@ class Winrs:
         command.terminate()
         with self._shell(request) as shell:
             shell.commands.pop(command.command_id, None)
-            self._ended.append(command)
+            self._ended = [*(one for one in self._ended if one.running), command]
         response = ET.Element(f"{{{SHELL_URI}}}SignalResponse")
         return reply(request, f"{SHELL_URI}/SignalResponse", response)
 

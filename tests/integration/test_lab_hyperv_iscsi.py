@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ConfigDict
 
-from hyperv.checkpoints import Level, remove_checkpoint
+from hyperv.checkpoints import Level, read_disks, remove_checkpoint
 from hyperv.errors import ScriptError
 from hyperv.script_types import Answer
 from lab.guests import GuestKind, build, read_journal
@@ -103,9 +103,14 @@ def test_a_guest_runs_from_a_lun_and_moves_to_the_hosts_storage(
     lab.wait_ready(vm)
     lab.say(vm, "journal start", "ACK 3$")
     taken = lab.take(vm, Level.APPLICATION)
-    remove_checkpoint(lab.session, vm_id, taken.id, PATIENCE)
 
     moved = call(lab, "move_storage", {"vm_id": vm_id, "folder": "E:\\moved"})
+    disks = read_disks(lab.session, taken.id, PATIENCE)
+    assert disks.configuration[0].startswith("E:\\moved\\Snapshots\\")
+    with lab.reader(disks.disks[0]) as reader:
+        assert reader.size_bytes == 256 << 20
+    remove_checkpoint(lab.session, vm_id, taken.id, PATIENCE)
+    moved = call(lab, "move_storage", {"vm_id": vm_id, "folder": "E:\\moved"})  # repeatable
     assert moved.disk_paths == ["E:\\moved\\Virtual Hard Disks\\disk-1.vhdx"]
     acknowledged = int(lab.say(vm, "journal stop", r"ACK \d+$").split()[1])
     vm.turn_off()

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
-from appliance.catalog.errors import PolicyNotFoundError
+from appliance.catalog.errors import PolicyNotFoundError, SecretDamagedError
 from appliance.catalog.hosts import HostKind, HostRecord
 from appliance.catalog.job import (
     BackupJob,
@@ -39,7 +40,7 @@ from appliance.catalog.schedule import WEEKDAYS, Schedule
 from appliance.catalog.vm_checks import Group, VmChecks, Where
 from appliance.service.job_book import JobBook
 from appliance.service.job_changes import EntryAction, SavedState, compare
-from appliance.service.job_file import JobFile, parse_job_file, write_job_file
+from appliance.service.job_file import JobFile, host_entry, parse_job_file, write_job_file
 
 FINGERPRINT = ":".join(["AB"] * 32)
 
@@ -277,3 +278,63 @@ def test_after_a_lost_catalog_the_jobs_come_from_the_copy(tmp_path: Path, catalo
         assert fresh.restore_lost() == 0
         fresh.remove("all")
         assert [policy.name for policy in anew.jobs.policies()] == ["nightly"]
+
+
+def hyperv_record(**settings: str) -> HostRecord:
+    return HostRecord(
+        name="hv1",
+        kind=HostKind.HYPERV,
+        address="hv1.example",
+        port=5985 if settings.get("scheme") == "http" else 5986,
+        user="EXAMPLE\\backup",
+        fingerprint="" if settings.get("scheme") == "http" else FINGERPRINT,
+        server_id="hyperv/hv1.example",
+        added_at=datetime(2026, 11, 21, tzinfo=UTC),
+        settings=settings,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"login": "kerberos", "scheme": "https", "smb_port": "445", "smb_protection": "encrypted"},
+        {"login": "ntlm", "scheme": "http", "smb_port": "4450", "smb_protection": "signed"},
+    ],
+)
+def test_a_hyperv_host_is_written_and_read_as_the_same(settings: dict[str, str]) -> None:
+    """With its own default port, and what the login needs."""
+    entry = host_entry(hyperv_record(**settings))
+    text = write_job_file(JobFile(folder=Path(), hosts=(entry,), policies=(), jobs=()))
+    [found] = parse_job_file(text, Path()).hosts
+    assert found == entry and found.type == "hyperv"
+    assert {key: found.login_settings[key] for key in settings} == settings
+    [short] = parse_job_file(re.sub(r":598[56]", "", text), Path()).hosts
+    assert short == entry
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('auth = "basic"', "are of Hyper-V hosts"),
+        ('scheme = "http"', "are of Hyper-V hosts"),
+        ('type = "hyperv"\nsmb_port = 0', "smb_port"),
+        ('type = "hyperv"\nfingerprint = ""', "fingerprint"),
+    ],
+)
+def test_what_does_not_fit_a_host_is_said(line: str, said: str) -> None:
+    """Before anybody logs in."""
+    pin = "" if "fingerprint" in line else f'fingerprint = "{FINGERPRINT}"'
+    text = f'[host.h]\naddress = "h"\nuser = "u"\n{pin}\n{line}\n'
+    with pytest.raises(UsageError, match=said):
+        parse_job_file(text, Path())
+
+
+def test_the_password_of_a_hyperv_host_is_bound_to_its_kind_of_login(catalog: Catalog) -> None:
+    """Who can write to the catalog cannot make it travel in another way."""
+    record = hyperv_record(login="ntlm", scheme="https", smb_port="445", smb_protection="signed")
+    catalog.hosts.add(record, Secret.of_text("correct"))
+    assert catalog.hosts.password(record).reveal() == b"correct"
+    for change in ({"scheme": "http"}, {"login": "basic"}, {"smb_port": "4450"}):
+        with pytest.raises(SecretDamagedError):
+            catalog.hosts.password(replace(record, settings={**record.settings, **change}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -10,13 +11,15 @@ from pydantic import AwareDatetime, Field
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
+from appliance.catalog.points import VmPoints
 from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
-from appliance.service.protection import ProtectedVm, protected_vms
+from appliance.service.protection import newest_by_vm
+from appliance.sources.host_about import LackingPurpose
 from appliance.sources.hyperv_host import HypervLogin
+from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
 table = RouteTable("hosts")
-_GONE_MOST = 500
 
 HostAddress = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?$", max_length=253)
@@ -50,6 +53,7 @@ class NewHost(Body):
     port: int = Field(default=443, ge=1, le=65535)  # of a Hyper-V host usually 5986
     auth: Literal["ntlm", "kerberos", "credssp", "basic"] = "ntlm"  # of a Hyper-V host
     smb_port: int = Field(default=445, ge=1, le=65535)  # of a Hyper-V host
+    smb_protection: Literal["signed", "encrypted"] = "signed"  # of a Hyper-V host
     user: str = Field(min_length=1, max_length=256)
     password: str = Field(max_length=1024)
     fingerprint: str = Field(max_length=128)
@@ -66,6 +70,7 @@ class HostTest(Shown):
     version: str
     build: str
     lacking: list[LackingShown]
+    summary: str
 
 
 class ReasonShown(Shown):
@@ -97,22 +102,20 @@ class VmShown(Shown):
 
 
 class VmQuery(Body):
-    host: str | None = Field(default=None, max_length=63)
-    fresh: bool = False
-    q: str = Field(default="", max_length=255, description="Part of the name")
-    show: Literal["all", "unprotected"] = "all"
+    host: str | None = None
+    name: str = Field(default="", max_length=255, description="Part of the name")
+    unprotected: bool = Field(default=False, description="Only those without a recovery point")
+    fresh: bool = Field(default=False, description="Ask the hosts now")
     offset: int = Field(default=0, ge=0)
-    limit: int = Field(default=1000, ge=0, le=10_000)
+    limit: int = Field(default=1000, ge=1, le=10_000)
 
 
 class VmList(Shown):
-    """A page of the VMs that are asked for; figures of all VMs."""
+    """`vms` are some of the `match_count` that are as asked for, of `vm_count` in all."""
 
     vms: list[VmShown]
-    found: int = Field(description="VMs that are as asked for, on all pages")
     vm_count: int
-    unprotected: int
-    gone: list[str] = Field(description="Names of points whose VM is on no host; the first 500")
+    match_count: int
     failures: dict[str, str]
 
 
@@ -145,7 +148,11 @@ def _login(body: NewHost) -> AnyLogin:
             name=body.name, address=body.address, port=body.port, user=body.user, fingerprint=""
         )
     return HypervLogin.from_settings(
-        {"login": body.auth, "smb_port": str(body.smb_port)},
+        {
+            "login": body.auth,
+            "smb_port": str(body.smb_port),
+            "smb_protection": body.smb_protection,
+        },
         name=body.name,
         address=body.address,
         port=body.port,
@@ -165,7 +172,15 @@ def test_host(call: Call) -> HostTest:
         version=about.version,
         build=about.build,
         lacking=[LackingShown.model_validate(each) for each in lacking],
+        summary=_summary(f"{about.product} {about.version}", lacking),
     )
+
+
+def _summary(product: str, lacking: Sequence[LackingPurpose]) -> str:
+    if not lacking:
+        return f"{product}: every privilege that is needed is there."
+    told = "; ".join(f"{each.purpose}: {', '.join(each.privileges)}" for each in lacking)
+    return f"{product}: missing for {told}"
 
 
 @table.add("DELETE", "/hosts/{name}", Permission.CONFIGURE)
@@ -179,29 +194,27 @@ def list_vms(call: Call) -> VmList:
     """The VMs of all hosts, what protects them and what stands in the way."""
     query, services = call.query_as(VmQuery), call.services
     inventory = services.inventory.get(fresh=query.fresh)
-    kept = services.catalog.points.vms()
-    all_vms = protected_vms(inventory.vms, kept)
-    q = query.q.casefold()
-    wanted = [
-        each
-        for each in all_vms
-        if query.host in (None, each.vm.host)
-        and (query.show == "all" or each.newest is None)
-        and q in each.vm.name.casefold()
+    newest_of = newest_by_vm(services.catalog.points.vms())
+    name = query.name.casefold()
+    matching = [
+        vm
+        for vm in inventory.vms
+        if query.host in (None, vm.host)
+        and name in vm.name.casefold()
+        and not (query.unprotected and vm.identity.key in newest_of)
     ]
-    there = {each.newest.vm for each in all_vms if each.newest is not None}
+    page = matching[query.offset : query.offset + query.limit]
+    shown = [_vm_shown(vm, newest_of.get(vm.identity.key)) for vm in page]
+    failures = {name: str(error) for name, error in inventory.failures.items()}
     return VmList(
-        vms=[_vm_shown(each) for each in wanted[query.offset : query.offset + query.limit]],
-        found=len(wanted),
-        vm_count=len(all_vms),
-        unprotected=sum(each.newest is None for each in all_vms),
-        gone=[each.vm for each in kept if each.vm not in there][:_GONE_MOST],
-        failures={name: str(error) for name, error in inventory.failures.items()},
+        vms=shown,
+        vm_count=len(inventory.vms),
+        match_count=len(matching),
+        failures=failures,
     )
 
 
-def _vm_shown(protected: ProtectedVm) -> VmShown:
-    vm, newest = protected.vm, protected.newest
+def _vm_shown(vm: ListedVm, newest: VmPoints | None) -> VmShown:
     return VmShown(
         host=vm.host,
         name=vm.name,

@@ -26,7 +26,7 @@ def _overview(page: PageCall) -> dict[str, Any]:
     points = services.catalog.points
     now = services.catalog.clock.now()
     today = now.date()
-    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery(limit=0))
+    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery(unprotected=True, limit=1))
     recent = [
         run
         for run in page.ask(runs.list_runs, query=runs.RunQuery(limit=1000))
@@ -37,11 +37,12 @@ def _overview(page: PageCall) -> dict[str, Any]:
     newest = points.page(limit=1)
     proven = page.ask(proofs.list_latest_proofs, query=proofs.LatestQuery(limit=_PROOFS_READ))
     disk = shutil.disk_usage(services.repository_path)
-    attention = _attention(page, inventory, recent, proven)
+    unprotected = inventory.match_count
+    attention = _attention(page, inventory, recent, proven, unprotected)
     return {
         "vm_count": inventory.vm_count,
-        "unprotected": inventory.unprotected,
-        "protected": inventory.vm_count - inventory.unprotected,
+        "unprotected": unprotected,
+        "protected": inventory.vm_count - unprotected,
         "failures": inventory.failures,
         "outcomes": Counter(str(run.outcome or run.state) for run in recent),
         "point_count": points.totals().point_count,
@@ -80,6 +81,7 @@ def _attention(
     inventory: hosts.VmList,
     recent: list[jobs.RunBrief],
     proven: list[proofs.LatestProof],
+    unprotected: int,
 ) -> list[tuple[str, str]]:
     """What somebody should look at, and where."""
     found = [(f"{name} cannot be reached", "/hosts") for name in inventory.failures]
@@ -109,10 +111,8 @@ def _attention(
         for each in page.ask(recoveries.list_recoveries)
         if each.stuck or each.failure
     ]
-    if inventory.unprotected:
-        found.append(
-            (f"{inventory.unprotected} VMs have no recovery point", "/vms?show=unprotected")
-        )
+    if unprotected:
+        found.append((f"{unprotected} VMs have no recovery point", "/vms?show=unprotected"))
     return found
 
 
