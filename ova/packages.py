@@ -10,10 +10,10 @@ PACKAGES = (
     # the system
     *("linux-image-amd64", "systemd-sysv", "systemd-resolved", "libpam-systemd", "dbus", "udev"),
     *("initramfs-tools", "zstd", "kmod", "iproute2", "iputils-ping", "less", "tzdata"),
-    *("openssh-server", "sudo", "ca-certificates", "chrony", "nftables", "unattended-upgrades"),
-    "open-vm-tools",
+    *("openssh-server", "sudo", "ca-certificates", "netbase", "chrony", "nftables"),
+    *("unattended-upgrades", "open-vm-tools"),
     # what Holdfast needs
-    *("python3", "python3-venv", "fuse3", "libfuse2", "nbdkit"),
+    *("python3", "python3-venv", "fuse3", "libfuse2", "nbdkit", "tgt"),
     *("qemu-system-x86", "qemu-utils"),  # the sandbox, and disk formats
     *("e2fsprogs", "xfsprogs", "ntfs-3g", "dosfstools"),  # the data disk; checks of guests' disks
 )

@@ -28,7 +28,7 @@ table inet holdfast {
     ct state invalid drop
     iif lo accept
     icmp type { echo-request, destination-unreachable, time-exceeded } accept
-    meta l4proto ipv6-icmp accept
+    meta l4proto 58 accept comment "ICMPv6: 58, as there may be no /etc/protocols"
     udp sport 67 udp dport 68 accept
     ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
 """
