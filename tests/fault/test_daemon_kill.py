@@ -33,7 +33,7 @@ from tests.support.small_backups import back_up_bytes
 pytestmark = pytest.mark.integration
 
 SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
-KILLS = 3
+KILLS = 2
 POINTS = 60
 SETTLED_WITHIN_S = 60.0
 
