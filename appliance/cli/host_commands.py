@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?")
 DEFAULT_PORT = 443
+DEFAULT_PORTS = {"vsphere": 443, "hyperv": 5986}  # over https
 
 
 class FingerprintNotAcceptedError(ApplianceError):
@@ -232,13 +233,14 @@ def _as_json(host: HostRecord) -> dict[str, Any]:
 def run_test(args: argparse.Namespace) -> int:
     """Exit code 1: backups would fail; 3: they work, something optional does not."""
     from appliance.service.home import Home
-    from appliance.service.hosts import open_host
+    from appliance.service.hosts import cluster_nodes, open_host
 
     with Home(home_path(args)).open_catalog() as catalog:
         record = catalog.hosts.get(args.name)
         with open_host(catalog, record) as host:
             about = host.about
             lacking = host.lacking_purposes()
+            nodes = cluster_nodes(host)
     step = (
         f"give them to the role of {record.user} at the root of the inventory, with propagation; "
         "leave out the purposes that you do not use"
@@ -250,10 +252,13 @@ def run_test(args: argparse.Namespace) -> int:
         **asdict(about),
         "missing_privileges": [asdict(item) for item in lacking],
         "next_step": step if lacking else None,
+        "cluster_nodes": nodes,
     }
 
     def text() -> str:
         lines = [f"{record.name}: {about.product} {about.version} build {about.build}, logged in"]
+        if nodes:
+            lines.append(f"one of a cluster of {', '.join(nodes)}: register each of them")
         for item in lacking:
             mark = "" if item.needed_to_back_up else ", optional"
             lines += [f"missing for {item.purpose}{mark}:", *(f"  {p}" for p in item.privileges)]

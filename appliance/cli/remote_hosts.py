@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.units import format_size
-from appliance.cli.host_commands import accepted_by_person, parse_address, read_password
+from appliance.cli.host_commands import (
+    DEFAULT_PORTS,
+    accepted_by_person,
+    parse_address,
+    read_password,
+)
 from appliance.cli.output import ExitCode, note, show, table
 
 if TYPE_CHECKING:
     from appliance.service.appliance_client import ApplianceClient
+
+_PAGE = 1000
 
 
 def list_hosts(args: argparse.Namespace, client: ApplianceClient) -> int:
@@ -30,9 +37,9 @@ def list_hosts(args: argparse.Namespace, client: ApplianceClient) -> int:
 
 
 def add_host(args: argparse.Namespace, client: ApplianceClient) -> int:
-    if args.type != "vsphere":
-        raise UsageError(f"a host of type {args.type} is added at the appliance itself")
-    address, port = parse_address(args.address)
+    if args.scheme != "https":
+        raise UsageError("a host is reached over plain http only by the appliance itself")
+    address, port = parse_address(args.address, DEFAULT_PORTS[args.type])
     fingerprint = args.accept_fingerprint
     if not fingerprint:
         body = {"address": address, "port": port}
@@ -49,6 +56,9 @@ def add_host(args: argparse.Namespace, client: ApplianceClient) -> int:
             "user": args.user,
             "password": password,
             "fingerprint": fingerprint,
+            "auth": args.auth,
+            "smb_port": args.smb_port,
+            "smb_protection": args.smb_protection,
         },
     )
     show(args, added, lambda: f"added {args.name}")
@@ -82,7 +92,12 @@ def remove_host(args: argparse.Namespace, client: ApplianceClient) -> int:
 
 
 def list_vms(args: argparse.Namespace, client: ApplianceClient) -> int:
-    found = client.get("vms", host=args.host)
+    found = client.get("vms", host=args.host, limit=_PAGE)
+    while len(found["vms"]) < found["match_count"]:
+        page = client.get("vms", host=args.host, offset=len(found["vms"]), limit=_PAGE)
+        if not page["vms"]:
+            break
+        found["vms"] += page["vms"]
 
     def text() -> str:
         rows = [_vm_row(vm) for vm in found["vms"]]

@@ -12,7 +12,7 @@ Thread model: any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.base.ids import RecoveryPointId, parse_point_id
@@ -52,13 +52,13 @@ class Asked:
 
 
 class Deletion:
-    """`in_use`: the points that recovery sessions run from."""
+    """`in_use`: the points that recovery sessions run from, each with its session."""
 
     def __init__(
         self,
         catalog: Catalog,
         repository: Repository,
-        in_use: Callable[[], Collection[str]],
+        in_use: Callable[[], Mapping[RecoveryPointId, str]],
     ) -> None:
         self._catalog = catalog
         self._repository = repository
@@ -126,9 +126,9 @@ class Deletion:
 
     def _refuse_if_in_use(self, points: Sequence[str]) -> None:
         used = self._in_use()
-        for point in points:
+        for point in map(RecoveryPointId, points):
             if point in used:
-                raise PointInUseError(f"a recovery session runs from {point}")
+                raise PointInUseError(f"session {used[point]} runs from {point}")
 
     def _ask(self, kind: ApprovalKind, objects: Sequence[str], by: str, reason: str) -> Approval:
         approval = self._catalog.approvals.ask(kind, objects, by=by, reason=reason)

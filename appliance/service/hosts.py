@@ -122,6 +122,14 @@ def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
     return opened
 
 
+def cluster_nodes(host: RegisteredHost) -> tuple[str, ...]:
+    """Hosts that have to be registered too, to reach all VMs of a Hyper-V failover cluster.
+
+    Raises: as `open_host`.
+    """
+    return host.cluster_nodes() if isinstance(host, HypervHost) else ()
+
+
 def list_vms(host: RegisteredHost) -> list[ListedVm]:
     """Return all VMs and templates, by name. Raises: as `open_host`."""
     if isinstance(host, HypervHost):

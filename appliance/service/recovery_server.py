@@ -22,6 +22,7 @@ from pathlib import Path
 
 from appliance.base.clock import SystemClock
 from appliance.base.errors import ApplianceError
+from appliance.base.ids import RecoveryPointId
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockReader
 from appliance.blocks.read_ahead import ReadAheadReader
@@ -53,14 +54,15 @@ class ServedSession:
 
 
 class IscsiNotServedError(ApplianceError):
-    """This daemon does not serve sessions over iSCSI; start `holdfast serve` as root."""
+    """This process does not serve sessions over iSCSI; `holdfast serve` does."""
 
     code = "instant.iscsi-not-served"
 
 
-def sessions_points(server: RecoveryServer) -> frozenset[str]:
-    """The points that sessions run from. Raises StorageError."""
-    return frozenset(session.record.point_id for session in server.sessions())
+def sessions_points(server: RecoveryServer) -> dict[RecoveryPointId, str]:
+    """The points that sessions run from, each with one of its sessions. Raises StorageError."""
+    records = [session.record for session in server.sessions()]
+    return {RecoveryPointId(record.point_id): record.session_id for record in records}
 
 
 class RecoveryServer:

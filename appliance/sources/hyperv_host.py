@@ -19,7 +19,7 @@ from appliance.sources.host_about import HostAbout, LackingPurpose
 from appliance.sources.hyperv_errors import hyperv_calls
 from hyperv import pinned_http
 from hyperv.host_session import HostSession
-from hyperv.inventory import host_facts
+from hyperv.inventory import cluster, host_facts
 from hyperv.script_types import HostFacts
 from hyperv.smb_files import PORT as SMB_PORT
 from hyperv.smb_files import Protection, SmbLogin
@@ -159,6 +159,13 @@ class HypervHost:
         if not self.facts.hyperv:
             lacking.append(_lacking("back up VMs", "the Hyper-V role with its PowerShell module"))
         return lacking
+
+    def cluster_nodes(self) -> tuple[str, ...]:
+        """The nodes of the host's failover cluster; empty: it is in none. Raises: as `connect`."""
+        if not self.facts.cluster:
+            return ()
+        with hyperv_calls(self.name):
+            return tuple(node.name for node in cluster(self.session).nodes)
 
     def close(self) -> None:
         """Log out; idempotent, never raises."""

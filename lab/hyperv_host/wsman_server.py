@@ -27,13 +27,21 @@ from lab.hyperv_host.winrs_command import Program
 from lab.hyperv_host.wsman_faults import WsmanCode, WsmanFaultError
 from lab.hyperv_host.wsman_message import ENVELOPE_BYTES_MAX, WsmanRequest, fault, parse_request
 from lab.vcenter.certificate import make_identity
-from lab.vcenter.http_message import ConnectionCut, ConnectionReset, HttpReply, HttpRequest
+from lab.vcenter.http_message import (
+    BodyReader,
+    ConnectionCut,
+    ConnectionReset,
+    HttpReply,
+    HttpRequest,
+)
 from lab.vcenter.https_server import HttpsServer
 
 log = logging.getLogger(__name__)
 
 _PATH = "/wsman"
 _SOAP = "application/soap+xml"
+_PIECE_BYTES = 1 << 16
+_REST_PIECES_MAX = 64
 _BODY_BYTES_MAX = ENVELOPE_BYTES_MAX + 4096  # with the frame of a sealed message
 
 
@@ -84,6 +92,7 @@ class WsmanServer:
             return HttpReply(status=405, headers=[("Allow", "POST")])
         body = request.body.read_all(_BODY_BYTES_MAX)
         if body is None:
+            _take_the_rest(request.body)
             return HttpReply(status=413)
         logon = self._logons.get(request.connection)
         if logon is None:
@@ -161,3 +170,10 @@ class WsmanServer:
         if self._switches.take(FaultName.LOST_TASK_REPLY, **fields):
             raise ConnectionCut
         return answer
+
+
+def _take_the_rest(body: BodyReader) -> None:
+    """A client that still sends when the connection is closed never sees the refusal."""
+    for _ in range(_REST_PIECES_MAX):
+        if not body.read(_PIECE_BYTES):
+            return

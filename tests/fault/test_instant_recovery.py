@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +215,7 @@ def test_a_start_that_is_cancelled_takes_everything_away(here: InProcess, step: 
 
     class Cancelling:
         name = here.target.name
+        presentation = here.target.presentation
 
         def __getattr__(self, name: str) -> Any:
             real = getattr(here.target, name)
@@ -329,28 +331,41 @@ def test_a_point_that_a_session_runs_from_is_not_forgotten(here: InProcess) -> N
     assert sorted(each["action"] for each in pruned["points"]) == ["keep", "remove"]
 
 
-def test_the_privileges_that_the_manual_lists_suffice(here: InProcess) -> None:
-    """From start over a screenshot to finalise and discard, with an account that has nothing
-    else."""
-    vcenter = here.here.lab.vcenter
-    wanted = (Purpose.INVENTORY, Purpose.RESTORE, Purpose.INSTANT_RECOVERY, Purpose.CONTROL)
-    granted = sorted({name for purpose in wanted for name in PRIVILEGES[purpose]})
-    vcenter.accounts.add_user("instant@lab", "x")
-    role = vcenter.accounts.add_role("instant", granted)
-    vcenter.accounts.permit("instant@lab", role, vcenter.root_folder)
+@contextmanager
+def with_nothing_but(here: InProcess, *purposes: Purpose) -> Iterator[VsphereRecovery]:
+    """The vCenter, logged in to with an account that has the privileges of these purposes."""
+    accounts = here.here.lab.vcenter.accounts
+    user = f"{'-'.join(purposes)}@lab"
+    accounts.add_user(user, "x")
+    role = accounts.add_role(user, sorted({n for each in purposes for n in PRIVILEGES[each]}))
+    accounts.permit(user, role, here.here.lab.vcenter.root_folder)
     login = HostLogin(
         name="lab",
-        address=vcenter.address,
-        port=vcenter.port,
-        user="instant@lab",
-        fingerprint=vcenter.fingerprint,
+        address=here.here.lab.vcenter.address,
+        port=here.here.lab.vcenter.port,
+        user=user,
+        fingerprint=here.here.lab.vcenter.fingerprint,
     )
     with VsphereHost.connect(login, lambda: Secret.of_text("x")) as host:
-        target = VsphereRecovery(host, here.catalog.appliance_id)
+        yield VsphereRecovery(host, here.catalog.appliance_id)
+
+
+_RECOVERY = (Purpose.INVENTORY, Purpose.RESTORE, Purpose.INSTANT_RECOVERY, Purpose.CONTROL)
+
+
+def test_the_privileges_that_the_manual_lists_suffice(here: InProcess) -> None:
+    """From start to finalise and discard, with an account that has nothing else."""
+    with with_nothing_but(here, *_RECOVERY) as target:
+        here.discard(here.start(target=target).record.session_id, target)
+        record = here.start(target=target, name="web-6", isolate_all=False).record
+        here.finalise(record.session_id, target=target)
+    done(here.here.lab.client_of(here.here.machine("web-6")).Destroy_Task())
+
+
+def test_a_verification_needs_those_of_reading_disks_too(here: InProcess) -> None:
+    """For the screenshot, which lies on a datastore; backups need them anyway."""
+    with with_nothing_but(here, *_RECOVERY, Purpose.READ_DISKS) as target:
         record = here.start(target=target, power_on=True).record
         state, key = TargetState(record.target_state), record.vm_key or ""
         assert target.screenshot(state, key, CancelToken()).startswith(b"\x89PNG")
         here.discard(record.session_id, target)
-        record = here.start(target=target, name="web-6", isolate_all=False).record
-        here.finalise(record.session_id, target=target)
-    done(here.here.lab.client_of(here.here.machine("web-6")).Destroy_Task())

@@ -7,6 +7,7 @@ guest numbers its writes and says which ones it saw durable. So a lost write sho
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -17,6 +18,13 @@ from typing import Any
 
 import pytest
 
+from appliance.base.run_context import CancelToken
+from appliance.exports.datastore.session import SessionStore
+from appliance.repository.repository import Repository
+from appliance.service.home import Home
+from appliance.service.recoveries import open_recovery_target
+from appliance.service.recovery_server import sessions_folder
+from appliance.targets.recovery import StillThereError, TargetState
 from lab.guests.journal import read_journal
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
@@ -24,7 +32,7 @@ from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
 from tests.support.hyperv_lab import HypervLab, hyperv_lab
 from tests.support.instant_command import instant
-from tests.support.iscsi_clients import needs_iscsi
+from tests.support.iscsi_clients import needs_iscsi, says
 
 pytestmark = pytest.mark.integration
 SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
@@ -86,9 +94,15 @@ def journal(vm: HypervVm) -> list[int]:
         return read_journal(next(iter(disks.values())))
 
 
+def tgtd_of(daemon_pid: int) -> int:
+    """The child of ours, not anybody's."""
+    return int(says("pgrep", "-P", str(daemon_pid), "-x", "tgtd"))
+
+
 @pytest.mark.timeout(600)
 def test_a_guest_runs_from_the_volume_survives_kills_and_moves_while_it_writes(here: Here) -> None:
-    """kill -9 of the daemon: no acknowledged number is lost. Then its storage moves."""
+    """kill -9 of the daemon, then of tgtd: no acknowledged number is lost. Then the VM's storage
+    moves."""
     port = ("--iscsi-port", "0")
     with serving(here.home, *SERVE, *port) as (process, document):
         port = ("--iscsi-port", str(document["iscsi"]["port"]))
@@ -101,7 +115,9 @@ def test_a_guest_runs_from_the_volume_survives_kills_and_moves_while_it_writes(h
         wait_for(vm, 10)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with serving(here.home, *SERVE, *port):
+    with serving(here.home, *SERVE, *port) as (process, _):
+        wait_for(vm, acknowledged(vm) + 10)
+        os.kill(tgtd_of(process.pid), signal.SIGKILL)
         wait_for(vm, acknowledged(vm) + 10)
         ended = here.instant("finalise", session)
         assert [step["name"] for step in ended["steps"]][-2:] == ["unmount", "withdraw"]
@@ -113,6 +129,33 @@ def test_a_guest_runs_from_the_volume_survives_kills_and_moves_while_it_writes(h
         assert "holdfast" not in vm.settings.notes
         vm.turn_off()
         here.lab.practice.host.remove_vm(vm)
+    assert_nothing_is_left(here)
+
+
+@pytest.mark.timeout(300)
+def test_every_step_may_be_done_twice(here: Here) -> None:
+    """As after a crash or a lost reply: it looks before it acts, and makes nothing twice."""
+    with serving(here.home, *SERVE, "--iscsi-port", "0"):
+        started = here.instant("start", here.point, "--address", "127.0.0.1", "--reserve", "0")
+        record = SessionStore(sessions_folder(here.home)).get(started["session_id"])
+        state, cancel = TargetState(record.target_state), CancelToken()
+        with (
+            Home(here.home).open_catalog() as catalog,
+            Repository.open(here.home / "repository") as repository,
+            open_recovery_target(catalog, here.home, "hv1") as target,
+        ):
+            hardware = repository.points.find(here.point).hardware
+            target.mount(state, cancel)
+            again = target.register(state, hardware, cancel)
+            assert again.key == record.vm_key
+            assert len(here.vm(started["vm"]).settings.drives) == 1
+            with pytest.raises(StillThereError):
+                target.unmount(state)
+            for _ in range(2):
+                target.take_away(state, again.key)
+            for _ in range(2):
+                target.unmount(state)
+        here.instant("discard", started["session_id"])
     assert_nothing_is_left(here)
 
 

@@ -38,12 +38,14 @@ THUMBPRINT = "aa:bb:cc"
 
 
 @pytest.fixture(autouse=True)
-def _nbdkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _nbdkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     needs("nbdkit")
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    with tempfile.TemporaryDirectory(prefix="vddk-") as short:  # a socket's path is short
+        (tmp_path / "tmp").symlink_to(short)
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+        yield
+        monkeypatch.undo()
 
 
 @pytest.fixture

@@ -29,22 +29,25 @@ def url(document: Any, lun: int = 1, *, password: str = PASSWORD) -> str:
 
 
 def says(*words: str | Path) -> str:
-    """Run a client to its end; what it says."""
+    """Run a client to its end; what it says, identifiers that are no text included."""
     done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        [*map(str, words)],
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=_TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 0, f"{words[0]}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
 @contextmanager
-def mounted(disk_url: str, folder: Path) -> Iterator[Path]:
-    """The NTFS volume of a LUN, mounted as a host would: through an initiator, read and write."""
-    image = folder / "volume"
-    mount = folder / "mount"
+def shown(disk_url: str, folder: Path, *, offset: int = 0) -> Iterator[Path]:
+    """A LUN from a byte on, as a file that may be written, through QEMU's initiator."""
+    image = folder / "lun"
     folder.mkdir(exist_ok=True)
     image.touch()
-    mount.mkdir(exist_ok=True)
     daemon = subprocess.Popen(
         [
             "qemu-storage-daemon",
@@ -53,7 +56,7 @@ def mounted(disk_url: str, folder: Path) -> Iterator[Path]:
             "--blockdev",
             f"driver=iscsi,node-name=lun,transport=tcp,{_options(disk_url)}",
             "--blockdev",
-            f"driver=raw,node-name=part,file=lun,offset={PARTITION_OFFSET}",
+            f"driver=raw,node-name=part,file=lun,offset={offset}",
             "--export",
             f"type=fuse,id=part,node-name=part,mountpoint={image},writable=on,growable=off",
             "--daemonize",
@@ -68,13 +71,22 @@ def mounted(disk_url: str, folder: Path) -> Iterator[Path]:
     daemon.communicate()
     pid = int((folder / "pid").read_text())
     try:
+        yield image
+    finally:
+        _end(pid)
+
+
+@contextmanager
+def mounted(disk_url: str, folder: Path) -> Iterator[Path]:
+    """The NTFS volume of a LUN, mounted as a host would: through an initiator, read and write."""
+    with shown(disk_url, folder, offset=PARTITION_OFFSET) as image:
+        mount = folder / "mount"
+        mount.mkdir(exist_ok=True)
         says("ntfs-3g", "-o", "sync", image, mount)
         try:
             yield mount
         finally:
             says("fusermount3", "-u", mount)
-    finally:
-        _end(pid)
 
 
 def _options(disk_url: str) -> str:

@@ -88,7 +88,10 @@ class VolumeLayout(BaseModel):
                 )
             if at != disk.size_bytes:
                 raise UsageError(f"disk {disk.number} is shown up to byte {at}")
-        return ComposedDevice(list(_filled(shown, scratch, self.size_bytes)))
+        composed = ComposedDevice(_filled(shown, scratch, self.size_bytes))
+        if composed.size_bytes != self.size_bytes:
+            raise UsageError(f"a disk is shown behind the end of the volume, {self.size_bytes}")
+        return composed
 
 
 def _filled(shown: Sequence[Piece], scratch: BlockDevice, size_bytes: int) -> list[Piece]:

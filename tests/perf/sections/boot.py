@@ -1,13 +1,16 @@
-"""Time to readiness of the debian guest, from its raw file and from the repository over NBD.
+"""Time to readiness of the debian guest, from its raw file and from the repository: over NBD, and
+from a LUN over iSCSI.
 
 Both boot in the same sandbox with the same probes. The raw file is a fresh copy per round, in the
 page cache; the repository starts with a recovery point that was never booted (no boot profile) and
 is then booted again with the profile of that boot. Seconds count from the start of QEMU; what
-`verify` does before that is a row of its own.
+`verify` does before that is a row of its own. The LUN is a raw one, shown to the sandbox as a file
+by QEMU's initiator, which is in the figure.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from appliance.base.run_context import CancelToken
@@ -19,6 +22,8 @@ from tests.perf import holdfast, sparse
 from tests.perf.context import Bench, Figures, Results, alternate
 from tests.perf.programs import NotMeasuredError, require
 from tests.perf.table import Goal, Ratio, Row
+from tests.support.holdfast_program import serving
+from tests.support.iscsi_clients import PASSWORD, shown, url
 
 NAME = "boot"
 PROBES = ("serial:HOLDFAST-READY debian", "http:80/")
@@ -37,7 +42,8 @@ def run(bench: Bench) -> list[Row]:
             _, point_id = holdfast.backup(repository, "guest", [guest])
             first = _verify(repository, point_id, folder)
             again = _verify(repository, point_id, folder)
-        return {**first, **{f"{name} again": value for name, value in again.items()}}
+            lun = _boot_lun(repository, point_id, folder) if _has_iscsi() else {}
+        return {**first, **{f"{name} again": value for name, value in again.items()}, **lun}
 
     results = alternate(
         bench.rounds, {"holdfast": ours, "raw file": lambda n: _boot_raw(bench, guest, n)}
@@ -49,16 +55,36 @@ def _boot_raw(bench: Bench, guest: Path, number: int) -> Figures:
     with bench.folder(f"boot-raw-{number}") as folder:
         disk = folder / "disk.raw"
         copy_sparse(guest, disk)
-        report = boot(
-            MachineSpec(disks=(RawFile(path=disk),)),
-            [parse_probe(text) for text in PROBES],
-            LIMIT_S,
-            CancelToken(),
-            artifact_folder=folder / "artifacts",
-        )
+        return {"ready": _ready_s(disk, folder / "artifacts")}
+
+
+def _has_iscsi() -> bool:
+    return all(shutil.which(program) for program in ("tgtd", "qemu-storage-daemon"))
+
+
+def _boot_lun(repository: Path, point_id: str, folder: Path) -> dict[str, float]:
+    secret = folder / "password"
+    secret.write_text(PASSWORD)
+    words = ("export", "iscsi", point_id, "--raw", "--writable", "--discard", "--port", "0")
+    place = ("--password-file", secret, "--repo", repository)
+    with (
+        serving(folder, *words, *place) as (_, document),
+        shown(url(document), folder / "lun") as disk,
+    ):
+        return {"ready over iSCSI": _ready_s(disk, folder / "artifacts-iscsi")}
+
+
+def _ready_s(disk: Path, artifacts: Path) -> float:
+    report = boot(
+        MachineSpec(disks=(RawFile(path=disk),)),
+        [parse_probe(text) for text in PROBES],
+        LIMIT_S,
+        CancelToken(),
+        artifact_folder=artifacts,
+    )
     if report.ready_s is None:
-        raise NotMeasuredError("the guest did not come up from its raw file")
-    return {"ready": report.ready_s}
+        raise NotMeasuredError(f"the guest did not come up from {disk.name}")
+    return report.ready_s
 
 
 def _verify(repository: Path, point_id: str, folder: Path) -> dict[str, float]:
@@ -83,5 +109,6 @@ def _rows(results: Results) -> list[Row]:
     return [
         row("debian guest ready, first boot", "ready", "raw file", goal),
         row("debian guest ready, with boot profile", "ready again", "raw file", goal),
+        row("debian guest ready, over iSCSI", "ready over iSCSI", "raw file"),
         row("from the request to QEMU running", "start"),
     ]
