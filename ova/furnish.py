@@ -24,7 +24,10 @@ _ENABLED = (
     *("systemd-networkd.service", "systemd-resolved.service", "chrony.service", "ssh.service"),
 )
 _DISABLED = ("getty@tty1.service", "nftables.service", "systemd-networkd-wait-online.service")
-_MASKED = ("serial-getty@ttyS0.service", "getty@tty1.service")
+_MASKED = (
+    *("serial-getty@ttyS0.service", "getty@tty1.service"),
+    "tgt.service",  # Holdfast runs tgtd itself, when there is something to serve
+)
 _EMPTIED = ("var/cache/apt", "var/lib/apt/lists", "var/log", "var/cache/debconf", "tmp")
 _REMOVED = (
     *("etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname", "etc/resolv.conf"),

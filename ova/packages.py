@@ -13,7 +13,7 @@ PACKAGES = (
     *("openssh-server", "sudo", "ca-certificates", "netbase", "chrony", "nftables"),
     *("unattended-upgrades", "open-vm-tools"),
     # what Holdfast needs
-    *("python3", "python3-venv", "fuse3", "libfuse2", "nbdkit"),
+    *("python3", "python3-venv", "fuse3", "libfuse2", "nbdkit", "tgt"),
     *("qemu-system-x86", "qemu-utils"),  # the sandbox, and disk formats
     *("e2fsprogs", "xfsprogs", "ntfs-3g", "dosfstools"),  # the data disk; checks of guests' disks
 )

@@ -54,7 +54,7 @@ class ServedSession:
 
 
 class IscsiNotServedError(ApplianceError):
-    """This daemon does not serve sessions over iSCSI; start `holdfast serve` as root."""
+    """This process does not serve sessions over iSCSI; `holdfast serve` does."""
 
     code = "instant.iscsi-not-served"
 

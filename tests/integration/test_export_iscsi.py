@@ -87,7 +87,7 @@ def test_a_lun_is_known_by_a_stable_identity(tmp_path: Path, point: str) -> None
 
 def test_what_a_host_wrote_is_there_after_kill_9(tmp_path: Path, point: str) -> None:
     """A file beside the disks, and bytes inside a VHDX; tgtd and mount go with the server."""
-    written = os.urandom(2 * MIB)
+    written = os.urandom(MIB // 4)
     export = words(tmp_path, point, "--writable")
     with serving(tmp_path, *export) as (process, document):
         with mounted(url(document), tmp_path / "host") as volume:

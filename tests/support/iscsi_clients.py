@@ -29,9 +29,14 @@ def url(document: Any, lun: int = 1, *, password: str = PASSWORD) -> str:
 
 
 def says(*words: str | Path) -> str:
-    """Run a client to its end; what it says."""
+    """Run a client to its end; what it says, identifiers that are no text included."""
     done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        [*map(str, words)],
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=_TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 0, f"{words[0]}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout

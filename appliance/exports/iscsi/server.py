@@ -7,7 +7,7 @@ it again (`WriteThroughDevice`). A target is removed from tgtd before its file g
 before the device may be closed. A tgtd that ends by itself is started again with all targets.
 
 Devices stay the caller's: they are neither closed here nor touched after `stop` or `withdraw` has
-returned. tgtd's control needs root.
+returned.
 Thread model: any thread; a thread of its own waits for tgtd's end.
 """
 
