@@ -35,6 +35,9 @@ def base_tree(cache: Path, epoch: int) -> Path:
             temp.replace(final)
         finally:
             temp.unlink(missing_ok=True)
+        for older in cache.glob("ova-base-*.tar"):  # half a GiB each, and every commit makes one
+            if older != final:
+                older.unlink()
     return final
 
 

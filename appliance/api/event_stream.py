@@ -27,6 +27,7 @@ from appliance.service.live_feed import Event, EventKind, LiveFeed
 
 HEARTBEAT_S = 15.0
 _QUEUED_MAX = 256
+_WRITE_S = 60.0
 _STREAMS_MAX = 200
 _STREAMS_OF_CALLER_MAX = 20
 _RESYNC = Event(kind=EventKind.RESYNC, fields={})
@@ -64,7 +65,7 @@ class EventStreams:
             headers = SAFE_HEADERS | {"Content-Type": "text/event-stream; charset=utf-8"}
             response = web.StreamResponse(headers=headers)
             await response.prepare(request)
-            with suppress(ConnectionError, NotLoggedInError):
+            with suppress(ConnectionError, NotLoggedInError, TimeoutError):
                 await self._write(request, response, queue)
             return response
         finally:
@@ -83,19 +84,24 @@ class EventStreams:
         response: web.StreamResponse,
         queue: asyncio.Queue[Event | None],
     ) -> None:
-        """Raises: ConnectionError; NotLoggedInError: the login has ended."""
+        """Raises: ConnectionError; NotLoggedInError: the login has ended; TimeoutError: the client
+        reads nothing any more."""
         await response.write(b"retry: 3000\n\n")
         while True:
             try:
                 event = await asyncio.wait_for(queue.get(), self._heartbeat_s)
             except TimeoutError:
                 await self._check(request)
-                await response.write(b": still here\n\n")
+                await self._send(response, b": still here\n\n")
                 continue
             if event is None:
                 return
             data = json.dumps(event.fields, default=str)
-            await response.write(f"event: {event.kind}\ndata: {data}\n\n".encode())
+            await self._send(response, f"event: {event.kind}\ndata: {data}\n\n".encode())
+
+    async def _send(self, response: web.StreamResponse, raw: bytes) -> None:
+        """Raises: ConnectionError, TimeoutError."""
+        await asyncio.wait_for(response.write(raw), _WRITE_S)
 
     async def _check(self, request: web.Request) -> None:
         """Raises NotLoggedInError."""

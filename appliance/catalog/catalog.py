@@ -15,6 +15,7 @@ from appliance.catalog.appliance_id import ApplianceId, appliance_id
 from appliance.catalog.approvals import Approvals
 from appliance.catalog.audit import AuditLog
 from appliance.catalog.db import Database
+from appliance.catalog.history import History
 from appliance.catalog.hosts import Hosts
 from appliance.catalog.intents import IntentJournal
 from appliance.catalog.job_runs import JobRuns
@@ -63,6 +64,7 @@ class Catalog:
         self.notifications = Notifications(database, sealer, clock)
         self.points = Points(database)
         self.approvals = Approvals(database, clock)
+        self.history = History(database, clock)
         self.appliance_id: ApplianceId = appliance_id(folder / "appliance-id")
 
     @classmethod

@@ -16,6 +16,7 @@ from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.cli import (
     approval_commands,
+    certificate_commands,
     host_commands,
     instant_commands,
     job_commands,
@@ -24,6 +25,7 @@ from appliance.cli import (
     remote_hosts,
     remote_jobs,
     remote_points,
+    remote_proofs,
     remote_settings,
     repo_commands,
     run_commands,
@@ -47,6 +49,8 @@ REMOTE: Mapping[Run, RemoteRun] = {
     point_commands.run_show: remote_points.show_point,
     point_commands.run_forget: remote_points.forget_points,
     repo_commands.run_stats: remote_points.show_stats,
+    certificate_commands.run_list: remote_proofs.list_certificates,
+    certificate_commands.run_show: remote_proofs.show_certificate,
     instant_commands.run_list: remote_points.list_sessions,
     job_commands.run_list: remote_jobs.list_jobs,
     job_commands.run_show: remote_jobs.show_job,

@@ -18,6 +18,8 @@ from appliance.cli.output import ExitCode, note, show, table
 if TYPE_CHECKING:
     from appliance.service.appliance_client import ApplianceClient
 
+_PAGE = 1000
+
 
 def list_hosts(args: argparse.Namespace, client: ApplianceClient) -> int:
     hosts = client.get("hosts")
@@ -90,7 +92,12 @@ def remove_host(args: argparse.Namespace, client: ApplianceClient) -> int:
 
 
 def list_vms(args: argparse.Namespace, client: ApplianceClient) -> int:
-    found = client.get("vms", host=args.host)
+    found = client.get("vms", host=args.host, limit=_PAGE)
+    while len(found["vms"]) < found["match_count"]:
+        page = client.get("vms", host=args.host, offset=len(found["vms"]), limit=_PAGE)
+        if not page["vms"]:
+            break
+        found["vms"] += page["vms"]
 
     def text() -> str:
         rows = [_vm_row(vm) for vm in found["vms"]]

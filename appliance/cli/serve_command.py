@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.base.errors import UsageError
 from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
 from appliance.cli.options import home_path, open_repository, repository_path
@@ -68,6 +69,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the set-up token is kept until the first account is made, not on stderr",
     )
+    serve.add_argument(
+        "--history-days",
+        type=int,
+        default=365,
+        metavar="N",
+        help="how long runs and verifications are kept (the newest always)",
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -87,6 +95,8 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.recovery_service import RecoveryService
     from appliance.service.source_tools import source_tools
 
+    if args.history_days < 1:
+        raise UsageError("--history-days is 1 or more")
     home = home_path(args)
     with ExitStack() as stack:
         catalog = stack.enter_context(Home(home).open_catalog())
@@ -129,7 +139,7 @@ def run_serve(args: argparse.Namespace) -> int:
         stack.callback(recover.operations.stop)
         stack.callback(jobs.stop)
         jobs.start()
-        _start_patrol(stack, catalog, jobs)
+        _start_patrol(stack, catalog, jobs, args.history_days)
         document: dict[str, Any] = {
             "pid": os.getpid(),
             "socket": str(socket_path(home)),
@@ -247,10 +257,14 @@ def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) 
     return deletion
 
 
-def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService) -> None:
+def _start_patrol(stack: ExitStack, catalog: Catalog, jobs: JobService, days: int) -> None:
     from appliance.service.orphan_patrol import OrphanPatrol
 
-    patrol = OrphanPatrol(catalog, also=jobs.discard_debris)
+    def also() -> None:
+        catalog.history.trim(days)
+        jobs.discard_debris()
+
+    patrol = OrphanPatrol(catalog, also=also)
     patrol.start()
     stack.callback(patrol.stop)
 

@@ -20,6 +20,17 @@ def known_point(manifest: Manifest) -> KnownPoint:
     )
 
 
+def newest_by_vm(kept: Iterable[VmPoints]) -> dict[VmKey, VmPoints]:
+    """The name that each VM's newest point is kept under; a VM may have had several."""
+    newest: dict[VmKey, VmPoints] = {}
+    for each in kept:
+        if each.vm_key is not None:
+            key = VmKey(each.vm_key)
+            if key not in newest or newest[key].newest_at < each.newest_at:
+                newest[key] = each
+    return newest
+
+
 def kept_names(vms: Iterable[VmPoints]) -> PointNames:
     """As `point_names`, by the catalog's list (`point_book.py`) in place of every manifest."""
     return PointNames(

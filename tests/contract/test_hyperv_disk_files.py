@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import uuid
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hyperv.vhdx.shape import VhdxShape
 from hyperv.vhdx.writer import DynamicVhdxWriter, FileSink
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.vhd_files import fixed_vhd
-from tests.support.vhdx_files import PARTIAL, PRESENT, MadeVhdx
+from tests.support.vhdx_chains import write_chain
 
 
 class TestDynamicVhdx(BlockReaderSuite):
@@ -52,19 +51,7 @@ class TestDifferencingVhdx(BlockReaderSuite):
         def make_reader(content: bytes) -> HypervImageReader:
             folder = tmp_path / str(next(numbers))
             folder.mkdir()
-            rng = random.Random(1)
-            parent = MadeVhdx(disk_bytes=len(content))
-            child = MadeVhdx(disk_bytes=len(content), parent=parent, parent_path=".\\base.vhdx")
-            for block in range(-(-len(content) // MIB)):
-                whole = bytearray(content[block * MIB : (block + 1) * MIB].ljust(MIB, b"\0"))
-                parent.blocks[block] = (PRESENT, bytes(whole))
-                child.bits[block] = [rng.randrange(2) for _ in range(2048)]
-                for number, bit in enumerate(child.bits[block]):
-                    if not bit:
-                        whole[number * 512 : (number + 1) * 512] = b"\xdd" * 512
-                child.blocks[block] = (PARTIAL, bytes(whole))
-            parent.write(folder / "base.vhdx")
-            return HypervImageReader(child.write(folder / "child.vhdx"), allow_external=True)
+            return HypervImageReader(write_chain(folder, content), allow_external=True)
 
         return make_reader
 

@@ -29,7 +29,7 @@ from appliance.api.services import Services
 from appliance.catalog.accounts import Role
 from tests.support.api_server import api_serving
 
-_EXAMPLES = 4  # of each operation and mode
+_EXAMPLES = 3  # of each operation and mode
 _NEVER_CALLED = {
     "setup",  # these two are slow on purpose, and limited
     "log_in",

@@ -19,15 +19,19 @@ import pytest
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.reasons import Reason
 from appliance.base.secret import Secret
+from appliance.catalog.accounts import Role
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.channel import CHANNEL, Channel
 from appliance.catalog.errors import SecretDamagedError
-from appliance.catalog.job import RunKind
+from appliance.catalog.job import JOB, RunKind
 from appliance.catalog.job_runs import RunCause, RunEnd
 from appliance.catalog.notifications import Delivery
 from appliance.catalog.runs import RunOutcome
 from appliance.cli.main import main
+from appliance.repository.repository import Repository
 from appliance.service.notify.post import Post
+from tests.support.api_server import Client
+from tests.support.holdfast_program import serving
 from tests.support.job_world import MovedClock
 from tests.support.notify_servers import (
     PASSWORD,
@@ -414,3 +418,21 @@ def test_the_command_line_adds_tests_lists_and_removes_a_channel(
     assert "a key of both sides" not in text
     assert main(["notify", "remove", "hook", *common]) == 0
     assert main(["notify", "remove", "hook", *common]) == 1
+
+
+def test_the_daemon_tells_of_a_run_that_ended(tmp_path: Path, authority: Authority) -> None:
+    """From the end of a run to the receiver, with nobody asking for it."""
+    Repository.create(tmp_path / "repository")
+    serve = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
+    with hook_server(authority) as server:
+        with Catalog.open(tmp_path) as catalog:
+            catalog.jobs.save([], [JOB.validate_python({"name": "tidy", "kind": "gc"})])
+            channel = hook_channel(authority, server.port, occasions=["success"])
+            catalog.notifications.add(channel, KEY)
+            token = catalog.api_tokens.create("t", Role.OPERATOR, created_by="test")
+        with serving(tmp_path, *serve) as (_, document):
+            client = Client(document["web"]["port"], token=token)
+            assert client.api("POST", "/jobs/tidy/run").status == 200
+            assert server.arrived.wait(timeout=60)
+    ((_, _, body),) = server.requests
+    assert json.loads(body)["subject"] == "Holdfast: gc of job tidy ended well"

@@ -20,6 +20,7 @@ from appliance.catalog.job_runs import RunCause, RunEnd
 from appliance.catalog.runs import RunOutcome
 from appliance.cli.main import main
 from appliance.cli.remote import REMOTE
+from appliance.jobs.certificate_store import CertificateStore
 from tests.support.api_server import api_serving
 from tests.support.small_backups import back_up_bytes
 
@@ -97,6 +98,17 @@ def test_settings_and_sessions_are_listed(services: Services, answer: Command) -
     assert answer("instant", "list") == []
     assert answer("host", "list") == []
     assert answer("vm", "list")["vms"] == []
+
+
+def test_certificates_are_listed_and_shown(
+    services: Services, answer: Command, tmp_path: Path
+) -> None:
+    """With the file itself, which can be checked offline."""
+    CertificateStore(tmp_path / "appliance").rotate()
+    (listed,) = answer("certificate", "list")
+    assert (listed["kind"], listed["failure"]) == ("key-rotation", None)
+    shown = answer("certificate", "show", str(listed["sequence"]))
+    assert shown["file"] and shown["body"]
 
 
 def test_errors_of_the_appliance_are_told_with_their_code(

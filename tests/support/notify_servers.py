@@ -104,6 +104,7 @@ class HookServer:
     port: int = 0
     statuses: list[int] = field(default_factory=list)  # answered in turn, then 204
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -120,6 +121,7 @@ def hook_server(authority: Authority) -> Iterator[HookServer]:
                 self.send_header("Location", "https://127.0.0.1:1/elsewhere")
             self.send_header("Content-Length", "0")
             self.end_headers()
+            hooks.arrived.set()
 
         def log_message(self, *words: Any) -> None:
             pass

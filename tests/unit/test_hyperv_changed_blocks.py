@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hyperv.changed_blocks import Baseline, Changed, FullRead, changed_ranges
 from hyperv.errors import HypervError, ScriptError, UnreachableError
-from hyperv.script_types import CheckpointDisk, DiskFile
+from hyperv.script_types import CheckpointDisk
 from tests.support.fake_hyperv_session import FakeHypervSession, quick_patience
+from tests.support.hyperv_disk_values import disk_file
 
 GIB = 1 << 30
 SIZE = 10 * GIB
@@ -24,18 +25,7 @@ BASE = Baseline(rct_id="rctX:1", virtual_disk_id="disk-1", size_bytes=SIZE, froz
 
 def disk(*names: str, size_bytes: int = SIZE, disk_id: str = "disk-1") -> CheckpointDisk:
     files = [
-        DiskFile(
-            path=f"D:\\VM\\{name}",
-            format="vhdx",
-            type="dynamic",
-            virtual_disk_id=disk_id,
-            size_bytes=size_bytes,
-            file_size_bytes=4096,
-            logical_sector_bytes=512,
-            physical_sector_bytes=4096,
-            parent_path="",
-            error="",
-        )
+        disk_file(f"D:\\VM\\{name}", disk_id=disk_id, size_bytes=size_bytes)
         for name in names or ("web.vhdx",)
     ]
     return CheckpointDisk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -10,8 +11,12 @@ from pydantic import AwareDatetime, Field
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
+from appliance.catalog.points import VmPoints
 from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
+from appliance.service.protection import newest_by_vm
+from appliance.sources.host_about import LackingPurpose
 from appliance.sources.hyperv_host import HypervLogin
+from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
 table = RouteTable("hosts")
@@ -65,6 +70,7 @@ class HostTest(Shown):
     version: str
     build: str
     lacking: list[LackingShown]
+    summary: str
 
 
 class ReasonShown(Shown):
@@ -97,11 +103,19 @@ class VmShown(Shown):
 
 class VmQuery(Body):
     host: str | None = None
-    fresh: bool = False
+    name: str = Field(default="", max_length=255, description="Part of the name")
+    unprotected: bool = Field(default=False, description="Only those without a recovery point")
+    fresh: bool = Field(default=False, description="Ask the hosts now")
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=1000, ge=1, le=10_000)
 
 
 class VmList(Shown):
+    """`vms` are some of the `match_count` that are as asked for, of `vm_count` in all."""
+
     vms: list[VmShown]
+    vm_count: int
+    match_count: int
     failures: dict[str, str]
 
 
@@ -158,7 +172,15 @@ def test_host(call: Call) -> HostTest:
         version=about.version,
         build=about.build,
         lacking=[LackingShown.model_validate(each) for each in lacking],
+        summary=_summary(f"{about.product} {about.version}", lacking),
     )
+
+
+def _summary(product: str, lacking: Sequence[LackingPurpose]) -> str:
+    if not lacking:
+        return f"{product}: every privilege that is needed is there."
+    told = "; ".join(f"{each.purpose}: {', '.join(each.privileges)}" for each in lacking)
+    return f"{product}: missing for {told}"
 
 
 @table.add("DELETE", "/hosts/{name}", Permission.CONFIGURE)
@@ -172,28 +194,39 @@ def list_vms(call: Call) -> VmList:
     """The VMs of all hosts, what protects them and what stands in the way."""
     query, services = call.query_as(VmQuery), call.services
     inventory = services.inventory.get(fresh=query.fresh)
-    newest_of = {each.vm_key: each for each in services.catalog.points.vms() if each.vm_key}
-    shown = []
-    for vm in inventory.vms:
-        if query.host not in (None, vm.host):
-            continue
-        newest = newest_of.get(vm.identity.key)
-        shown.append(
-            VmShown(
-                host=vm.host,
-                name=vm.name,
-                moref=vm.moref,
-                power=vm.power,
-                folder=vm.folder,
-                runs_on=vm.runs_on,
-                change_tracking=vm.change_tracking,
-                size_bytes=vm.size_bytes,
-                disks=[DiskShown.model_validate(disk) for disk in vm.disks],
-                obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
-                point_name=newest.vm if newest else None,
-                newest_point=newest.newest_id if newest else None,
-                newest_at=newest.newest_at if newest else None,
-            )
-        )
+    newest_of = newest_by_vm(services.catalog.points.vms())
+    name = query.name.casefold()
+    matching = [
+        vm
+        for vm in inventory.vms
+        if query.host in (None, vm.host)
+        and name in vm.name.casefold()
+        and not (query.unprotected and vm.identity.key in newest_of)
+    ]
+    page = matching[query.offset : query.offset + query.limit]
+    shown = [_vm_shown(vm, newest_of.get(vm.identity.key)) for vm in page]
     failures = {name: str(error) for name, error in inventory.failures.items()}
-    return VmList(vms=shown, failures=failures)
+    return VmList(
+        vms=shown,
+        vm_count=len(inventory.vms),
+        match_count=len(matching),
+        failures=failures,
+    )
+
+
+def _vm_shown(vm: ListedVm, newest: VmPoints | None) -> VmShown:
+    return VmShown(
+        host=vm.host,
+        name=vm.name,
+        moref=vm.moref,
+        power=vm.power,
+        folder=vm.folder,
+        runs_on=vm.runs_on,
+        change_tracking=vm.change_tracking,
+        size_bytes=vm.size_bytes,
+        disks=[DiskShown.model_validate(disk) for disk in vm.disks],
+        obstacles=[ReasonShown.model_validate(each) for each in vm.obstacles],
+        point_name=newest.vm if newest else None,
+        newest_point=newest.newest_id if newest else None,
+        newest_at=newest.newest_at if newest else None,
+    )

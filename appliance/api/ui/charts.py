@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 640, 120
 _CELL, _GAP = 14, 3
+_BAR_STEP_MAX = 24.0  # few values make no wall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ def bars(title: str, values: Sequence[Bar]) -> Markup:
     if not values:
         return Markup("")
     most = max(bar.value for bar in values) or 1.0
-    step = _WIDTH / len(values)
+    step = min(_BAR_STEP_MAX, _WIDTH / len(values))
     parts = [_head(title, _WIDTH, _HEIGHT)]
     for number, bar in enumerate(values):
         height = max(1.0, (_HEIGHT - 4) * bar.value / most)

@@ -41,15 +41,18 @@ log = EventLog(__name__)
 LOOK_EVERY_S = 30.0
 _WAITS_MINUTES = (1, 2, 5, 15, 30, 60, 120, 240, 480, 480)  # a day, all together
 _DIGEST_RUNS_MAX = 1000
+_RECENT = timedelta(days=1, hours=2)  # a nightly job may begin a little later than yesterday
+_GIVEN_UP = timedelta(days=30)
 Unprotected = Callable[[], Sequence[str]]
 
 
 class Post:
-    """`unprotected`: VMs without a recent recovery point, for the digest."""
+    """`unprotected`: VMs without a recent recovery point, for the digest; by default those whose
+    newest is older than a day, and not so old that nobody expects one any more."""
 
-    def __init__(self, catalog: Catalog, unprotected: Unprotected = tuple) -> None:
+    def __init__(self, catalog: Catalog, unprotected: Unprotected | None = None) -> None:
         self._catalog = catalog
-        self._unprotected = unprotected
+        self._unprotected = unprotected or self._stale
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="post")
@@ -98,6 +101,12 @@ class Post:
             self._digest(state)
         self._deliver({state.channel.name: state.channel for state in channels})
         self._catalog.notifications.trim()
+
+    def _stale(self) -> list[str]:
+        now = self._catalog.clock.now()
+        return [
+            vm.vm for vm in self._catalog.points.vms() if _RECENT < now - vm.newest_at < _GIVEN_UP
+        ]
 
     # Into the outbox
 

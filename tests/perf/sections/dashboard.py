@@ -78,9 +78,9 @@ def _measured(client: Client, what: str, path: str, points: int) -> Row:
         measure=f"{what}, {points:,} points".replace(",", " "),
         unit="s",
         ours=Samples(values=tuple(seconds)),
-        peer="goal",
+        peer="0.3 s",
         theirs=Samples(values=(_GOAL_S,)),
-        goal=Goal(limit=1),
+        goal=Goal(limit=1) if path != "/metrics" else None,
     )
 
 

@@ -14,29 +14,37 @@ from appliance.api.ui.page import Page, PageCall, when
 from appliance.api.ui.space import forecast
 from appliance.base.units import format_duration, format_size
 
-_VMS_MOST = 500
+_VMS_SHOWN = 100
 _GROWTH_DAYS = 30
 
 
 def _vms(page: PageCall) -> dict[str, Any]:
-    found = page.ask(hosts.list_vms, query=hosts.VmQuery())
-    q, show = page.text("q")[:255], page.text("show")
-    wanted = [
-        vm
-        for vm in found.vms
-        if q.casefold() in vm.name.casefold() and (show != "unprotected" or vm.newest_point is None)
-    ]
-    kept = page.services.catalog.points.vms()
-    there = {vm.point_name for vm in found.vms}
+    q, unprotected = page.text("q")[:255], page.text("show") == "unprotected"
+    offset = page.number("offset") or 0
+    query = hosts.VmQuery(name=q, unprotected=unprotected, offset=offset, limit=_VMS_SHOWN)
+    found = page.ask(hosts.list_vms, query=query)
+    filtered = bool(q or unprotected or offset)
     return {
-        "vms": wanted[:_VMS_MOST],
-        "more": max(0, len(wanted) - _VMS_MOST),
-        "total": len(found.vms),
+        "vms": found.vms,
         "failures": found.failures,
+        "total": found.vm_count,
+        "matching": found.match_count,
         "q": q,
-        "show": show or q,
-        "gone": [] if show or q else [each.vm for each in kept if each.vm not in there][:_VMS_MOST],
+        "unprotected": unprotected,
+        "filtered": filtered,
+        "first": offset + 1,
+        "last": offset + len(found.vms),
+        "earlier": max(0, offset - _VMS_SHOWN) if offset else None,
+        "later": offset + _VMS_SHOWN if offset + _VMS_SHOWN < found.match_count else None,
+        "gone": [] if filtered else _gone(page),
     }
+
+
+def _gone(page: PageCall) -> list[str]:
+    """Names of VMs that have points, and that no hypervisor has now."""
+    there = {vm.identity.key for vm in page.services.inventory.known()}
+    kept = page.services.catalog.points.vms()
+    return [each.vm for each in kept if each.vm_key not in there][:_VMS_SHOWN]
 
 
 def _vm(page: PageCall) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _overview(page: PageCall) -> dict[str, Any]:
     points = services.catalog.points
     now = services.catalog.clock.now()
     today = now.date()
-    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery())
+    inventory = page.ask(hosts.list_vms, query=hosts.VmQuery(unprotected=True, limit=1))
     recent = [
         run
         for run in page.ask(runs.list_runs, query=runs.RunQuery(limit=1000))
@@ -37,12 +37,12 @@ def _overview(page: PageCall) -> dict[str, Any]:
     newest = points.page(limit=1)
     proven = page.ask(proofs.list_latest_proofs, query=proofs.LatestQuery(limit=_PROOFS_READ))
     disk = shutil.disk_usage(services.repository_path)
-    unprotected = [vm for vm in inventory.vms if vm.newest_point is None]
-    attention = _attention(page, inventory, recent, proven, len(unprotected))
+    unprotected = inventory.match_count
+    attention = _attention(page, inventory, recent, proven, unprotected)
     return {
-        "vm_count": len(inventory.vms),
-        "unprotected": len(unprotected),
-        "protected": len(inventory.vms) - len(unprotected),
+        "vm_count": inventory.vm_count,
+        "unprotected": unprotected,
+        "protected": inventory.vm_count - unprotected,
         "failures": inventory.failures,
         "outcomes": Counter(str(run.outcome or run.state) for run in recent),
         "point_count": points.totals().point_count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from appliance.api.permissions import Permission
@@ -10,6 +11,7 @@ from appliance.api.routes import jobs, runs
 from appliance.api.ui.charts import Sample, area
 from appliance.api.ui.page import Page, PageCall
 from appliance.base.units import format_rate
+from appliance.service.live_feed import ThroughputSample
 
 _PAGE = 50
 
@@ -40,7 +42,7 @@ def _run(page: PageCall) -> dict[str, Any]:
 
 def throughput_of(page: PageCall, run_id: str) -> dict[str, Any]:
     """The plot of a run that goes on, or ended lately."""
-    samples = page.services.feed.throughput(run_id)
+    samples = _smooth(page.services.feed.throughput(run_id))
     most = max((each.bytes_per_s for each in samples), default=0.0)
     return {
         "throughput": area(
@@ -51,6 +53,16 @@ def throughput_of(page: PageCall, run_id: str) -> dict[str, Any]:
         "throughput_lasted": samples[-1].at_s if samples else 0.0,
         "throughput_most": format_rate(most),
     }
+
+
+def _smooth(samples: Sequence[ThroughputSample]) -> list[ThroughputSample]:
+    """Each the mean of itself and its neighbours: progress comes in large pieces."""
+    found = []
+    for number, sample in enumerate(samples):
+        near = samples[max(0, number - 1) : number + 2]
+        rate = sum(each.bytes_per_s for each in near) / len(near)
+        found.append(ThroughputSample(at_s=sample.at_s, bytes_per_s=rate))
+    return found
 
 
 def _vm_run(page: PageCall) -> dict[str, Any]:
