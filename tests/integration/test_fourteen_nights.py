@@ -47,6 +47,7 @@ from tests.support.holdfast_program import run_json
 from tests.support.lab_nfs import needs_nfs_datastores, own_address
 from tests.support.needs import needs
 from tests.support.programs import run as run_program
+from tests.support.roomy_disk import roomy_disk as roomy_disk
 from tests.support.vm_lab import VmLab, quick_tools, vm_lab
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -30,6 +30,7 @@ from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support.holdfast_program import serving
 from tests.support.instant_lab import InstantLab, instant_lab
 from tests.support.lab_nfs import needs_nfs_datastores
+from tests.support.roomy_disk import roomy_disk as roomy_disk
 
 pytestmark = pytest.mark.integration
 
