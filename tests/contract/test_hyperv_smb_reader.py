@@ -35,13 +35,14 @@ def opener(server: Samba, folder: str) -> SmbDiskOpener:
     return SmbDiskOpener("hv1", login, chain, None)
 
 
+_numbers = itertools.count()  # the server is one for all tests of this module
+
+
 class TestSmbDisk(BlockReaderSuite):
     @pytest.fixture
     def make(self, server: Samba) -> MakeReader:
-        numbers = itertools.count()
-
         def make_reader(content: bytes) -> BlockReader:
-            name = f"{id(numbers)}-{next(numbers)}"
+            name = f"disk-{next(_numbers)}"
             folder = server.folder.parent / "share" / name
             folder.mkdir()
             write_chain(folder, content)

@@ -132,6 +132,18 @@ ELSEWHERE = {
     FaultName.RELOCATE_FAILURE: "of relocation",
     FaultName.NO_LIVE_MOVE: "of relocation",
     FaultName.SCREEN_UNAVAILABLE: "of screenshots",
+    **dict.fromkeys(
+        (
+            FaultName.RCT_RESET,
+            FaultName.RCT_EMPTY_ID,
+            FaultName.RCT_QUERY_FAILURE,
+            FaultName.RCT_STUCK_REGION,
+            FaultName.MERGE_FAILURE,
+            FaultName.SMB_FILE_BUSY,
+            FaultName.SCRIPT_FAILURE,
+        ),
+        "of Hyper-V: tests/integration/test_hyperv_backup_lab.py and test_lab_hyperv_host.py",
+    ),
 }
 
 

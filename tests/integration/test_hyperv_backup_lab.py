@@ -297,6 +297,21 @@ def test_a_merge_that_fails_is_said_and_healed_by_the_next_backup(
     assert appliance.stored("web") == appliance.frozen["web", 0]
 
 
+def test_a_script_that_breaks_fails_the_backup_and_leaves_nothing(
+    appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
+) -> None:
+    """An exception that nobody foresaw, after the checkpoint was made."""
+    before = set(points(lab, vm))
+    lab.practice.faults.arm(FaultName.SCRIPT_FAILURE, times=1, method="checkpoint_disks")
+    [broken] = appliance.back_up("web")
+    assert lab.practice.faults.fired(FaultName.SCRIPT_FAILURE)
+    assert broken.backup is None and broken.error is not None
+    [result] = appliance.back_up("web")
+    assert result.backup is not None, result.error
+    assert appliance.stored("web") == appliance.frozen["web", 0]
+    assert len(set(points(lab, vm)) - before) == 1
+
+
 def test_a_host_without_reference_points_is_backed_up_by_a_shadow_copy(
     appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
 ) -> None:
