@@ -26,7 +26,7 @@ from appliance.sources.vm_identity import identity_of
 
 log = EventLog(__name__)
 
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 3.0
 _SHARE = 50  # looking costs at most one part in so many
 _AT_ONCE = 500
 
