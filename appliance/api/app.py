@@ -137,7 +137,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         return _failure(404, missing.code, str(missing), missing)
     except web.HTTPException as refused:
         return _failure(refused.status, "api.http", refused.reason, None)
-    except Exception:
+    except Exception:  # a client gets an answer, and never the details
         log.exception("%s %s failed", request.method, request.path)
         return _failure(500, "api.defect", "a defect of Holdfast; the log holds the details", None)
 

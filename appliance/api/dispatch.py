@@ -78,7 +78,7 @@ class Dispatcher:
         except ApplianceError as error:
             outcome = error.code
             raise
-        except Exception:
+        except Exception:  # audited like any other outcome, and raised again
             outcome = "api.defect"
             raise
         finally:

@@ -254,7 +254,7 @@ class Engine:
         for listener in self._listeners:
             try:
                 listener(run)
-            except Exception:
+            except Exception:  # whoever listens must not end a run
                 log.exception("a listener failed", run=run.run_id)
 
 

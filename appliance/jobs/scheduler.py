@@ -73,7 +73,7 @@ class Scheduler:
             except ApplianceError as error:
                 log.error("the scheduler cannot read the catalog", error=error)
                 until = None
-            except Exception:
+            except Exception:  # one defect must not end all nights
                 log.exception("the scheduler met a defect")
                 until = None
             self._wake.wait(self._pause_s(until))

@@ -106,7 +106,7 @@ def parse_properties(properties: Mapping[str, str]) -> Deployment:
     if len(passphrase) > _PASSPHRASE_CHARS or not passphrase.isprintable():
         raise PropertyError("repository_passphrase is too long or has characters of no keyboard")
     return Deployment(
-        settings=MachineSettings(**values),  # type: ignore[arg-type]
+        settings=MachineSettings(**values),  # type: ignore[arg-type]  # by name; each was checked above
         repository_passphrase=Secret.of_text(passphrase) if passphrase else None,
     )
 

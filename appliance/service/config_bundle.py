@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
 import secrets
 import tempfile
@@ -195,7 +194,7 @@ def _put_in_place(folder: Path, home: Path) -> Path | None:
             path.rename(kept / path.name)
     for name in (*_SINGLE, "tls", "certificates", _CATALOG):
         if (folder / name).exists():
-            os.replace(folder / name, home / name)  # noqa: PTH105
+            (folder / name).replace(home / name)
     make_folders(home)
     fsync_directory(home)
     return kept

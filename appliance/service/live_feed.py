@@ -153,7 +153,7 @@ class LiveFeed:
                 self.look()
             except ApplianceError as error:
                 log.error("the live feed cannot look", error=error)
-            except Exception:
+            except Exception:  # the pages would stand still until a restart
                 log.exception("the live feed met a defect")
             self._wake.wait(self._every_s)
 
@@ -227,7 +227,7 @@ def _tell(listeners: Sequence[Listener], events: Sequence[Event]) -> None:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # one listener must not cost the others the event
                 log.exception("a listener of the live feed failed")
 
 

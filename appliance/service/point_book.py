@@ -131,7 +131,7 @@ class PointBook:
                     log.info("points taken in", added=change.added, removed=change.removed)
             except ApplianceError as error:
                 log.warning("points cannot be compared", error=error)
-            except Exception:
+            except Exception:  # the list would never be compared again
                 log.exception("comparing points met a defect")
             lasted_s = clock.monotonic_s() - begun_s
             self._stopping.wait(max(LOOK_EVERY_S, _SHARE * lasted_s))

@@ -161,7 +161,7 @@ class Command:
             exit_code = program(line, self)
         except CommandEndedError:
             exit_code = 1
-        except Exception:
+        except Exception:  # a client waits for the exit code
             log.exception("the program %s of the lab failed", line.command)
             exit_code = _CRASHED
         with self._state:

@@ -78,7 +78,7 @@ class Post:
                 self.work()
             except ApplianceError as error:
                 log.error("the post cannot read the catalog", error=error)
-            except Exception:
+            except Exception:  # one bad delivery must not end all of them
                 log.exception("the post met a defect")
             self._wake.wait(self._pause_s())
 
