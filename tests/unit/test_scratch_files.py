@@ -125,6 +125,28 @@ def test_open_files_are_few_and_closed_ones_keep_their_content(tmp_path: Path) -
         assert files.read(number, 0, 10) == b"%d" % number
 
 
+def test_a_file_that_is_just_being_closed_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who needs it while its descriptor closes never gets the dying one."""
+    monkeypatch.setattr(scratch, "_OPEN_MAX", 1)
+    files = ScratchFiles(tmp_path / "files")
+    close = os.close
+    closed = []
+
+    def close_and_write(fd: int) -> None:
+        close(fd)
+        closed.append(fd)
+        if len(closed) == 1:
+            files.write(1, 4, b"late")
+
+    monkeypatch.setattr(os, "close", close_and_write)
+    files.write(1, 0, b"soon")
+    files.write(2, 0, b"x")  # pushes 1 out
+    assert closed
+    assert files.read(1, 0, 10) == b"soonlate"
+
+
 def test_writers_of_a_file_that_is_closed_and_opened_agree_on_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

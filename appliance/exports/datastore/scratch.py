@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from appliance.base.atomic import fsync_directory
 from appliance.blocks.overlay_commit import GroupCommit
@@ -40,11 +40,9 @@ class _Content:
         self._files = files
         self._number = number
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # Not `__del__`: it runs while `_alive` can still hand out the object.
+        finalize(self, os.close, self.fd)
         self._group = GroupCommit(partial(_commit, files, number, self.fd, os.fdatasync))
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
 
     def check(self) -> None:
         _check(self._files, self._number)
@@ -179,6 +177,7 @@ class ScratchFiles:
                 self._sizes[number] = end
 
     def _content(self, number: int) -> _Content:
+        pushed_out = []  # closed after the lock is given back
         with self._lock:
             content = self._alive.get(number)
             if content is None:
@@ -190,5 +189,5 @@ class ScratchFiles:
             self._recent[number] = content
             self._recent.move_to_end(number)
             while len(self._recent) > _OPEN_MAX:
-                self._recent.popitem(last=False)
-            return content
+                pushed_out.append(self._recent.popitem(last=False))
+        return content
