@@ -22,6 +22,7 @@ from typing import Any
 from appliance.exports.nbd import NbdExport, NbdServer
 from lab.esx.errors import HostError
 from lab.esx.running_machine import RunningMachine, machine_arguments
+from lab.hyperv_host.iscsi import WholeDisk
 from lab.hyperv_host.live_disk import LiveDisk
 from lab.hyperv_host.vm_settings import Adapter, ControllerType, Drive, VmSettings
 
@@ -36,6 +37,7 @@ class HypervMachine(RunningMachine):
         self,
         settings: VmSettings,
         disks: Mapping[str, LiveDisk],
+        whole: Mapping[str, WholeDisk],
         folder: Path,
         *,
         reachable_switches: frozenset[str],
@@ -43,11 +45,12 @@ class HypervMachine(RunningMachine):
         on_event: Callable[[str, dict[str, Any]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """`disks` by the name of their drive; `folder`'s path must be short."""
+        """`disks` and `whole` by the name of their drive; `folder`'s path must be short."""
         if settings.generation != 1:
             raise HostError("this host has no UEFI firmware for a generation 2 machine")
         self._settings = settings
         self._disks = disks
+        self._whole = whole
         self._reachable = reachable_switches
         self._socket = folder / "disks.sock"
         self.has_network = any(one.switch in reachable_switches for one in settings.adapters)
@@ -91,14 +94,15 @@ class HypervMachine(RunningMachine):
         for controller in (_IDE, *scsi):
             arguments += ["-device", json.dumps({"driver": "pvscsi", "id": controller})]
         for place, drive in enumerate(_boot_order(self._settings)):
+            whole = self._whole.get(drive.name)
             node = {
                 "driver": "nbd",
                 "node-name": drive.name,
-                "server": {"type": "unix", "path": str(self._socket)},
-                "export": drive.name,
+                "server": {"type": "unix", "path": str(whole.socket if whole else self._socket)},
+                "export": whole.export if whole else drive.name,
                 "discard": "unmap",
             }
-            sector = self._disks[drive.name].logical_sector_bytes
+            sector = 512 if whole else self._disks[drive.name].logical_sector_bytes
             device = _device(drive) | {"bootindex": place, "logical_block_size": sector}
             arguments += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
         return arguments

@@ -103,6 +103,10 @@ class VmSettings:
     def vmcx_path(self) -> WindowsPath:
         return self.folder.joined("Virtual Machines", f"{self.vm_id.upper()}.vmcx")
 
+    @property
+    def has_pass_through(self) -> bool:
+        return any(drive.disk_number is not None for drive in self.drives)
+
     def drive(self, controller: str, number: int, location: int) -> Drive:
         """Raises NotFoundError."""
         for drive in self.drives:
