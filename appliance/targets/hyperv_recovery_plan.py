@@ -209,6 +209,7 @@ def _disks(capture: Capture, request: RecoveryRequest) -> tuple[StateDisk, ...]:
                 f"disk {disk.number} has sectors of {disk.logical_sector_bytes} bytes, which an"
                 " iSCSI LUN of ours has not"
             )
+    boots = capture.boot_disk
     return tuple(
         StateDisk(
             number=disk.number,
@@ -216,9 +217,9 @@ def _disks(capture: Capture, request: RecoveryRequest) -> tuple[StateDisk, ...]:
             controller=disk.controller,
             controller_number=disk.controller_number,
             location=disk.location,
-            boot_first=place == 0,
+            boot_first=disk.number == boots,
         )
-        for place, disk in enumerate(wanted)
+        for disk in wanted
     )
 
 

@@ -108,15 +108,16 @@ def _new_settings(settings: VmSettings, given: Parameters, marker: str) -> VmSet
     processors = given.number("processors")
     if not 1 <= processors <= 240:
         raise ParameterError("The number of virtual processors is out of range.")
-    if settings.generation == 1 and (given.flag("secure_boot") or given.flag("tpm")):
+    template = given.text("secure_boot_template") if given.flag("secure_boot") else ""
+    if given.flag("secure_boot") and not template:
+        raise ParameterError("Cannot validate argument on parameter 'SecureBootTemplate'.")
+    if settings.generation == 1 and given.flag("tpm"):
         raise ParameterError("The operation is not supported for a generation 1 machine.")
     return replace(
-        settings,
+        settings.with_secure_boot(template),
         notes=marker,
         processors=processors,
         nested=given.flag("nested"),
-        secure_boot=given.flag("secure_boot"),
-        secure_boot_template=given.text("secure_boot_template"),
         tpm=given.flag("tpm"),
         adapters=tuple(_new_adapter(one, settings.generation) for one in given.records("adapters")),
         identity=_identity(settings.identity, given),

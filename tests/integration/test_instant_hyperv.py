@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ from appliance.service.recoveries import open_recovery_target
 from appliance.service.recovery_server import sessions_folder
 from appliance.targets.recovery import StillThereError, TargetState
 from lab.guests.journal import read_journal
+from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
-from lab.hyperv_host.vm_settings import VmState
+from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE, VmState
 from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
 from tests.support.hyperv_lab import HypervLab, hyperv_lab
 from tests.support.instant_command import instant
 from tests.support.iscsi_clients import needs_iscsi, says
+from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
 SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
@@ -169,6 +171,55 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
         assert journal(vm) == []  # the host reads the disk through NTFS and VHDX
         here.instant("discard", started["session_id"])
     assert_nothing_is_left(here)
+
+
+@pytest.mark.timeout(600)
+def test_a_generation_2_vm_boots_with_secure_boot_moves_and_is_backed_up(here: Here) -> None:
+    """UEFI finds the boot disk among two and starts what its template trusts; the moved VM, which
+    runs on, is backed up whole and then by what changed."""
+    needs("mkfs.vfat", "mcopy")
+    original = here.lab.add_uefi("second", secure_boot=OTHER_VENDORS_TEMPLATE)
+    add_disk_before_the_first(here.lab, original)
+    holdfast_program.run(here.home, "backup", "vm", "second", "--quiesce", "crash", "--quiet")
+    [point] = [
+        each["point_id"]
+        for each in holdfast_program.run_json(here.home, "point", "list")
+        if each["vm"] == "second"
+    ]
+    with serving(here.home, *SERVE, "--iscsi-port", "0"):
+        words = ("--address", "127.0.0.1", "--reserve", "0", "--power-on", "--name", "moved2")
+        started = here.instant("start", point, *words)
+        vm = here.vm("moved2")
+        assert started["guest"]["heartbeat"] == "beating"
+        assert vm.settings.generation == 2 and vm.settings.boot_first == "scsi0-1"
+        assert vm.settings.secure_boot_template == OTHER_VENDORS_TEMPLATE
+        here.instant("finalise", started["session_id"])
+        assert vm.state is VmState.RUNNING
+        backup = ("backup", "vm", "moved2")
+        [full] = holdfast_program.run_json(here.home, *backup)["vms"]
+        assert full["consistency"] == "application"
+        here.lab.say(vm, "change 1", "CHANGED")
+        [after] = holdfast_program.run_json(here.home, *backup)["vms"]
+        assert sum(disk["read_bytes"] for disk in after["disks"]) < 32 << 20
+        assert {disk["mode"] for disk in after["disks"]} == {"changed"}
+        vm.turn_off()
+
+        started = here.instant("start", point, "--address", "127.0.0.1", "--reserve", "0")
+        assert here.vm(started["vm"]).settings.secure_boot
+        here.instant("discard", started["session_id"])
+    for gone in (vm, original):
+        here.lab.practice.host.remove_vm(gone)
+    assert_nothing_is_left(here)
+
+
+def add_disk_before_the_first(lab: HypervLab, vm: HypervVm) -> None:
+    """The boot disk goes to SCSI 0:1, an empty one is at 0:0."""
+    [boot] = vm.settings.drives
+    path = vm.settings.folder.joined("Virtual Hard Disks", "data.vhdx")
+    create_disk(lab.practice.host.volumes.place(path), 8 << 20, block_bytes=1 << 20)
+    moved = replace(boot, location=1)
+    empty = replace(vm.settings, drives=(), boot_first=moved.name)
+    vm.update(empty.with_drive(replace(boot, path=path)).with_drive(moved))
 
 
 def assert_nothing_is_left(here: Here) -> None:
