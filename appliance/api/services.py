@@ -14,6 +14,7 @@ from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
+from appliance.service.places import PlacesCache
 from appliance.service.proofs import Proofs
 from appliance.service.recovery_server import RecoveryServer
 from appliance.service.recovery_service import RecoveryService
@@ -29,6 +30,7 @@ class Services:
     repository_path: Path
     recovery: RecoveryServer
     inventory: InventoryCache
+    places: PlacesCache
     jobs: JobService
     recover: RecoveryService
     feed: LiveFeed
