@@ -128,7 +128,7 @@ def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int])
 
 
 def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, int]) -> None:
-    """The fields of the form are those of the job; one with groups is changed as a file only."""
+    """The fields of the form are those of the job."""
     services, port = served
     client = logged_in(services, port, Role.OPERATOR)
     form = {
@@ -160,8 +160,69 @@ def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, 
     assert (saved.policy.rto, saved.policy.rpo) == ("15min", "26h")
     address = "/jobs/proof/edit"
     assert 'value="15min"' in client.call("GET", address).body.decode()
-    services.jobs.book.save(
-        [], [saved.job.model_copy(update={"groups": (Group(name="shop", order=("db", "web")),)})]
-    )
+
+
+def test_applications_and_checks_of_some_vms_are_changed_by_the_form(
+    served: tuple[Services, int],
+) -> None:
+    """Rows that are filled are kept in their order, an emptied one goes; there is always room."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    proof = {
+        "name": "proof",
+        "kind": "verification",
+        "probes": ["tcp:22"],
+        "groups": [{"name": "shop", "order": ["db", "web"]}],
+        "vms": [{"names": ["db*"], "probes": ["tcp:5432"], "cpus": 2, "disk_interface": "sata"}],
+    }
+    services.jobs.book.save([], [JOB.validate_python(proof)])
+    address = "/jobs/proof/edit"
     text = client.call("GET", address).body.decode()
+    for shown in ("job.groups.2.name", "job.vms.2.names[]", "job.vms.0.cpus"):
+        assert f'name="{shown}"' in text
+    assert 'value="shop"' in text and ">db\nweb</textarea>" in text and ">tcp:5432<" in text
+    form = {
+        "_csrf": client.csrf,
+        "_api": "PUT /jobs/proof",
+        "job.name": "proof",
+        "job.kind": "verification",
+        "job.probes[]": "tcp:22",
+        "job.groups.0.name": "",
+        "job.groups.0.order[]": "",
+        "job.groups.1.name": "mail",
+        "job.groups.1.order[]": "dns\nmail",
+        "job.vms.0.names[]": "db*",
+        "job.vms.0.probes[]": "tcp:5433",
+        "job.vms.1.names[]": "web*",
+        "job.vms.1.memory_mib": "2048",
+        "job.vms.2.names[]": "",
+    }
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    job = services.catalog.jobs.get("proof").job
+    assert isinstance(job, VerificationJob)
+    assert job.groups == (Group(name="mail", order=("dns", "mail")),)
+    assert [(each.names, each.probes, each.memory_mib) for each in job.vms] == [
+        (("db*",), ("tcp:5433",), None),
+        (("web*",), None, 2048),
+    ]
+    asked = urlencode([pair for pair in form.items() if not pair[0].startswith("_") and pair[1]])
+    text = client.call("GET", f"{address}?{asked}").body.decode()
+    assert 'value="mail"' in text and 'name="job.groups.3.name"' in text
+
+
+def test_a_verification_that_asks_nothing_of_some_vms_is_changed_as_a_file(
+    served: tuple[Services, int],
+) -> None:
+    """An empty field of a form is "as for all"; saving it would ask those VMs for more."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    proof = {
+        "name": "proof",
+        "kind": "verification",
+        "probes": ["tcp:22"],
+        "vms": [{"names": ["appliance*"], "probes": []}],
+    }
+    services.jobs.book.save([], [JOB.validate_python(proof)])
+    text = client.call("GET", "/jobs/proof/edit").body.decode()
     assert "changed as a job file" in text and 'id="job-form"' not in text
