@@ -20,7 +20,8 @@ from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import Chap
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost
-from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
+from appliance.targets.hyperv_recovery_plan import HypervState, plan_recovery
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
     GuestLife,
     Life,
@@ -93,7 +94,7 @@ class HypervRecovery:
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
     ) -> RegisteredVm:
         known, patience = HypervState.parse(state), _patience(cancel)
-        captured = capture_of(hardware).vm
+        captured = for_hyperv(hardware).vm.vm
         with hyperv_calls(self.name, cancel):
             folder = online(self._session, known.disk, patience)
             made = find_marked(self._session, known.marker, patience)
@@ -160,7 +161,7 @@ class HypervRecovery:
             return _files_on(known, read_vm(self._session, key, Patience()))
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
-        notes = capture_of(hardware).vm.notes
+        notes = for_hyperv(hardware).vm.vm.notes
         with hyperv_calls(self.name):
             vm = read_vm(self._session, key, Patience())
             found = next((word for word in vm.notes.split() if Marker.parse(word)), None)
