@@ -139,7 +139,7 @@ def _vm(captured: CapturedVm, generation: int, places: Sequence[_Place]) -> hv.C
     scsi = 1 + max((number for kind, number, _ in places if kind == "scsi"), default=0)
     return hv.CapturedVm(
         id=captured.instance_uuid or captured.bios_uuid,
-        name=_NOT_IN_NAMES.sub("-", captured.name).strip(" .")[:_NAME_MOST] or "vm",
+        name=_file_name(captured.name),
         notes=captured.annotation,
         generation=generation,
         version="",
@@ -190,6 +190,12 @@ def _vm(captured: CapturedVm, generation: int, places: Sequence[_Place]) -> hv.C
         else [],
         integration=[],
     )
+
+
+def _file_name(name: str) -> str:
+    """The name, as far as a folder may have it: Windows takes no dot or space at its end."""
+    allowed = _NOT_IN_NAMES.sub("-", name).strip()[:_NAME_MOST]
+    return allowed.strip(" .").strip() or "vm"
 
 
 def _memory_bytes(captured: CapturedVm, generation: int) -> int:

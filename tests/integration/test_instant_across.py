@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab.guests import GuestKind, build
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support import holdfast_program
@@ -20,7 +21,9 @@ from tests.support.hyperv_lab import HypervLab, hyperv_lab
 from tests.support.instant_command import instant
 from tests.support.instant_lab import InstantLab, RunningGuest, instant_lab, journal_of
 from tests.support.iscsi_clients import needs_iscsi
+from tests.support.lab_machines import done
 from tests.support.lab_nfs import needs_nfs_datastores
+from tests.support.restoring import disk_content
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 WARNED = 3
@@ -85,6 +88,7 @@ def test_a_vsphere_point_boots_as_a_hyperv_vm(both: Both) -> None:
     """BIOS becomes generation 1, the paravirtual disk the first one of IDE; the guest reports and
     writes; what is not handled stands in the result."""
     started = both.start(both.vsphere.point, "hv1", "--name", "across")
+    print("STEPS", [(x["name"], x["seconds"]) for x in started["steps"]])
     assert started["phase"] == "running" and started["guest"]["heartbeat"] == "beating"
     assert {
         "translation.hyperv-drivers",
@@ -106,6 +110,7 @@ def test_a_hyperv_point_boots_as_a_vsphere_vm(both: Both) -> None:
     before = both.vsphere.traces()
     mapping = "Production=VM Network"
     started = both.start(both.mail_point, "lab", "--name", "across", "--network", mapping)
+    print("STEPS", [(x["name"], x["seconds"]) for x in started["steps"]])
     assert started["phase"] == "running" and started["guest"]["heartbeat"] == "beating"
     assert {
         "translation.vsphere-drivers",
@@ -125,3 +130,18 @@ def test_a_hyperv_point_boots_as_a_vsphere_vm(both: Both) -> None:
     assert len(journal_of(machine)) >= last
     both.discard(started)
     assert both.vsphere.traces() == before
+
+
+def test_a_hyperv_point_is_restored_as_a_new_vsphere_vm(both: Both) -> None:
+    """Imported, as an IDE disk must be: the disk is the one that was backed up."""
+    home = both.vsphere.lab.home
+    restored = holdfast_program.run_json(
+        home,
+        *("restore", "vm", both.mail_point, "--host", "lab", "--name", "restored"),
+        *("--network", "Production=VM Network", "--quiet"),
+        expect=WARNED,
+    )
+    assert restored["transport"] == "nfc-lease"
+    assert {"translation.vsphere-drivers", "translation.guest-unknown"} <= codes(restored)
+    assert disk_content(both.vsphere.lab, "restored", 0) == build(GuestKind.TINY).read_bytes()
+    done(both.vsphere.lab.client_of(both.vsphere.machine("restored")).Destroy_Task())
