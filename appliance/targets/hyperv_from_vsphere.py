@@ -15,26 +15,16 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
-from appliance.base.reasons import Reason
-from appliance.base.units import GIB, MIB, TIB
+from appliance.base.units import MIB, TIB
 from appliance.targets.contract import WantedDisk
+from appliance.targets.hyperv_from_vsphere_told import TPM, told
 from appliance.targets.matched_disks import matched_disks
-from appliance.targets.translation import (
-    ALLOCATIONS,
-    BOOT_ENTRIES,
-    IDENTITY,
-    CannotTranslateError,
-    NativeVm,
-    adapters_left_out,
-    cut_down,
-    listed,
-    placed,
-)
+from appliance.targets.translation import CannotTranslateError, NativeVm, placed
 from hyperv import captured_vm as hv
 from hyperv.config_capture import Capture, CapturedDisk
-from vmware.captured_vm import BootKind, CapturedNic, CapturedShare, CapturedVm
+from vmware.captured_vm import BootKind, CapturedNic, CapturedVm
 from vmware.captured_vm import CapturedDisk as VsphereDisk
-from vmware.vm_spec_devices import disk_address, left_out_devices
+from vmware.vm_spec_devices import disk_address
 
 _Place = tuple[str, int, int]  # controller, its number, location
 
@@ -48,7 +38,6 @@ _SYNTHETIC_MOST, _LEGACY_MOST = 8, 4
 _NAME_MOST = 100
 _NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]')  # it becomes a folder's name
 _ORDER = ("ide", "scsi", "sata", "nvme")  # in which disks are looked for that no order names
-_TPM = "VirtualTPM"
 _WITHOUT_VMBUS = re.compile(
     r"(win(NT|2000|XP|Vista|Net|31|95|98|Me)|dos|os2|netware|solaris(?!11)|unixWare|openServer"
     r"|eComStation|freebsdGuest|freebsd64Guest|other(24x|26x)Linux|rhel[2-5]|darwin).*",
@@ -70,7 +59,7 @@ def translate(captured: CapturedVm, disks: Sequence[WantedDisk]) -> NativeVm[Cap
         vm=Capture(host="", os_version="", vm=vm, disks=made),
         disks=placed(disks, {disk.number: _name(_place_of(disk)) for disk in made}),
         is_foreign=True,
-        reasons=tuple(_reasons(captured, vm)),
+        reasons=tuple(told(captured, vm)),
     )
 
 
@@ -169,7 +158,7 @@ def _vm(captured: CapturedVm, generation: int, places: Sequence[_Place]) -> hv.C
         firmware=_firmware(captured) if generation == 2 else None,
         bios=hv.Bios(startup_order=[2, 1, 3, 0], num_lock=False) if generation == 1 else None,
         security=hv.Security(
-            tpm=generation == 2 and any(d.kind == _TPM for d in captured.other_devices),
+            tpm=generation == 2 and any(d.kind == TPM for d in captured.other_devices),
             shielded=False,
             encrypt_state=False,
         ),
@@ -255,123 +244,3 @@ def _mac(text: str) -> str:
     """12 digits; empty for what is no address. One that a server made is kept like any other."""
     digits = text.replace(":", "").replace("-", "").upper()
     return digits if re.fullmatch(r"[0-9A-F]{12}", digits) else ""
-
-
-# What is told
-
-
-def _reasons(captured: CapturedVm, vm: hv.CapturedVm) -> Iterator[Reason]:
-    generation = vm.generation
-    yield _drivers(generation)
-    yield _SOFTWARE
-    yield IDENTITY
-    if vm.adapters:
-        yield _adapters_changed(captured, is_legacy=vm.adapters[0].legacy)
-    left = captured.nics[len(vm.adapters) :]
-    if left:
-        yield adapters_left_out(nic.label for nic in left)
-    if generation == 2:
-        yield BOOT_ENTRIES
-        if captured.secure_boot and vm.firmware is not None:
-            yield _secure_boot(vm.firmware.secure_boot_template)
-        if captured.guest_id and "64" not in captured.guest_id:
-            yield _NARROW
-    cut = list(_cut(captured, vm))
-    if cut:
-        yield cut_down(cut)
-    devices = [device.label for device in left_out_devices(captured) if device.kind != _TPM]
-    if devices:
-        yield _devices(devices)
-    special = list(_special_disks(captured))
-    if special:
-        yield _disk_features(special)
-    if captured.vapp or any(key.lower().startswith("guestinfo.") for key, _ in captured.settings):
-        yield _GUEST_SETTINGS
-    if _is_set(captured.cpu_share) or _is_set(captured.memory_share):
-        yield ALLOCATIONS
-
-
-def _cut(captured: CapturedVm, vm: hv.CapturedVm) -> Iterator[str]:
-    if captured.cpus > vm.processor.count:
-        yield f"{vm.processor.count} processors instead of {captured.cpus}"
-    if captured.memory_mib * MIB > vm.memory.startup_bytes:
-        had = captured.memory_mib * MIB // GIB
-        yield f"{vm.memory.startup_bytes // GIB} GiB of memory instead of {had}"
-
-
-def _special_disks(captured: CapturedVm) -> Iterator[str]:
-    if captured.encrypted or any(disk.encrypted for disk in captured.disks):
-        yield "encryption"
-    if any("RawDisk" in disk.backing for disk in captured.disks):
-        yield "raw device mapping"
-    if any(c.shared_bus not in ("", "noSharing") for c in captured.controllers):
-        yield "sharing with other VMs"
-
-
-def _is_set(share: CapturedShare | None) -> bool:
-    return share is not None and (
-        share.reservation > 0 or share.limit >= 0 or share.level not in ("", "normal")
-    )
-
-
-def _drivers(generation: int) -> Reason:
-    where = "IDE, then SCSI" if generation == 1 else "SCSI"
-    return Reason(
-        "translation.hyperv-drivers",
-        f"no driver in the guest was changed, and its disks are on Hyper-V's {where} now",
-        "if it does not boot: Linux needs hv_vmbus and hv_storvsc (generation 1 also ata_piix) in "
-        "its initramfs, Windows vmbus and storvsc (intelide, atapi) started at boot; put that "
-        "right in the original and back it up again",
-    )
-
-
-def _adapters_changed(captured: CapturedVm, *, is_legacy: bool) -> Reason:
-    old = listed(nic.kind.removeprefix("Virtual").lower() for nic in captured.nics)
-    return Reason(
-        "translation.hyperv-adapters",
-        f"network adapters ({old}) became {'legacy' if is_legacy else 'synthetic'} ones of "
-        "Hyper-V, which the guest takes for new ones",
-        "set fixed addresses and names of adapters in the guest again",
-    )
-
-
-def _secure_boot(template: str) -> Reason:
-    return Reason(
-        "translation.secure-boot",
-        f"secure boot trusts what Hyper-V's template {template} names, and nothing else",
-        "if the guest does not boot, choose another template, or turn secure boot off",
-    )
-
-
-def _devices(labels: Sequence[str]) -> Reason:
-    return Reason(
-        "translation.devices-left-out",
-        f"devices that have no place in the new VM: {listed(labels)}",
-        "add on the host what the guest needs (passthrough: Discrete Device Assignment)",
-    )
-
-
-def _disk_features(features: Sequence[str]) -> Reason:
-    return Reason(
-        "translation.disk-features",
-        f"the VM's disks become ordinary VHDX files, without {listed(features)}",
-        "set up on the host what the guest needs of it",
-    )
-
-
-_SOFTWARE = Reason(
-    "translation.hyperv-guest-software",
-    "VMware Tools in the guest do nothing on Hyper-V, and its integration services may be missing",
-    "remove VMware Tools; Windows brings the services, Linux needs hyperv-daemons or "
-    "linux-cloud-tools for addresses and application-consistent backups",
-)
-_GUEST_SETTINGS = Reason(
-    "translation.guest-settings",
-    "vApp options and guestinfo settings, which a guest could read on vSphere, are not there",
-    "give the guest by other means what it reads from them (cloud-init: a seed disk)",
-)
-_NARROW = Reason(
-    "translation.narrow-guest",
-    "the guest is of 32 bits by its name and boots by EFI; generation 2 runs 64-bit guests only",
-    "restore it on vSphere if it does not boot",
-)

@@ -95,6 +95,31 @@ ALLOCATIONS = Reason(
 )
 
 
+def drivers_unchanged(where: str, next_step: str) -> Reason:
+    """`where`: the disks are on now."""
+    return Reason(
+        "translation.drivers",
+        f"no driver in the guest was changed, and its disks are on {where} now",
+        f"if it does not boot: {next_step}; put that right in the original and back it up again",
+    )
+
+
+def guest_software(text: str, next_step: str) -> Reason:
+    return Reason("translation.guest-software", text, next_step)
+
+
+def other_adapters(kinds: str) -> Reason:
+    return Reason(
+        "translation.adapters",
+        f"network adapters became {kinds}, which the guest takes for new ones",
+        "set fixed addresses and names of adapters in the guest again",
+    )
+
+
+def secure_boot(text: str, next_step: str) -> Reason:
+    return Reason("translation.secure-boot", text, next_step)
+
+
 def cut_down(parts: Iterable[str]) -> Reason:
     return Reason(
         "translation.limits",

@@ -15,21 +15,15 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 
-from appliance.base.reasons import Reason
 from appliance.base.units import MIB, TIB
 from appliance.targets.contract import WantedDisk
 from appliance.targets.translation import (
-    ALLOCATIONS,
-    BOOT_ENTRIES,
-    IDENTITY,
     CannotTranslateError,
     ForeignPointError,
     NativeVm,
-    adapters_left_out,
-    cut_down,
-    listed,
     placed,
 )
+from appliance.targets.vsphere_from_hyperv_told import AHCI, IDE, UNKNOWN_GUEST, told
 from hyperv import captured_vm as hv
 from hyperv.config_capture import Capture
 from hyperv.config_capture import CapturedDisk as HypervDisk
@@ -47,7 +41,6 @@ from vmware.vm_spec_devices import disk_address
 
 _SECTOR_BYTES = 512
 _DISK_MOST_BYTES = 62 * TIB
-_IDE, _AHCI = "VirtualIDEController", "VirtualAHCIController"
 _IDE_KEY, _AHCI_KEY, _DISK_KEY, _NIC_KEY, _DVD_KEY, _TPM_KEY = 200, 15000, 2000, 4000, 3002, 11000
 _AHCI_MOST, _AHCI_UNITS = 4, 30
 _CPUS_MOST, _CORES_MOST, _NICS_MOST = 768, 64, 10
@@ -57,7 +50,6 @@ _GUESTS = {  # by the template that secure boot goes by; both are known to every
     "MicrosoftWindows": "windows9Server64Guest",
     "MicrosoftUEFICertificateAuthority": "other3xLinux64Guest",
 }
-_UNKNOWN_GUEST = "otherGuest64"
 
 
 def translate(capture: Capture, disks: Sequence[WantedDisk]) -> NativeVm[CapturedVm]:
@@ -75,7 +67,7 @@ def translate(capture: Capture, disks: Sequence[WantedDisk]) -> NativeVm[Capture
         disks=placed(disks, {number: disk_address(vm, disk) for number, disk in made.items()}),
         is_foreign=True,
         unconnected=frozenset(nic.label for nic in vm.nics if not nic.network_name),
-        reasons=tuple(_reasons(capture, vm)),
+        reasons=tuple(told(capture.vm, vm)),
     )
 
 
@@ -151,8 +143,8 @@ def _disk(index: int, disk: HypervDisk, controller_key: int, unit: int) -> Captu
 def _controllers(disks: Sequence[CapturedDisk]) -> tuple[CapturedController, ...]:
     """Every VM has both channels of IDE."""
     ahci = {disk.controller_key - _AHCI_KEY for disk in disks if disk.controller_key >= _AHCI_KEY}
-    wanted = [(_IDE, _IDE_KEY, number) for number in range(2)]
-    wanted += [(_AHCI, _AHCI_KEY, number) for number in sorted(ahci)]
+    wanted = [(IDE, _IDE_KEY, number) for number in range(2)]
+    wanted += [(AHCI, _AHCI_KEY, number) for number in sorted(ahci)]
     return tuple(
         CapturedController(key=key + number, kind=kind, bus_number=number, shared_bus="")
         for kind, key, number in wanted
@@ -176,7 +168,7 @@ def _vm(capture: Capture) -> CapturedVm:
         instance_uuid="",
         bios_uuid=_uuid(vm.identity.bios_guid),
         firmware="bios" if vm.generation == 1 else "efi",
-        secure_boot=_guest(firmware) != _UNKNOWN_GUEST,
+        secure_boot=_guest(firmware) != UNKNOWN_GUEST,
         boot_delay_ms=0,
         enter_setup=False,
         boot_retry=False,
@@ -220,8 +212,8 @@ def _vm(capture: Capture) -> CapturedVm:
 
 def _guest(firmware: hv.Firmware | None) -> str:
     if firmware is None or not firmware.secure_boot:
-        return _UNKNOWN_GUEST
-    return _GUESTS.get(firmware.secure_boot_template, _UNKNOWN_GUEST)
+        return UNKNOWN_GUEST
+    return _GUESTS.get(firmware.secure_boot_template, UNKNOWN_GUEST)
 
 
 def _uuid(text: str) -> str:
@@ -266,96 +258,3 @@ def _other_devices(vm: hv.CapturedVm, disks: Sequence[CapturedDisk]) -> Iterator
         yield CapturedDevice(
             key=_TPM_KEY, kind="VirtualTPM", label="Virtual TPM", controller_key=-1, unit_number=-1
         )
-
-
-# What is told
-
-
-def _reasons(capture: Capture, vm: CapturedVm) -> Iterator[Reason]:
-    old = capture.vm
-    yield _drivers(vm)
-    yield _SOFTWARE
-    yield IDENTITY
-    if vm.guest_id == _UNKNOWN_GUEST:
-        yield _GUEST_UNKNOWN
-    if vm.nics:
-        yield _ADAPTERS
-    left = old.adapters[len(vm.nics) :]
-    if left:
-        yield adapters_left_out(adapter.name for adapter in left)
-    special = [adapter.name for adapter in old.adapters if _is_special(adapter)]
-    if special:
-        yield _adapter_settings(special)
-    if vm.firmware == "efi":
-        yield BOOT_ENTRIES
-    if old.firmware and old.firmware.secure_boot and not vm.secure_boot:
-        yield _SECURE_BOOT_OFF
-    if old.memory.dynamic:
-        yield _dynamic_memory(vm.memory_mib)
-    cut = []
-    if vm.cpus < old.processor.count:
-        cut.append(f"{vm.cpus} processors instead of {old.processor.count}")
-    if vm.memory_mib * MIB < old.memory.startup_bytes:
-        cut.append(f"{vm.memory_mib} MiB of memory instead of {old.memory.startup_bytes // MIB}")
-    if cut:
-        yield cut_down(cut)
-    if (old.processor.reserve, old.processor.limit, old.processor.weight) != (0, 100, 100):
-        yield ALLOCATIONS
-
-
-def _is_special(adapter: hv.Adapter) -> bool:
-    guarded = adapter.mac_spoofing or adapter.dhcp_guard or adapter.router_guard
-    return bool(adapter.vlan_id) or guarded
-
-
-def _drivers(vm: CapturedVm) -> Reason:
-    kinds = {controller.key: controller.kind for controller in vm.controllers}
-    used = {kinds[disk.controller_key] for disk in vm.disks}
-    where = " and ".join(name for kind, name in ((_IDE, "IDE"), (_AHCI, "AHCI")) if kind in used)
-    return Reason(
-        "translation.vsphere-drivers",
-        f"no driver in the guest was changed, and its disks are on {where or 'no'} controllers of "
-        "VMware's now, which are slower than a paravirtual one",
-        "if it does not boot: Linux needs ahci and ata_piix in its initramfs, Windows storahci, "
-        "intelide and atapi started at boot; put that right in the original and back it up again",
-    )
-
-
-def _dynamic_memory(memory_mib: int) -> Reason:
-    return Reason(
-        "translation.dynamic-memory",
-        f"the VM had dynamic memory; it has {memory_mib} MiB now, with which it used to start",
-        "give it what it needs in the vSphere client",
-    )
-
-
-def _adapter_settings(names: Sequence[str]) -> Reason:
-    return Reason(
-        "translation.adapter-settings",
-        f"VLAN, address spoofing and guards of {listed(names)} are not taken over",
-        "vSphere has them on port groups: map the adapter to one that fits by --network",
-    )
-
-
-_SOFTWARE = Reason(
-    "translation.vsphere-guest-software",
-    "Hyper-V's integration services do nothing on vSphere, and VMware Tools may be missing: no "
-    "heartbeat, no clean shutdown, no application-consistent backup",
-    "install VMware Tools (Linux: open-vm-tools); then a paravirtual controller and vmxnet3 work",
-)
-_GUEST_UNKNOWN = Reason(
-    "translation.guest-unknown",
-    f"a Hyper-V point does not say which guest it holds; vSphere is told {_UNKNOWN_GUEST}",
-    "choose the guest operating system in the vSphere client when the VM is off",
-    warning=False,
-)
-_ADAPTERS = Reason(
-    "translation.vsphere-adapters",
-    "network adapters became e1000e ones, which the guest takes for new ones",
-    "set fixed addresses and names of adapters in the guest again",
-)
-_SECURE_BOOT_OFF = Reason(
-    "translation.secure-boot-off",
-    "secure boot is off: it went by a template whose keys vSphere does not have",
-    "enrol its keys in the VM's firmware, then turn secure boot on",
-)

@@ -88,11 +88,10 @@ def test_a_vsphere_point_boots_as_a_hyperv_vm(both: Both) -> None:
     """BIOS becomes generation 1, the paravirtual disk the first one of IDE; the guest reports and
     writes; what is not handled stands in the result."""
     started = both.start(both.vsphere.point, "hv1", "--name", "across")
-    print("STEPS", [(x["name"], x["seconds"]) for x in started["steps"]])
     assert started["phase"] == "running" and started["guest"]["heartbeat"] == "beating"
     assert {
-        "translation.hyperv-drivers",
-        "translation.hyperv-guest-software",
+        "translation.drivers",
+        "translation.guest-software",
         "translation.identity",
     } <= codes(started)
     vm = both.hyperv_vm("across")
@@ -110,12 +109,11 @@ def test_a_hyperv_point_boots_as_a_vsphere_vm(both: Both) -> None:
     before = both.vsphere.traces()
     mapping = "Production=VM Network"
     started = both.start(both.mail_point, "lab", "--name", "across", "--network", mapping)
-    print("STEPS", [(x["name"], x["seconds"]) for x in started["steps"]])
     assert started["phase"] == "running" and started["guest"]["heartbeat"] == "beating"
     assert {
-        "translation.vsphere-drivers",
-        "translation.vsphere-guest-software",
-        "translation.vsphere-adapters",
+        "translation.drivers",
+        "translation.guest-software",
+        "translation.adapters",
         "translation.guest-unknown",
     } <= codes(started)
     machine: EngineMachine = both.vsphere.machine("across")
@@ -142,6 +140,6 @@ def test_a_hyperv_point_is_restored_as_a_new_vsphere_vm(both: Both) -> None:
         expect=WARNED,
     )
     assert restored["transport"] == "nfc-lease"
-    assert {"translation.vsphere-drivers", "translation.guest-unknown"} <= codes(restored)
+    assert {"translation.drivers", "translation.guest-unknown"} <= codes(restored)
     assert disk_content(both.vsphere.lab, "restored", 0) == build(GuestKind.TINY).read_bytes()
     done(both.vsphere.lab.client_of(both.vsphere.machine("restored")).Destroy_Task())

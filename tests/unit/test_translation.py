@@ -309,9 +309,9 @@ def test_a_bios_linux_on_a_paravirtual_controller() -> None:
         "005056000000", False, "LAN", False
     )  # fmt: skip
     assert codes(native) == {
-        "translation.hyperv-drivers",
-        "translation.hyperv-guest-software",
-        "translation.hyperv-adapters",
+        "translation.drivers",
+        "translation.guest-software",
+        "translation.adapters",
         "translation.identity",
     }
 
@@ -368,9 +368,9 @@ def test_a_generation_1_vm() -> None:
         ("VirtualCdrom", 0)
     ]
     assert codes(native) == {
-        "translation.vsphere-drivers",
-        "translation.vsphere-guest-software",
-        "translation.vsphere-adapters",
+        "translation.drivers",
+        "translation.guest-software",
+        "translation.adapters",
         "translation.guest-unknown",
         "translation.identity",
     }
@@ -414,7 +414,7 @@ def test_an_unknown_template_turns_secure_boot_off() -> None:
     )
     capture = hyperv_capture(vm.model_copy(update={"firmware": firmware}), ("scsi", 0, 0))
     native = vsphere_from_hyperv.translate(capture, ())
-    assert not native.vm.secure_boot and "translation.secure-boot-off" in codes(native)
+    assert not native.vm.secure_boot and "translation.secure-boot" in codes(native)
 
 
 def test_a_guest_without_the_drivers_has_legacy_adapters() -> None:
