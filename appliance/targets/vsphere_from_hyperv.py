@@ -76,8 +76,8 @@ def translate(capture: Capture, disks: Sequence[WantedDisk]) -> NativeVm[Capture
 
 def _ordered(capture: Capture) -> list[HypervDisk]:
     """The one that boots first."""
-    first = _boot_disk(capture)
-    return sorted(capture.disks, key=lambda disk: (disk is not first, *_place(disk)))
+    first = capture.boot_disk
+    return sorted(capture.disks, key=lambda disk: (disk.number != first, *_place(disk)))
 
 
 def _numbers(capture: Capture) -> list[int]:
@@ -86,18 +86,6 @@ def _numbers(capture: Capture) -> list[int]:
 
 def _place(disk: HypervDisk) -> tuple[str, int, int]:
     return disk.controller, disk.controller_number, disk.location
-
-
-def _boot_disk(capture: Capture) -> HypervDisk | None:
-    """By the firmware's order, which names a location (`…\\0\\LOCATION\\D`), else the lowest."""
-    lowest = min(capture.disks, key=_place, default=None)
-    firmware = capture.vm.firmware
-    for entry in firmware.boot_order if firmware else ():
-        named = re.search(r"\\(\d{1,3})\\D$", entry.attachment)
-        found = [d for d in capture.disks if named and d.location == int(named[1])]
-        if found:
-            return found[0] if len(found) == 1 else lowest
-    return lowest
 
 
 def _disks(capture: Capture) -> tuple[CapturedDisk, ...]:

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import StorageError, UsageError
+from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
 from appliance.targets.contract import Keep, WantedDisk
 from appliance.targets.matched_disks import matched_disks
@@ -206,6 +207,7 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
             *native.reasons,
             *reasons((*_told(placement), *_losses(captured, matched, networks))),
         ),
+        presentation=Presentation.NFS,
     )
 
 

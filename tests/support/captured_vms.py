@@ -211,10 +211,15 @@ def hyperv_capture(
                 size_bytes=size_bytes,
                 logical_sector_bytes=sector_bytes,
                 physical_sector_bytes=4096,
+                attachment=attachment(kind, controller_number, location),
             )
             for number, (kind, controller_number, location) in enumerate(places)
         ],
     )
+
+
+def attachment(kind: str, controller_number: int, location: int) -> str:
+    return f"Microsoft:VM\\{kind}-{controller_number}\\0\\{location}\\D"
 
 
 def wanted_of_hyperv(capture: Capture) -> tuple[WantedDisk, ...]:

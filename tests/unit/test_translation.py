@@ -28,6 +28,7 @@ from lab.hyperv_host.vm_settings import (
 from lab.hyperv_host.vm_settings import Memory as LabMemory
 from lab.hyperv_host.windows_path import WindowsPath
 from tests.support.captured_vms import (
+    attachment,
     controller,
     hyperv_adapter,
     hyperv_capture,
@@ -90,7 +91,7 @@ def captures(draw: st.DrawFn) -> Capture:
     ide = st.tuples(st.just("ide"), st.integers(0, 1), st.integers(0, 1))
     places = draw(st.lists(ide | scsi if generation == 1 else scsi, unique=True, max_size=30))
     template = draw(st.sampled_from(["MicrosoftWindows", "OpenSourceShieldedVM", ""]))
-    location = draw(st.integers(0, 63))
+    first = draw(st.sampled_from(places)) if places else ("scsi", 0, 0)
     vm = hyperv_vm(
         generation,
         name=draw(st.text(min_size=1, max_size=100)),
@@ -100,7 +101,7 @@ def captures(draw: st.DrawFn) -> Capture:
         ],
     )
     if vm.firmware is not None:
-        entry = BootEntry(type=1, path="", attachment=f"Microsoft:A\\B\\0\\{location}\\D")
+        entry = BootEntry(type=1, path="", attachment=attachment(*first))
         changes = {"secure_boot": bool(template), "secure_boot_template": template}
         firmware = vm.firmware.model_copy(update=changes | {"boot_order": [entry]})
         vm = vm.model_copy(update={"firmware": firmware})
@@ -203,14 +204,7 @@ def test_any_hyperv_vm_is_a_legal_vsphere_vm_that_finds_its_boot_disk(capture: C
     for old, new in zip(wanted, native.disks, strict=True):
         assert new.place == old.place if old.place.startswith("ide") else new.place[:4] == "sata"
     if vm.disks:
-        first = min(capture.disks, key=lambda d: (d.controller, d.controller_number, d.location))
-        if capture.vm.generation == 1:
-            boots = first.number
-        else:
-            assert capture.vm.firmware is not None
-            named = capture.vm.firmware.boot_order[0].attachment.split("\\")[3]
-            found = [disk for disk in capture.disks if disk.location == int(named)]
-            boots = found[0].number if len(found) == 1 else first.number
+        boots = capture.boot_disk
         assert vm.boot_order[0].device_key == vm.disks[0].key
         booted = next(disk for disk in native.disks if disk.number == boots)
         assert disk_address(vm, vm.disks[0]) == booted.place
