@@ -2,12 +2,12 @@
 
 Data path: `vhdx` readers ask an `SmbFile` (structurally a `vhdx.source.BatchSource`) -> smbprotocol
 -> the host's admin share, or a share made for it. One `SmbConnection` per disk: its files share a
-TCP connection, and disks do not wait for each other.
+TCP connection, and disks do not wait for each other. `smb_writing` opens files for a restore.
 
-Invariants: files are opened for reading only, and others may go on doing what they like with them
-(share read, write, delete), so that a VM is never in our way nor we in its; every handle is closed
-when `close` returns, which is what the merge of a checkpoint waits for. Every message is signed or
-encrypted. Waiting for the host is bounded.
+Invariants: files are opened here for reading only, and others may go on doing what they like with
+them (share read, write, delete), so that a VM is never in our way nor we in its; every handle is
+closed when `close` returns, which is what the merge of a checkpoint waits for. Every message is
+signed or encrypted. Waiting for the host is bounded.
 
 Thread model: any thread; requests of one connection take turns, each keeping several reads under
 way. Source: [MS-SMB2] 2.2.19, 3.2.4.1.2 (credits); smbprotocol 1.17.
@@ -54,6 +54,7 @@ from hyperv.errors import (
     AccessError,
     FileError,
     FileUnreachableError,
+    FullError,
     GoneError,
     HypervError,
     LoginError,
@@ -98,7 +99,7 @@ class SmbConnection:
         self._trees: dict[str, TreeConnect] = {}
         self._files: list[SmbFile] = []
         self._connection = Connection(uuid4(), login.address, login.port, require_signing=True)
-        with _translated(f"{login.address}:{login.port}"):
+        with translated(f"{login.address}:{login.port}"):
             try:
                 self._connection.connect(timeout=CONNECT_TIMEOUT_S)
                 if self._connection.dialect < _FIRST_DIALECT:
@@ -132,8 +133,19 @@ class SmbConnection:
             GoneError: no such share or file; AccessError, LoginError.
             FileUnreachableError: the connection broke; FileError.
         """
+        handle, name = self.opened(where, _READ, _SHARE_ANY)
+        file = SmbFile(self, handle, name)
+        with self._lock:
+            self._files.append(file)
+        return file
+
+    def opened(self, where: SharedPath, access: int, sharing: int) -> tuple[Open, str]:
+        """Open a file that exists; return its handle and its name for messages.
+
+        Raises: as `open_file`.
+        """
         name = f"\\\\{self._login.address}\\{where.share}\\{where.path}"
-        with self._lock, _translated(name):
+        with self._lock, translated(name):
             tree = self._trees.get(where.share)
             if tree is None:
                 tree = TreeConnect(self._session, f"\\\\{self._login.address}\\{where.share}")
@@ -142,21 +154,20 @@ class SmbConnection:
             handle = Open(tree, where.path)
             handle.create(
                 ImpersonationLevel.Impersonation,
-                _READ,
+                access,
                 FileAttributes.FILE_ATTRIBUTE_NORMAL,
-                _SHARE_ANY,
+                sharing,
                 CreateDisposition.FILE_OPEN,
                 CreateOptions.FILE_NON_DIRECTORY_FILE,
             )
-            file = SmbFile(self, handle, name)
-            self._files.append(file)
-            return file
+            return handle, name
 
     def read(self, handle: Open, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read ranges that lie inside the file, several requests under way at a time."""
-        pieces = [list(_cut(offset, length, self._read_bytes)) for offset, length in ranges]
+        most_bytes = self.piece_bytes(int(self._connection.max_read_size))
+        pieces = [list(_cut(offset, length, most_bytes)) for offset, length in ranges]
         todo = deque(piece for of_range in pieces for piece in of_range)
-        with self._lock, _translated(name):
+        with self._lock, translated(name):
             blocks = self._pipelined(handle, name, todo)
         found = iter(blocks)
         return [b"".join(next(found) for _ in of_range) for of_range in pieces]
@@ -169,13 +180,42 @@ class SmbConnection:
             self._files.clear()
             self._drop()
 
-    # Under the lock
-
-    @property
-    def _read_bytes(self) -> int:
+    def piece_bytes(self, most_bytes: int) -> int:
+        """How much one request moves, of a host that allows `most_bytes`."""
         if not self._connection.supports_multi_credit:
             return _CREDIT_BYTES
-        return min(READ_BYTES, int(self._connection.max_read_size))
+        return min(READ_BYTES, most_bytes)
+
+    @property
+    def write_bytes(self) -> int:
+        """The most that one write moves."""
+        return self.piece_bytes(int(self._connection.max_write_size))
+
+    # What `smb_writing` sends
+
+    def begin(self, handle: Open, name: str, message: Any, moved_bytes: int) -> Any | None:
+        """Send a message without waiting for its answer; None: the host has granted no credits for
+        it, so answers of others have to be taken first."""
+        with self._lock, translated(name):
+            if not self._has_credits(moved_bytes):
+                return None
+            return self._send(handle, message, moved_bytes)
+
+    def end(self, name: str, request: Any) -> bytes:
+        """Wait for the answer. Raises: as `open_file`, FullError."""
+        with self._lock, translated(name):
+            answer = self._connection.receive(request, timeout=ANSWER_TIMEOUT_S)
+            return bytes(answer["data"].get_value())
+
+    # Under the lock
+
+    def _send(self, handle: Open, message: Any, moved_bytes: int) -> Any:
+        return self._connection.send(
+            message,
+            sid=self._session.session_id,
+            tid=handle.tree_connect.tree_connect_id,
+            credit_request=_cost(moved_bytes),  # as many as it uses up
+        )
 
     def _pipelined(self, handle: Open, name: str, todo: deque[tuple[int, int]]) -> list[bytes]:
         connection = self._connection
@@ -185,13 +225,7 @@ class SmbConnection:
             while todo and self._has_credits(todo[0][1]):
                 offset, length = todo.popleft()
                 message, _ = handle.read(offset, length, send=False)
-                request = connection.send(
-                    message,
-                    sid=self._session.session_id,
-                    tid=handle.tree_connect.tree_connect_id,
-                    credit_request=_cost(length),  # as many as it uses up
-                )
-                under_way.append((request, length))
+                under_way.append((self._send(handle, message, length), length))
             if not under_way:
                 raise FileUnreachableError(f"{name}: the host grants no credits")
             request, length = under_way.popleft()
@@ -267,12 +301,13 @@ def _cut(offset: int, length: int, most_bytes: int) -> Iterator[tuple[int, int]]
 
 
 def _cost(length: int) -> int:
-    """Credits of a read, [MS-SMB2] 3.1.5.2."""
+    """Credits of a request that moves so much, [MS-SMB2] 3.1.5.2."""
     return max(length - 1, 0) // _CREDIT_BYTES + 1
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def translated(name: str) -> Iterator[None]:
+    """What smbprotocol raises in the block becomes a HypervError that begins with `name`."""
     try:
         yield
     except HypervError:
@@ -295,12 +330,15 @@ def _translated(name: str) -> Iterator[None]:
 
 
 _BAD_NETWORK_NAME = 0xC00000CC
+_DISK_FULL = frozenset({0xC000007F, 0xC0000044})  # or a quota of the account
 _GONE_STATUSES = frozenset({0xC00000C9, 0xC0000203, 0xC000020C, 0xC000035C})  # name, session, link
 
 
 def _by_status(name: str, error: SMBResponseException) -> HypervError:
     if error.status == _BAD_NETWORK_NAME:
         return GoneError(f"{name}: the host has no such share")
+    if error.status in _DISK_FULL:
+        return FullError(f"{name}: the volume has no room left")
     if error.status in _GONE_STATUSES:
         return FileUnreachableError(f"{name}: the SMB session ended (status {error.status:#010x})")
     return FileError(f"{name}: status {error.status:#010x}")

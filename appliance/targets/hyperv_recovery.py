@@ -19,7 +19,7 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import Chap
 from appliance.sources.hyperv_errors import hyperv_calls
-from appliance.sources.hyperv_host import HypervHost
+from appliance.sources.hyperv_host import HypervHost, patience_until
 from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
 from appliance.targets.recovery import (
     GuestLife,
@@ -34,7 +34,7 @@ from appliance.targets.recovery import (
 from hyperv.errors import DeadlineError, GoneError
 from hyperv.inventory import list_vms, read_vm, vm_state
 from hyperv.iscsi_disk import connect, disconnect, is_on, offline, online
-from hyperv.marker import Marker, Purpose
+from hyperv.marker import SESSION, Marker, Purpose
 from hyperv.new_vm import attach, find_marked, move, new_vm, remove, set_power, unmark
 from hyperv.patience import Patience
 from hyperv.script_types import Vm
@@ -70,14 +70,14 @@ class HypervRecovery:
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
         marker = Marker(
             appliance_id=self._appliance_id,
-            run_id=f"instant-{request.session_id}",
+            run_id=f"{SESSION}{request.session_id}",
             purpose=Purpose.RESTORE,
         )
         with hyperv_calls(self.name):
             return plan_recovery(self._host, marker.text, self._portal_port(), request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
-        known, patience = HypervState.parse(state), _patience(cancel)
+        known, patience = HypervState.parse(state), patience_until(cancel)
         chap = self._chap(known.session_id)
         with hyperv_calls(self.name, cancel):
             connect(
@@ -92,7 +92,7 @@ class HypervRecovery:
     def register(
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
     ) -> RegisteredVm:
-        known, patience = HypervState.parse(state), _patience(cancel)
+        known, patience = HypervState.parse(state), patience_until(cancel)
         captured = capture_of(hardware).vm
         with hyperv_calls(self.name, cancel):
             folder = online(self._session, known.disk, patience)
@@ -116,10 +116,10 @@ class HypervRecovery:
 
     def power_on(self, state: TargetState, key: str, cancel: CancelToken) -> None:
         with hyperv_calls(self.name, cancel):
-            set_power(self._session, key, "on", _patience(cancel))
+            set_power(self._session, key, "on", patience_until(cancel))
 
     def wait_alive(self, key: str, *, within_s: float, cancel: CancelToken) -> GuestLife:
-        patience, deadline_s = _patience(cancel), min(within_s, _WITHOUT_SERVICES_S)
+        patience, deadline_s = patience_until(cancel), min(within_s, _WITHOUT_SERVICES_S)
         with hyperv_calls(self.name, cancel):
             try:
                 for _ in patience.looks(deadline_s, "the heartbeat of the guest"):
@@ -145,12 +145,12 @@ class HypervRecovery:
         known = HypervState.parse(state)
         folder = request.datastore or f"{self._host.facts.vm_folder}\\{known.vm_name}"
         with hyperv_calls(self.name, cancel):
-            vm = read_vm(self._session, key, _patience(cancel))
+            vm = read_vm(self._session, key, patience_until(cancel))
             if not _files_on(known, vm):
                 return ()
             if known.marker not in vm.notes:
                 raise StillThereError(f"{self.name}: {vm.name} is not this session's any more")
-            move(self._session, key, folder, _patience(cancel))
+            move(self._session, key, folder, patience_until(cancel))
         on_progress(100)
         return ()
 
@@ -204,13 +204,6 @@ def _files_on(known: HypervState, vm: Vm) -> tuple[str, ...]:
     """What of the VM is on the session's volume."""
     paths = [vm.folder, *(disk.path for disk in vm.disks)]
     return tuple(path for path in paths if is_on(known.disk, path))
-
-
-def _patience(cancel: CancelToken) -> Patience:
-    def wait(seconds: float) -> None:
-        cancel.wait(seconds)
-
-    return Patience(is_cancelled=lambda: cancel.cancelled, wait=wait)
 
 
 _NEW_TPM = Reason(
