@@ -133,7 +133,7 @@ def planned_adapters(
         NewAdapter(
             name=adapter.name,
             switch_name=_switch(adapter, switches, networks, unconnected),
-            mac=adapter.mac if keep_mac else "",
+            mac=_mac_of(adapter) if keep_mac else "",
             legacy=adapter.legacy,
             vlan_id=adapter.vlan_id if adapter.vlan_mode == _ACCESS_VLAN else 0,
         )
@@ -143,8 +143,14 @@ def planned_adapters(
 
 def names_of(adapter: Adapter) -> tuple[str, ...]:
     """What an operator may call it by; the network comes first."""
-    dashed = ":".join(adapter.mac[at : at + 2] for at in range(0, len(adapter.mac), 2)).lower()
-    return tuple(name for name in (adapter.switch_name, adapter.name, dashed) if name)
+    mac = _mac_of(adapter).lower()
+    address = ":".join(mac[at : at + 2] for at in range(0, len(mac), 2))
+    return tuple(name for name in (adapter.switch_name, adapter.name, address) if name)
+
+
+def _mac_of(adapter: Adapter) -> str:
+    """Empty: the host has not given it one yet, as the VM never ran."""
+    return adapter.mac if adapter.mac.strip("0") else ""
 
 
 def _switch(

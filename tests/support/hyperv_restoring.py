@@ -12,7 +12,7 @@ from blake3 import blake3
 from appliance.base.run_context import RunContext
 from appliance.catalog.catalog import Catalog
 from appliance.jobs.vm_restore import RestoreRoom, VmRestoreOptions, VmRestoreResult, restore_vm
-from appliance.jobs.vm_rollback import RollbackOptions, RollbackResult, roll_back_vm
+from appliance.jobs.vm_rollback import PhaseBegins, RollbackOptions, RollbackResult, roll_back_vm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
 from appliance.service.vm_sources import HostIntents, OpenedTarget, clean_up
@@ -59,7 +59,11 @@ class HypervRestoring:
         )
 
     def roll_back(
-        self, point: Manifest, context: RunContext | None = None, **options: Any
+        self,
+        point: Manifest,
+        context: RunContext | None = None,
+        phase_begins: PhaseBegins = lambda name, progress: None,
+        **options: Any,
     ) -> RollbackResult:
         return roll_back_vm(
             self.room,
@@ -69,6 +73,7 @@ class HypervRestoring:
             point,
             RollbackOptions(**options),
             context or RunContext.quiet(),
+            phase_begins,
         )
 
     def clean_up(self) -> None:
