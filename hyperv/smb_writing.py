@@ -73,8 +73,9 @@ class SmbWritableFile:
         """The bytes of [offset, offset + length), fewer only at the end of the file, with all that
         was written before."""
         self._settle()
-        inside = max(min(length, self._size_bytes - offset), 0)
-        return self._connection.read(self._handle, self.name, [(offset, inside)])[0]
+        buffer = bytearray(max(min(length, self._size_bytes - offset), 0))
+        self._connection.read(self._handle, self.name, [(offset, memoryview(buffer))])
+        return bytes(buffer)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Raises: as `open_for_writing`, FullError; of this write, or of one before."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hyperv.checkpoints import BackupType, Level, TakenCheckpoint, read_disks, take_checkpoint
 from hyperv.host_session import HostSession
@@ -41,6 +42,17 @@ class HypervLab:
         if start:
             vm.start()
         return vm
+
+    def add_uefi(self, name: str, *, secure_boot: str = "", **more: Any) -> HypervVm:
+        """Of generation 2, off."""
+        return self.practice.host.add_guest(
+            name,
+            build(GuestKind.UEFI),
+            memory_mib=512,
+            generation=2,
+            secure_boot=secure_boot,
+            **more,
+        )
 
     def wait_ready(self, vm: HypervVm) -> None:
         wait_until(lambda: vm.heartbeat == 5, f"{vm.settings.name} does not report")
