@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.base.errors import UsageError
-from appliance.targets.point_hardware import for_vsphere
+from appliance.targets.hyperv_plan import captured_switches
+from appliance.targets.translation import ForeignPointError
+from vmware.captured_vm import CapturedVm
 from vmware.errors import VsphereError
 
 
 def captured_networks(hardware: Mapping[str, Any]) -> tuple[str, ...]:
     """Their names, each once; the adapter's where the network had none. Empty: not known."""
     try:
-        nics = for_vsphere(hardware).vm.nics
-    except (UsageError, VsphereError, ValueError):
+        return captured_switches(hardware)
+    except ForeignPointError:
+        pass
+    try:
+        nics = CapturedVm.parse(hardware).nics
+    except (VsphereError, ValueError):
         return ()
     return tuple(dict.fromkeys(nic.names[0] for nic in nics if nic.names))

@@ -33,9 +33,8 @@ from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
-from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
-from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
@@ -142,16 +141,6 @@ class HypervState(_Strict):
         return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
-class _Switch(Answer):
-    id: str
-    name: str
-    type: str
-
-
-class _Switches(Answer):
-    switches: list[_Switch] = Field(max_length=4096)
-
-
 def plan_recovery(
     host: HypervHost, marker: str, port: int, request: RecoveryRequest, patience: Patience
 ) -> RecoveryPlan:
@@ -167,11 +156,11 @@ def plan_recovery(
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
         name = f"{name}-{request.session_id}"
-    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    switches = set(list_switches(host.session, patience))
     reasons: list[Reason] = []
     presentation = _presentation(request, reasons)
     adapters = tuple(
-        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
     state = HypervState(

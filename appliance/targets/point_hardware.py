@@ -24,7 +24,7 @@ def for_hyperv(hardware: Mapping[str, Any], disks: Sequence[WantedDisk] = ()) ->
     Raises: ForeignPointError, CannotTranslateError, UsageError.
     """
     if "schema" not in hardware:
-        return NativeVm(vm=_of_hyperv(hardware), disks=tuple(disks), is_foreign=False)
+        return NativeVm(vm=capture_of(hardware), disks=tuple(disks), is_foreign=False)
     try:
         captured = CapturedVm.parse(hardware)
     except DocumentError as error:
@@ -39,12 +39,13 @@ def for_vsphere(
     understood."""
     if "schema" in hardware:
         return NativeVm(vm=CapturedVm.parse(hardware), disks=tuple(disks), is_foreign=False)
-    return vsphere_from_hyperv.translate(_of_hyperv(hardware), disks)
+    return vsphere_from_hyperv.translate(capture_of(hardware), disks)
 
 
-def _of_hyperv(hardware: Mapping[str, Any]) -> Capture:
+def capture_of(hardware: Mapping[str, Any]) -> Capture:
+    """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
     known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
     try:
         return Capture.model_validate(known)
     except ValidationError as error:
-        raise ForeignPointError("the point holds no configuration of a VM") from error
+        raise ForeignPointError("the point holds no configuration of a Hyper-V VM") from error

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from appliance.base.errors import StorageError, UsageError
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, WantedDisk
+from appliance.targets.contract import Keep, NoSuchPlaceError, WantedDisk
 from appliance.targets.matched_disks import matched_disks
 from appliance.targets.point_hardware import for_vsphere
 from appliance.targets.recovery import (
@@ -31,7 +31,6 @@ from appliance.targets.recovery import (
     TargetState,
 )
 from appliance.targets.translation import NativeVm
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.datastore_path import DatastorePath
 from vmware.findings import Finding
