@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from lab.guests import GuestKind, build
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
+from tests.support.hyperv_backups import disk_digest
 from tests.support.hyperv_lab import HypervLab, hyperv_lab
 from tests.support.instant_command import instant
 from tests.support.instant_lab import InstantLab, RunningGuest, instant_lab, journal_of
@@ -143,3 +145,21 @@ def test_a_hyperv_point_is_restored_as_a_new_vsphere_vm(both: Both) -> None:
     assert {"translation.drivers", "translation.guest-unknown"} <= codes(restored)
     assert disk_content(both.vsphere.lab, "restored", 0) == build(GuestKind.TINY).read_bytes()
     done(both.vsphere.lab.client_of(both.vsphere.machine("restored")).Destroy_Task())
+
+
+def test_a_vsphere_point_is_restored_as_a_new_hyperv_vm(both: Both) -> None:
+    """Over SMB: the disk is the one that was backed up, in the first place of IDE."""
+    practice = both.hyperv.practice
+    restored = holdfast_program.run_json(
+        both.vsphere.lab.home,
+        *("restore", "vm", both.vsphere.point, "--host", "hv1", "--name", "restored"),
+        *("--network", "VM Network=Production", "--quiet"),
+        expect=WARNED,
+    )
+    assert {"translation.drivers", "translation.adapters"} <= codes(restored)
+    vm = both.hyperv_vm("restored")
+    assert [drive.name for drive in vm.settings.drives] == ["ide0-0"]
+    assert [one.switch for one in vm.settings.adapters] == ["Production"]
+    assert vm.settings.notes == "" and not vm.settings.adapters[0].legacy
+    assert disk_digest(vm) == blake3(build(GuestKind.TINY).read_bytes()).hexdigest()
+    practice.host.remove_vm(vm)
