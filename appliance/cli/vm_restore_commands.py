@@ -51,12 +51,17 @@ def _add_new(new: Any) -> None:
         action="append",
         default=[],
         metavar="T",
-        help="write its disks in this way only: hot-add, nfc-lease; may be repeated",
+        help="write its disks in this way only: hot-add, nfc-lease (vSphere), smb (Hyper-V); "
+        "may be repeated",
     )
     new.add_argument("--name", metavar="N", help="of the new VM (default: that of the original)")
     new.add_argument("--datastore", metavar="D", help="vSphere datastore for all its files")
-    new.add_argument("--folder", metavar="F", help="inventory path of the folder")
-    new.add_argument("--pool", metavar="P", help="inventory path of the resource pool")
+    new.add_argument(
+        "--folder",
+        metavar="F",
+        help="inventory path of the folder; on Hyper-V a folder of the host",
+    )
+    new.add_argument("--pool", metavar="P", help="vSphere inventory path of the resource pool")
     new.add_argument("--on", metavar="ESX", help="name of the ESXi host")
     new.add_argument(
         "--disconnect",
