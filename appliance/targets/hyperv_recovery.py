@@ -1,7 +1,8 @@
-"""Instant recovery on Hyper-V: a `RecoveryTarget` over a logged-in host.
+"""Instant recovery on Hyper-V: a `WitnessedTarget` over a logged-in host.
 
-    plan -> mount: iSCSI login, disk online -> register: VM + VHDX files of the volume -> power_on
-         -> … -> move: Move-VMStorage -> settle -> unmount: disk offline, logout
+    plan -> mount: iSCSI login, disk online; private switch
+         -> register: VM + VHDX files of the volume -> power_on
+         -> … -> move: Move-VMStorage -> settle -> unmount: disk offline, logout; switch away
          or   take_away: stop, remove           -> unmount
 
 A VM is the session's if its notes carry the session's mark. Its configuration lies on the session's
@@ -34,9 +35,11 @@ from appliance.targets.recovery import (
 from hyperv.errors import DeadlineError, GoneError
 from hyperv.inventory import list_vms, read_vm, vm_state
 from hyperv.iscsi_disk import connect, disconnect, is_on, offline, online
-from hyperv.marker import Marker, Purpose
+from hyperv.marker import Marker
 from hyperv.new_vm import attach, find_marked, move, new_vm, remove, set_power, unmark
 from hyperv.patience import Patience
+from hyperv.private_switch import make_switch, remove_switch
+from hyperv.screenshot import take_screenshot
 from hyperv.script_types import Vm
 
 _UP = frozenset({5, 6})  # VMHeartbeatStatus: ok, with or without the health of applications
@@ -44,7 +47,7 @@ _WITHOUT_SERVICES_S = 300.0
 
 
 class HypervRecovery:
-    """A `RecoveryTarget`. Its host is somebody else's to close."""
+    """A `WitnessedTarget`. Its host is somebody else's to close."""
 
     presentation = Presentation.ISCSI
 
@@ -68,13 +71,9 @@ class HypervRecovery:
         return self._host.name
 
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
-        marker = Marker(
-            appliance_id=self._appliance_id,
-            run_id=f"instant-{request.session_id}",
-            purpose=Purpose.RESTORE,
-        )
+        port = self._portal_port()
         with hyperv_calls(self.name):
-            return plan_recovery(self._host, marker.text, self._portal_port(), request, Patience())
+            return plan_recovery(self._host, self._appliance_id, port, request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
         known, patience = HypervState.parse(state), _patience(cancel)
@@ -88,6 +87,8 @@ class HypervRecovery:
                 patience=patience,
             )
             online(self._session, known.disk, patience)
+            if known.private_switch is not None:
+                make_switch(self._session, known.private_switch, patience)
 
     def register(
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
@@ -126,10 +127,19 @@ class HypervRecovery:
                     found = vm_state(self._session, key, patience)
                     if found.heartbeat in _UP:
                         address = found.addresses[0] if found.addresses else ""
-                        return GuestLife(life=Life.BEATING, host_name="", address=address)
+                        return GuestLife(
+                            life=Life.BEATING, host_name=found.guest_name, address=address
+                        )
             except DeadlineError:
                 pass
         return GuestLife(life=Life.NO_TOOLS, host_name="", address="")
+
+    def machine_of(self, state: TargetState) -> str:
+        return self._host.facts.computer_name
+
+    def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
+        with hyperv_calls(self.name, cancel):
+            return take_screenshot(self._session, key, _patience(cancel))
 
     # Leaving
 
@@ -188,7 +198,10 @@ class HypervRecovery:
                     raise StillThereError(f"{self.name}: {vm.name} is on the session's volume")
             offline(self._session, known.disk, patience)
             disconnect(self._session, known.disk, patience)
-        return ()
+            if known.private_switch is None:
+                return ()
+            names = remove_switch(self._session, known.private_switch, patience)
+        return (_switch_in_use(known.private_switch.name, names),) if names else ()
 
     def _left(self, key: str | None) -> tuple[Reason, ...]:
         if key is None:
@@ -204,6 +217,14 @@ def _files_on(known: HypervState, vm: Vm) -> tuple[str, ...]:
     """What of the VM is on the session's volume."""
     paths = [vm.folder, *(disk.path for disk in vm.disks)]
     return tuple(path for path in paths if is_on(known.disk, path))
+
+
+def _switch_in_use(switch: str, names: tuple[str, ...]) -> Reason:
+    return Reason(
+        "instant.network-stays",
+        f"the private switch {switch} is in use by {', '.join(names)}",
+        "connect the VM to another network, then remove what has that name there",
+    )
 
 
 def _patience(cancel: CancelToken) -> Patience:

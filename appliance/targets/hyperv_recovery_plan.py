@@ -3,7 +3,8 @@
     recovery point's capture + wishes + what the host has -> `RecoveryPlan`, `HypervState`
 
 The VM gets everything of the captured one; adapters keep their switch where the host has one of
-that name. Pure but for the questions to the host.
+that name, or get on a private switch that is made for the session. Pure but for the questions to
+the host.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
+from hyperv.marker import Marker, Purpose
 from hyperv.new_vm import NewAdapter, NewDisk
 from hyperv.patience import Patience
+from hyperv.private_switch import PrivateSwitch
 from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
 _NAME_MOST = 100
+_NAME_PREFIX = "holdfast-"
 
 
 class ForeignPointError(UsageError):
@@ -60,6 +64,11 @@ class HypervStateDamagedError(TargetError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateSwitch(_Strict):
+    name: str
+    marker: str
 
 
 class StateAdapter(_Strict):
@@ -90,6 +99,7 @@ class HypervState(_Strict):
     keep_identity: bool
     adapters: tuple[StateAdapter, ...]
     disks: tuple[StateDisk, ...]
+    isolated: StateSwitch | None = None  # made for the session, or for the group that it is of
 
     @classmethod
     def parse(cls, state: TargetState) -> HypervState:
@@ -108,6 +118,10 @@ class HypervState(_Strict):
             serial=self.session_id,
             marker=self.marker,
         )
+
+    @property
+    def private_switch(self) -> PrivateSwitch | None:
+        return PrivateSwitch(**self.isolated.model_dump()) if self.isolated else None
 
     @property
     def new_adapters(self) -> list[NewAdapter]:
@@ -146,7 +160,7 @@ def capture_of(hardware: Mapping[str, Any]) -> Capture:
 
 
 def plan_recovery(
-    host: HypervHost, marker: str, port: int, request: RecoveryRequest, patience: Patience
+    host: HypervHost, appliance_id: str, port: int, request: RecoveryRequest, patience: Patience
 ) -> RecoveryPlan:
     """`port`: of our portal.
 
@@ -165,15 +179,23 @@ def plan_recovery(
         _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
+    isolated_name = _isolated_name(request)
+    is_isolated = any(adapter.switch_name == isolated_name for adapter in adapters)
     state = HypervState(
         session_id=request.session_id,
-        marker=marker,
+        marker=_marker(appliance_id, request.session_id),
         vm_name=name[:_NAME_MOST],
         portal=request.address or _own_address(host.login.address),
         port=port,
         keep_identity=_keeps(request.identity, original_is_there),
         adapters=adapters,
         disks=_disks(capture, request),
+        isolated=StateSwitch(
+            name=isolated_name,
+            marker=_marker(appliance_id, isolated_name.removeprefix(_NAME_PREFIX)),
+        )
+        if is_isolated
+        else None,
     )
     return RecoveryPlan(
         vm_name=state.vm_name,
@@ -188,6 +210,16 @@ def plan_recovery(
         state=TargetState(state.model_dump_json()),
         reasons=tuple(dict.fromkeys(reasons)),
     )
+
+
+def _marker(appliance_id: str, session_id: str) -> str:
+    """`session_id`: or what a group of sessions has in its place."""
+    run_id = f"instant-{session_id}"
+    return Marker(appliance_id=appliance_id, run_id=run_id, purpose=Purpose.RESTORE).text
+
+
+def _isolated_name(request: RecoveryRequest) -> str:
+    return request.isolated_name or f"{_NAME_PREFIX}{request.session_id}"
 
 
 def _file(number: int) -> str:
@@ -235,8 +267,7 @@ def _adapter(
     if new and new not in switches:
         raise SwitchNotFoundError(new)
     if request.isolate_all or old in request.isolated:
-        new = ""
-        reasons.append(_ISOLATED)
+        new = _isolated_name(request)
     elif old not in request.unconnected and not new and old:
         new = old if old in switches else ""
         if not new:
@@ -281,12 +312,6 @@ def _own_address(peer: str) -> str:
         raise UsageError(f"no way to {peer}: {error}; name our address with --address") from error
 
 
-_ISOLATED = Reason(
-    "instant.isolated-unconnected",
-    "adapters that were to be isolated are left unconnected",
-    "none, or connect them to a private switch on the host",
-    warning=False,
-)
 _NO_SWITCH = Reason(
     "instant.switch-missing",
     "the host has no virtual switch of the name that an adapter was on, so it is unconnected",

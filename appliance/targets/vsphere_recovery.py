@@ -1,4 +1,4 @@
-"""Instant recovery on vSphere: a `RecoveryTarget` over a logged-in vCenter or ESXi host.
+"""Instant recovery on vSphere: a `WitnessedTarget` over a logged-in vCenter or ESXi host.
 
     plan -> mount -> register -> power_on -> wait_alive -> … -> move -> settle -> unmount
                                                            or   take_away     -> unmount
@@ -72,7 +72,7 @@ SHUTDOWN_S = 300.0
 
 
 class VsphereRecovery:
-    """A `RecoveryTarget`. Its host is somebody else's to close."""
+    """A `WitnessedTarget`. Its host is somebody else's to close."""
 
     presentation = Presentation.NFS
 
@@ -327,5 +327,5 @@ def _network_in_use(known: VsphereState, error: BusyError) -> Reason:
     return Reason(
         "instant.network-stays",
         f"the isolated network {known.isolated} on {known.host_name} is in use: {error}",
-        "connect the VM to another network, then remove switch and port group of that name there",
+        "connect the VM to another network, then remove what has that name there",
     )
