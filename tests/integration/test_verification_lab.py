@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -24,6 +23,7 @@ from tests.support.proof_service import WITHIN_S, ProofService, proof_service, s
 from tests.support.roomy_disk import roomy_disk as roomy_disk
 
 pytestmark = pytest.mark.integration
+
 
 @contextmanager
 def service(here: InstantLab) -> Iterator[ProofService]:

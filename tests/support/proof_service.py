@@ -1,4 +1,4 @@
-"""Verification jobs on a hypervisor: the daemon's jobs in this process, with a server of sessions."""
+"""Verification jobs on a hypervisor: the daemon's jobs and server of sessions, in this process."""
 
 from __future__ import annotations
 
