@@ -36,6 +36,7 @@ class CapturedDisk(Answer):
     size_bytes: int
     logical_sector_bytes: int
     physical_sector_bytes: int
+    attachment: str = ""  # as the firmware's boot order names it; "": of an older point
 
 
 class Capture(Answer):
@@ -45,10 +46,28 @@ class Capture(Answer):
     vm: CapturedVm
     disks: list[CapturedDisk] = Field(max_length=260)
 
+    @property
+    def boot_disk(self) -> int | None:
+        """The number of the disk that the VM boots from; None: there are no disks."""
+        slots = {_slot(disk.attachment): disk.number for disk in self.disks if disk.attachment}
+        order = self.vm.firmware.boot_order if self.vm.firmware else []
+        named = [
+            slots[_slot(entry.attachment)] for entry in order if _slot(entry.attachment) in slots
+        ]
+        first = sorted(
+            self.disks, key=lambda disk: (disk.controller, disk.controller_number, disk.location)
+        )
+        return next(iter([*named, *(disk.number for disk in first)]), None)
+
 
 def capture_vm(host: HostSession, vm_id: str, patience: Patience) -> CapturedVm:
     """Raises: HypervError; GoneError: no such VM."""
     return host.call("capture_vm", {"vm_id": vm_id}, CapturedVm, patience=patience)
+
+
+def _slot(attachment: str) -> str:
+    """`Microsoft:OWNER\\CONTROLLER\\0\\1\\D` without its owner, the VM or a checkpoint of it."""
+    return attachment.partition("\\")[2].upper()
 
 
 def findings(vm: CapturedVm) -> Sequence[Finding]:

@@ -132,3 +132,9 @@ class FileUnreachableError(FileError):
 
     code = "hyperv.smb-unreachable"
     retryable = True
+
+
+class UnprotectedError(FileUnreachableError):
+    """An answer over SMB bore no valid signature or seal of the host; nothing of it was used."""
+
+    code = "hyperv.smb-unprotected"

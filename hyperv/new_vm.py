@@ -1,11 +1,11 @@
-"""A VM made from a captured configuration, with disk files that are on the host already.
+"""A VM made from a captured configuration, with disks that the host has already.
 
-    find_marked -> new_vm -> attach (per disk) -> set_power … unmark, or remove
+    find_marked -> new_vm -> attach (per disk) -> set_power … import_disk, unmark, or remove
 
 What is made carries the marker in its notes until `unmark`; only what carries it is removed. A step
 whose end is not known is looked at before it is done again.
 Thread model: functions; they block. Source: scripts `new_vm`, `attach_disk`, `set_power`,
-`set_notes`, `move_storage`, `remove_vm`.
+`set_notes`, `move_storage`, `import_disk`, `remove_vm`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class NewDisk:
     controller_number: int
     location: int
     boot_first: bool
+    disk_number: int = -1  # of a disk of the host, for pass-through; `path` is empty then
 
     @property
     def place(self) -> str:
@@ -60,6 +61,10 @@ class _Power(Answer):
 class _Moved(Answer):
     folder: str
     disk_paths: list[str]
+
+
+class _Imported(Answer):
+    copied: bool
 
 
 class _Removed(Answer):
@@ -134,7 +139,7 @@ def attach(
             "controller_number": disk.controller_number,
             "location": disk.location,
             "path": disk.path,
-            "disk_number": -1,
+            "disk_number": disk.disk_number,
             "boot_first": disk.boot_first,
         }
         host.call("attach_disk", parameters, _Attached, patience=patience)
@@ -160,6 +165,37 @@ def move(host: HostSession, vm_id: str, folder: str, patience: Patience) -> None
         "move_storage",
         {"vm_id": vm_id, "folder": folder},
         _Moved,
+        deadline_s=MOVE_DEADLINE_S,
+        patience=patience,
+    )
+
+
+def import_disk(
+    host: HostSession,
+    vm_id: str,
+    marker: str,
+    disk: NewDisk,
+    *,
+    serial: str,
+    patience: Patience,
+) -> None:
+    """Copy what the VM, which is off, has as pass-through into the file `disk.path`, and attach
+    that in its place. A file of that name is made anew, unless it is attached.
+
+    Raises HypervError: the VM has what it had.
+    """
+    host.call(
+        "import_disk",
+        {
+            "vm_id": vm_id,
+            "marker": marker,
+            "controller": disk.controller,
+            "controller_number": disk.controller_number,
+            "location": disk.location,
+            "serial": serial,
+            "path": disk.path,
+        },
+        _Imported,
         deadline_s=MOVE_DEADLINE_S,
         patience=patience,
     )

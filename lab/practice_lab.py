@@ -48,6 +48,7 @@ class GuestShape:
 _SHAPES = {
     GuestKind.TINY: GuestShape(256, (8080, 7777)),
     GuestKind.DEBIAN: GuestShape(512, (80,)),
+    GuestKind.UEFI: GuestShape(512, (8080, 7777)),
 }
 
 
@@ -122,7 +123,10 @@ class PracticeLab:
     def _add_hyperv_guest(self, kind: GuestKind) -> None:
         assert self.hyperv is not None
         name, memory_mib = f"hyperv-{kind}", _SHAPES[kind].memory_mib
-        self.hyperv.host.add_guest(name, build(kind), memory_mib=memory_mib).start()
+        generation = 2 if kind is GuestKind.UEFI else 1
+        self.hyperv.host.add_guest(
+            name, build(kind), memory_mib=memory_mib, generation=generation
+        ).start()
 
     def add_commands(self, control: ControlServer) -> None:
         """Offer the lab's own commands on the control socket.

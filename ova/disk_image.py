@@ -17,7 +17,7 @@ from pathlib import Path
 from appliance.base.units import GIB, MIB, SECTOR_BYTES
 from lab.guests.disk import GRUB_FOLDER
 from lab.guests.packages import run
-from ova.packages import BOOT_PACKAGES
+from lab.guests.uefi import signed_programs
 
 SYSTEM_BYTES = 8 * GIB
 LABEL = "holdfast-system"
@@ -105,22 +105,8 @@ def _write_efi_partition(target: Path, work: Path, epoch: int) -> None:
 
 
 def _efi_files(work: Path) -> Mapping[str, bytes]:
-    """Debian's signed programs, unpacked from their packages; nothing is installed."""
-    download = work / "boot-packages"
-    download.mkdir()
-    subprocess.run(
-        ["apt-get", "--quiet=2", "download", *BOOT_PACKAGES],
-        cwd=download,
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
-    for package in download.glob("*.deb"):
-        run(["dpkg-deb", "--extract", package, work / "boot-root"], timeout_s=60)
-    root = work / "boot-root/usr/lib"
     return {
-        "EFI/BOOT/BOOTX64.EFI": (root / "shim/shimx64.efi.signed").read_bytes(),
-        "EFI/BOOT/grubx64.efi": (root / "grub/x86_64-efi-signed/grubx64.efi.signed").read_bytes(),
+        **signed_programs(work),
         "EFI/debian/grub.cfg": _EFI_CONFIG.encode(),
     }
 

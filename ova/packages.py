@@ -17,9 +17,6 @@ PACKAGES = (
     *("qemu-system-x86", "qemu-utils"),  # the sandbox, and disk formats
     *("e2fsprogs", "xfsprogs", "ntfs-3g", "dosfstools"),  # the data disk; checks of guests' disks
 )
-BOOT_PACKAGES = ("shim-signed", "grub-efi-amd64-signed")
-"""Unpacked for what goes to the EFI partition, not installed."""
-
 EXCLUDED = (
     *("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*"),
     *("/usr/share/lintian/*", "/usr/share/bug/*", "/usr/share/icons/*"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _KEEP = ("keep", "new")
 _ISOLATED = "isolated"
+_PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through"}
 
 
 def add_start(start: argparse.ArgumentParser) -> None:
@@ -74,6 +75,12 @@ def add_start(start: argparse.ArgumentParser) -> None:
         help="which hosts get the datastore (default: the one that runs the VM)",
     )
     start.add_argument(
+        "--presentation",
+        choices=tuple(_PRESENTATIONS),
+        help="how a Hyper-V host sees the disks: VHDX files on an iSCSI volume, whole iSCSI disks"
+        " (default: volume)",
+    )
+    start.add_argument(
         "--reserve", default="1G", metavar="SIZE", help="space kept free where guests' writes go"
     )
     instant_local.add_options(start)
@@ -107,6 +114,7 @@ def run_start(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -> RecoveryRequest:
+    from appliance.exports.datastore.session import Presentation
     from appliance.jobs.instant_recovery import wanted_disks
     from appliance.targets.contract import Keep, WantedVmPlace
     from appliance.targets.recovery import Breadth, RecoveryRequest
@@ -126,6 +134,7 @@ def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -
         identity=Keep(args.uuid or "auto"),
         address=args.address,
         breadth=Breadth(args.mount_on),
+        presentation=Presentation(_PRESENTATIONS[args.presentation]) if args.presentation else None,
     )
 
 

@@ -10,7 +10,7 @@ from appliance.base.errors import ExternalProgramError, UsageError
 from appliance.cli.options import home_path
 from appliance.cli.output import ExitCode, note, show
 
-GUESTS = ("tiny", "debian")
+GUESTS = ("tiny", "debian")  # there is "uefi", too
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:

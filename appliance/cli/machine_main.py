@@ -37,13 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_prepare(layout: Layout) -> int:
+    from appliance.machine.firewall import FirewallState
     from appliance.machine.prepare import prepare
     from appliance.machine.property_source import property_source
 
     status = prepare(layout, property_source())
     for problem in status.problems:
         note(problem)
-    return 0 if os.path.ismount(layout.home) else 1
+    may_serve = os.path.ismount(layout.home) and status.firewall is not FirewallState.NONE
+    return 0 if may_serve else 1
 
 
 def run_repository(layout: Layout) -> int:
@@ -134,10 +136,13 @@ def _present(layout: Layout) -> MachineSettings:
 
 def _accept(layout: Layout, deployment: Deployment) -> None:
     """Apply now and keep; the cache is what every later boot begins with."""
+    from appliance.machine.firewall import rules
+    from appliance.machine.firewall_loading import load_rules
     from appliance.machine.prepare import apply_settings, keep
     from appliance.machine.programs import run
 
     apply_settings(layout, deployment.settings)
+    load_rules(rules(deployment.settings))
     keep(layout, deployment)
     run(["networkctl", "reload"])
     run(["systemctl", "try-restart", "chrony.service"])

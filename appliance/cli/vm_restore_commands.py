@@ -14,8 +14,8 @@ from appliance.cli.output import ExitCode, note, note_reasons, progress_shown, s
 
 if TYPE_CHECKING:
     from appliance.base.reasons import Reason
+    from appliance.jobs.rollback_contract import RollbackOptions, RollbackResult
     from appliance.jobs.vm_restore import VmRestoreOptions, VmRestoreResult
-    from appliance.jobs.vm_rollback import RollbackOptions, RollbackResult
     from appliance.service.vm_sources import OpenedTarget
     from appliance.sources.contract import Orphan
 
@@ -167,7 +167,7 @@ def _options(args: argparse.Namespace) -> VmRestoreOptions:
 
 
 def _rollback_options(args: argparse.Namespace) -> RollbackOptions:
-    from appliance.jobs.vm_rollback import RollbackOptions
+    from appliance.jobs.rollback_contract import RollbackOptions
 
     return RollbackOptions(
         power_off=args.power_off,

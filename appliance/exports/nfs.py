@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from threading import Event, Thread
 
 from appliance.base.atomic import create_once
 from appliance.base.errors import StorageError, UsageError
+from appliance.base.periodic_task import PeriodicTask
 from appliance.exports.loop_thread import LoopThread
 from nfs_server import portmap
 from nfs_server.errors import ListenError, NfsServerError
@@ -79,8 +79,7 @@ class NfsServer:
         self._server = Server([], key=key, limits=limits)
         self._loop: LoopThread | None = None
         self._check_registration_s = check_registration_s
-        self._registrar: Thread | None = None
-        self._stopping = Event()
+        self._registrar: PeriodicTask | None = None
         self.port = 0
 
     def __enter__(self) -> NfsServer:
@@ -115,8 +114,7 @@ class NfsServer:
         if self._loop is None:
             return
         if self._registrar is not None:
-            self._stopping.set()
-            self._registrar.join()
+            self._registrar.stop()
             self._registrar = None
             with suppress(NfsServerError):  # rpcbind is gone, and what it knew with it
                 portmap.unregister(service_mappings(self.port), port=self.portmap_port)
@@ -152,8 +150,9 @@ class NfsServer:
             mode = PortmapMode.REGISTER if found else PortmapMode.OWN
         if mode is PortmapMode.REGISTER:
             portmap.register(service_mappings(self.port), port=self.portmap_port)
-            self._stopping.clear()
-            self._registrar = Thread(target=self._keep_registered, name="nfs-registrar")
+            self._registrar = PeriodicTask(
+                "nfs-registrar", self._keep_registered, every_s=self._check_registration_s
+            )
             self._registrar.start()
         elif mode is PortmapMode.OWN:
             port = self.portmap_port
@@ -161,7 +160,6 @@ class NfsServer:
 
     def _keep_registered(self) -> None:
         mappings = service_mappings(self.port)
-        while not self._stopping.wait(self._check_registration_s):
-            with suppress(NfsServerError):  # it is being started again; the next look will tell
-                if not portmap.is_registered(mappings, port=self.portmap_port):
-                    portmap.register(mappings, port=self.portmap_port)
+        with suppress(NfsServerError):  # it is being started again; the next look will tell
+            if not portmap.is_registered(mappings, port=self.portmap_port):
+                portmap.register(mappings, port=self.portmap_port)

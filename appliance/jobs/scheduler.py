@@ -9,18 +9,17 @@ another process saved, a clock that was set, all are met by the next look. What 
 - A run that the schedule asked for begins inside the policy's windows only; one that a person or
   another run asked for at once.
 
-Thread model: `look` belongs to one thread (`run`, or a test); `wake` is for any.
+Thread model: `look` belongs to one thread (the scheduler's, or a test's); `wake` is for any.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
+from appliance.base.periodic_task import PeriodicTask
 from appliance.catalog.errors import JobNotFoundError, JobRunningError
 from appliance.catalog.job import RunKind
 from appliance.catalog.job_runs import JobRun, JobRuns, RunCause, RunState
@@ -41,47 +40,28 @@ class Scheduler:
         self._job_runs = job_runs
         self._engine = engine
         self._clock = clock
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._task = PeriodicTask("scheduler", self._look_and_say_when, every_s=LOOK_EVERY_S)
         engine.add_listener(lambda run: self.wake())
 
     # The thread
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self.run, name="scheduler")
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """Begin nothing more, then interrupt what goes on and wait for it. Idempotent."""
-        self._stop.set()
-        self.wake()
-        if self._thread is not None:
-            self._thread.join()
+        self._task.stop()
         self._engine.stop()
 
     def wake(self) -> None:
         """Look now: something was saved, asked for, or has ended."""
-        self._wake.set()
+        self._task.wake()
 
-    def run(self) -> None:
-        """Look until stopped. A look that fails is repeated; it never ends the scheduler."""
-        while not self._stop.is_set():
-            self._wake.clear()
-            try:
-                until = self.look()
-            except ApplianceError as error:
-                log.error("the scheduler cannot read the catalog", error=error)
-                until = None
-            except Exception:  # one defect must not end all nights
-                log.exception("the scheduler met a defect")
-                until = None
-            self._wake.wait(self._pause_s(until))
-
-    def _pause_s(self, until: datetime | None) -> float:
+    def _look_and_say_when(self) -> float | None:
         """The clock may be set meanwhile, so never long."""
+        until = self.look()
         if until is None:
-            return LOOK_EVERY_S
+            return None
         return min(max((until - self._clock.now()).total_seconds(), 0.05), LOOK_EVERY_S)
 
     # One look

@@ -23,22 +23,16 @@ Source: design notes on vSphere, section 8.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from appliance.base.bounded_map import bounded_map
-from appliance.base.consistency import Consistency
 from appliance.base.errors import ApplianceError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken, Progress, RunContext
-from appliance.base.units import MIB
-from appliance.blocks.extents import Extent, ExtentKind, normalise, total_bytes
-from appliance.jobs.disk_compare import differing_extents
+from appliance.blocks.extents import Extent, normalise, total_bytes
 from appliance.jobs.point_identity import known_state
 from appliance.jobs.rollback_checks import (
     HalfRolledBackError,
@@ -48,77 +42,26 @@ from appliance.jobs.rollback_checks import (
     find_original,
     refuse_unless_writable,
 )
-from appliance.jobs.rollback_journal import RollbackJournal
+from appliance.jobs.rollback_comparison import DiskPlan, RollbackComparison
+from appliance.jobs.rollback_contract import (
+    PhaseBegins,
+    RollbackMode,
+    RollbackOptions,
+    RollbackResult,
+    RolledBackDisk,
+)
+from appliance.jobs.rollback_journal import RollbackJournal, Touched
+from appliance.jobs.rollback_writer import write_extents
 from appliance.jobs.vm_lock import vm_lock
 from appliance.jobs.vm_restore import NotAVmPointError, RestoreRoom, not_started, restore_run
-from appliance.repository.image_reader import ImageReader
 from appliance.repository.manifest import Manifest
-from appliance.sources.contract import ConsistencyPolicy, FreezeRequest, SourceVm, VmSource
-from appliance.sources.frozen import FrozenDisk, FrozenVm, KnownState
+from appliance.sources.contract import SourceVm, VmSource
+from appliance.sources.frozen import KnownState
 from appliance.targets.contract import ExistingDisk, Power, VmTarget
 
 log = EventLog(__name__)
 
-_PIECE_BYTES = 4 * MIB
-_READERS = 3
 _ROUNDS = 3  # of writing and comparing; more than two means that something else writes
-_CRASH = ConsistencyPolicy(wanted=Consistency.CRASH, least=Consistency.CRASH)  # the VM is off
-
-
-class RollbackMode(StrEnum):
-    CHANGED = "changed"  # the hypervisor said what has changed
-    COMPARED = "compared"  # the whole disk was read and compared
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackOptions:
-    power_off: bool = False  # consent, if the VM runs
-    power_on: bool = False
-    verify: bool = True
-    configuration: bool = False
-    networks: tuple[tuple[str, str], ...] = ()  # for the configuration
-    shutdown_within_s: float = 300.0
-    transports: tuple[str, ...] = ()  # for reading
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolledBackDisk:
-    number: int
-    label: str
-    size_bytes: int
-    mode: RollbackMode
-    written_bytes: int
-    reasons: tuple[Reason, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackResult:
-    run_id: RunId
-    vm: str
-    key: str
-    disks: tuple[RolledBackDisk, ...]
-    verified: bool
-    powered_on: bool
-    seconds: float
-    vm_reasons: tuple[Reason, ...]
-
-    @property
-    def reasons(self) -> list[Reason]:
-        return [*self.vm_reasons, *(reason for disk in self.disks for reason in disk.reasons)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _DiskPlan:
-    number: int
-    label: str
-    size_bytes: int
-    mode: RollbackMode
-    extents: list[Extent]
-    reasons: tuple[Reason, ...]
-
-
-PhaseBegins = Callable[[str, Progress], None]
-"""Told of each phase of a disk (`compare disk 0`, …) with its progress."""
 
 
 def roll_back_vm(
@@ -187,12 +130,23 @@ class _Rollback:
         self._writing = False
         self._tracking_reset = False
         self._written: dict[int, int] = {}
+        self._comparison = RollbackComparison(
+            repository=self.room.repository,
+            source=self.source,
+            vm=self.vm,
+            manifest=self.manifest,
+            state=self.state,
+            run_id=self.run_id,
+            transports=self.options.transports,
+            context=self.context,
+            phase=self._phase,
+        )
 
     def run(self) -> RollbackResult:
         started_s = time.perf_counter()
         was_on = self._prepare()
         try:
-            plans = self._planned()
+            plans = self._comparison.plan(self._touched())
             disks = self._settled()
             self._write_all(plans, disks)
         except BaseException as error:
@@ -235,28 +189,8 @@ class _Rollback:
         )
         return True
 
-    def _planned(self) -> list[_DiskPlan]:
-        """What is to be written to each disk."""
-        touched = self.journal.touched(frozenset(disk.number for disk in self.manifest.disks))
-        with self._frozen() as frozen:
-            plans = []
-            for disk, image in self._pairs(frozen):
-                before = touched.get(disk.number, [])
-                if disk.changed is not None and before is not None:
-                    mode, extents = RollbackMode.CHANGED, normalise([*disk.changed, *before])
-                else:
-                    mode, extents = RollbackMode.COMPARED, self._compared(disk, image)
-                plans.append(
-                    _DiskPlan(
-                        number=disk.number,
-                        label=disk.label,
-                        size_bytes=image.size_bytes,
-                        mode=mode,
-                        extents=extents,
-                        reasons=disk.reasons,
-                    )
-                )
-        return plans
+    def _touched(self) -> Touched:
+        return self.journal.touched(frozenset(disk.number for disk in self.manifest.disks))
 
     def _settled(self) -> dict[int, ExistingDisk]:
         """The disks as they are now that the snapshot is gone."""
@@ -267,7 +201,7 @@ class _Rollback:
 
     # Writing
 
-    def _write_all(self, plans: list[_DiskPlan], disks: dict[int, ExistingDisk]) -> None:
+    def _write_all(self, plans: list[DiskPlan], disks: dict[int, ExistingDisk]) -> None:
         """Write, and compare until nothing differs, if that is wanted."""
         extents = {plan.number: plan.extents for plan in plans}
         compared = all(plan.mode is RollbackMode.COMPARED for plan in plans)
@@ -280,7 +214,8 @@ class _Rollback:
                 for number in sorted(extents):
                     self._write(number, extents[number], disks[number])
             if self.options.verify:
-                extents = self._differences()
+                extents = self._comparison.differences()
+                self._reasons += self.source.leftovers(self.run_id)
             if not self.options.verify or not any(extents.values()):
                 self._writing = False
                 self.journal.forget()
@@ -307,71 +242,15 @@ class _Rollback:
     def _write(self, number: int, extents: list[Extent], disk: ExistingDisk) -> None:
         if not extents:
             return
-        progress = self._phase(f"write disk {number}")
-        progress.expect(total_bytes(extents))
+        write = RunContext(self.context.cancel, self._phase(f"write disk {number}"))
         with closing(self.room.repository.open_image(self.manifest, number)) as image:
-
-            def load(piece: Extent) -> tuple[Extent, bytes | None]:
-                mapped = image.map_extents(piece.offset, piece.length)
-                if all(part.kind is ExtentKind.ZERO for part in mapped) and (
-                    mapped[-1].end == piece.end
-                ):
-                    return piece, None
-                return piece, image.read_at(piece.offset, piece.length)
-
             sink = self.target.open_disk(self.vm.key, disk, self.run_id)
             self._writing = True
             try:
-                loaded = bounded_map(load, _pieces(extents), workers=_READERS, ahead=2, name="load")
-                with closing(loaded):
-                    for piece, data in loaded:
-                        self.context.cancel.check()
-                        if data is None:
-                            sink.zero_at(piece.offset, piece.length)
-                        else:
-                            sink.write_at(piece.offset, data)
-                        progress.advance(piece.length)
+                write_extents(image, sink, extents, write)
             finally:
                 sink.close()
         self._written[number] = self._written.get(number, 0) + total_bytes(extents)
-
-    # Comparing
-
-    def _differences(self) -> dict[int, list[Extent]]:
-        with self._frozen() as frozen:
-            found = {
-                disk.number: self._compared(disk, image) for disk, image in self._pairs(frozen)
-            }
-        self._reasons += self.source.leftovers(self.run_id)
-        return found
-
-    def _frozen(self) -> AbstractContextManager[FrozenVm]:
-        request = FreezeRequest(
-            run_id=self.run_id,
-            point_name=self.manifest.vm,
-            consistency=_CRASH,
-            parent=self.state,
-            transports=self.options.transports,
-        )
-        return self.source.freeze(self.vm, request, self.context)
-
-    def _pairs(self, frozen: FrozenVm) -> Iterator[tuple[FrozenDisk, ImageReader]]:
-        """Each frozen disk of the point with the point's own; a disk that came since is left."""
-        for disk in frozen.disks:
-            if self.manifest.disk(disk.number) is not None:
-                with closing(self.room.repository.open_image(self.manifest, disk.number)) as image:
-                    yield disk, image
-
-    def _compared(self, disk: FrozenDisk, image: ImageReader) -> list[Extent]:
-        if disk.transfer is not None:
-            disk.transfer.begin(None)
-        progress = self._phase(f"compare disk {disk.number}")
-        return differing_extents(
-            disk.reader,
-            image.tree,
-            self.room.repository.digester,
-            RunContext(self.context.cancel, progress),
-        )
 
     # The end
 
@@ -380,7 +259,7 @@ class _Rollback:
         self.phase_begins(name, progress)
         return progress
 
-    def _outcome(self, plan: _DiskPlan) -> RolledBackDisk:
+    def _outcome(self, plan: DiskPlan) -> RolledBackDisk:
         return RolledBackDisk(
             number=plan.number,
             label=plan.label,
@@ -405,12 +284,6 @@ class _Rollback:
             self.target.power_on(self.vm.key, same_vm=True, cancel=CancelToken())
         except ApplianceError as error:
             log.error("VM not powered on again", vm=self.vm.name, error=error)
-
-
-def _pieces(extents: Sequence[Extent]) -> Iterator[Extent]:
-    for extent in extents:
-        for offset in range(extent.offset, extent.end, _PIECE_BYTES):
-            yield Extent(offset, min(_PIECE_BYTES, extent.end - offset))
 
 
 def _disk_left(disk: ExistingDisk) -> Reason:

@@ -26,6 +26,20 @@ class DataDiskError(ApplianceError):
     code = "machine.data-disk"
 
 
+class FirewallClosedError(ApplianceError):
+    """The firewall refused the rules made from the settings, so it lets nobody in; backups go on.
+    Set the networks again on the console, or restart the appliance."""
+
+    code = "machine.firewall-closed"
+
+
+class NoFirewallError(ApplianceError):
+    """No firewall could be loaded, so the daemon does not start; the message says why. Repair
+    nftables, then restart the appliance."""
+
+    code = "machine.no-firewall"
+
+
 class MachineCommandError(ApplianceError):
     """A program of the system failed; its last words follow."""
 

@@ -8,6 +8,7 @@ Thread model: pure. Source: nft(8).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 
 from appliance.machine.settings import MachineSettings
 
@@ -15,6 +16,13 @@ SSH_PORT, WEB_PORT = 22, 443
 NFS_PORTS = (111, 2049)
 NBD_PORTS = (10809,)
 ISCSI_PORTS = (3260,)
+
+
+class FirewallState(StrEnum):
+    SETTINGS = "settings"  # what the settings ask for
+    CLOSED = "closed"  # lets nobody in
+    NONE = "none"  # not to be had; the daemon does not start
+
 
 _HEAD = """\
 #!/usr/sbin/nft -f
@@ -49,6 +57,11 @@ def rules(settings: MachineSettings) -> str:
         *_allowed("iSCSI", settings.iscsi_networks, ISCSI_PORTS, "tcp"),
     ]
     return _HEAD + "".join(f"    {line}\n" for line in lines) + _TAIL
+
+
+def closed_rules() -> str:
+    """As `rules`, admitting nobody: what the appliance itself asks for is still answered."""
+    return _HEAD + _TAIL
 
 
 def _allowed(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.base.atomic import replace_file
+from appliance.machine.firewall import FirewallState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What preparing the machine has come to, for the console."""
+    """What preparing the machine has come to, for the console and the security check."""
 
+    firewall: FirewallState
     configured: bool = False
     problems: tuple[str, ...] = ()
 
@@ -68,7 +70,9 @@ def read_status(path: Path) -> Status | None:
     try:
         document = json.loads(path.read_bytes())
         return Status(
-            configured=bool(document["configured"]), problems=tuple(map(str, document["problems"]))
+            firewall=FirewallState(document["firewall"]),
+            configured=bool(document["configured"]),
+            problems=tuple(map(str, document["problems"])),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,7 +3,8 @@
 Settings are taken from the cache; at first boot from the deployment properties, which are then
 cached and blanked. With none, or with a bad one, the machine comes up with DHCP and the console
 says so. A machine without its data disk comes up too, but its daemon does not start: it would
-begin an empty repository on the system disk.
+begin an empty repository on the system disk. Neither does it without a firewall, which is loaded
+before anything else can fail.
 Runs as root, once per boot, in one thread. Every step may be repeated after a crash.
 """
 
@@ -22,6 +23,7 @@ from appliance.base.secret import Secret
 from appliance.machine.data_disk import plan
 from appliance.machine.data_disk_steps import carry_out, survey
 from appliance.machine.errors import MachineCommandError, PropertyError
+from appliance.machine.firewall_loading import load_firewall
 from appliance.machine.layout import Layout, Status
 from appliance.machine.ovf_environment import parse_environment
 from appliance.machine.programs import run
@@ -41,6 +43,9 @@ def prepare(layout: Layout, source: PropertySource) -> Status:
         settings = settings_of(layout, source)
     except ApplianceError as error:
         problems.append(f"[{error.code}] {error}")
+    firewall = load_firewall(settings)
+    if firewall.problem is not None:
+        problems.append(f"[{firewall.problem.code}] {firewall.problem}")
     steps: tuple[Callable[[], None], ...] = (
         lambda: apply_settings(layout, settings),
         lambda: make_ssh_host_keys(layout),
@@ -51,7 +56,9 @@ def prepare(layout: Layout, source: PropertySource) -> Status:
             step()
         except ApplianceError as error:
             problems.append(f"[{error.code}] {error}")
-    status = Status(configured=layout.settings.exists(), problems=tuple(problems))
+    status = Status(
+        firewall=firewall.state, configured=layout.settings.exists(), problems=tuple(problems)
+    )
     status.write(layout.status)
     return status
 
@@ -99,10 +106,7 @@ def give_to_service(path: Path, user: str = SERVICE_USER) -> None:
 
 
 def apply_settings(layout: Layout, settings: MachineSettings) -> None:
-    """Write the files that changed and load the firewall.
-
-    Raises PropertyError, MachineCommandError.
-    """
+    """Write the files that changed. Raises PropertyError."""
     for file in system_files(settings):
         path = layout.root / file.path.relative_to("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,6 @@ def apply_settings(layout: Layout, settings: MachineSettings) -> None:
     set_time_zone(layout, settings.time_zone)
     if layout.root == Path("/"):
         socket.sethostname(settings.hostname)
-        run(["nft", "--file", layout.configuration / "firewall.nft"])
 
 
 def set_time_zone(layout: Layout, name: str) -> None:

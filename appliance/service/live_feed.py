@@ -18,8 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
+from appliance.base.periodic_task import PeriodicTask
 from appliance.jobs.live_run import LiveSnapshot
 from appliance.service.job_service import JobService
 from appliance.service.operations import Operations
@@ -87,24 +87,18 @@ class LiveFeed:
         self._histories: dict[str, _History] = {}
         self._fresh: list[Listener] = []  # since the last look
         self._watched = False
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._task = PeriodicTask("live-feed", self.look, every_s=every_s)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="live-feed")
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """Idempotent."""
-        self._stop.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._task.stop()
 
     def wake(self) -> None:
         """Something has happened: look now."""
-        self._wake.set()
+        self._task.wake()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell the listener of events from now on; call what is returned to end that."""
@@ -145,17 +139,6 @@ class LiveFeed:
         if was_watched:
             _tell(listeners, _differences(known, now))
         _tell(fresh, [Event(kind=EventKind.RESYNC, fields={})])
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.clear()
-            try:
-                self.look()
-            except ApplianceError as error:
-                log.error("the live feed cannot look", error=error)
-            except Exception:  # the pages would stand still until a restart
-                log.exception("the live feed met a defect")
-            self._wake.wait(self._every_s)
 
     def _runs(self) -> _State:
         return {

@@ -1,16 +1,16 @@
 """Every hour the daemon looks for what killed runs have left on the hypervisors, and removes it.
 
 The first look is at the start. It asks each host anew, so nothing stays logged in.
-Thread model: one thread of its own; `stop` ends it after the host it is at.
+Thread model: one thread of its own; `stop` waits for the look that goes on.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
+from appliance.base.periodic_task import PeriodicTask
 from appliance.catalog.catalog import Catalog
 from appliance.service.vm_sources import clean_up, open_sources
 
@@ -30,28 +30,21 @@ class OrphanPatrol:
         """`also`: done at each look; what it raises is logged."""
         self._catalog = catalog
         self._also = also
-        self._every_s = every_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._walk, name="orphan-patrol")
+        self._task = PeriodicTask("orphan-patrol", self._walk, every_s=every_s)
 
     def start(self) -> None:
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """Idempotent."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._task.stop()
 
     def _walk(self) -> None:
-        while True:
-            for look in (self._look, self._also):
-                try:
-                    look()
-                except ApplianceError as error:
-                    log.warning("clean-up failed", error=error)
-            if self._stopping.wait(self._every_s):
-                return
+        for look in (self._look, self._also):
+            try:
+                look()
+            except ApplianceError as error:
+                log.warning("clean-up failed", error=error)
 
     def _look(self) -> None:
         if not self._catalog.hosts.list():

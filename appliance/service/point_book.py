@@ -17,6 +17,7 @@ from itertools import islice
 from appliance.base.errors import ApplianceError
 from appliance.base.ids import RecoveryPointId
 from appliance.base.log import EventLog
+from appliance.base.periodic_task import PeriodicTask
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.points import PointRow
 from appliance.repository.errors import CorruptError, PointNotFoundError
@@ -59,18 +60,15 @@ class PointBook:
         self._catalog = catalog
         self._repository = repository
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="point-book")
+        self._watch = PeriodicTask("point-book", self._look, every_s=LOOK_EVERY_S)
         repository.points.add_listener(self)
 
     def start(self) -> None:
-        self._thread.start()
+        self._watch.start()
 
     def stop(self) -> None:
         """Idempotent."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._watch.stop()
 
     # Told by the repository, on the thread that commits or forgets
 
@@ -102,7 +100,7 @@ class PointBook:
                 rows, unread = self._read(batch)
                 self._catalog.points.add(rows)
                 added, damaged = added + len(rows), damaged + unread
-                if self._stopping.is_set():
+                if self._watch.stopping:
                     break
             # forgotten for certain: one that was committed after the listing stays
             gone = [each for each in gone if not self._repository.points.exists(each)]
@@ -121,20 +119,16 @@ class PointBook:
                 damaged += 1
         return rows, damaged
 
-    def _watch(self) -> None:
+    def _look(self) -> float:
         clock = self._catalog.clock
-        while not self._stopping.is_set():
-            begun_s = clock.monotonic_s()
-            try:
-                change = self.refresh()
-                if change.added or change.removed:
-                    log.info("points taken in", added=change.added, removed=change.removed)
-            except ApplianceError as error:
-                log.warning("points cannot be compared", error=error)
-            except Exception:  # the list would never be compared again
-                log.exception("comparing points met a defect")
-            lasted_s = clock.monotonic_s() - begun_s
-            self._stopping.wait(max(LOOK_EVERY_S, _SHARE * lasted_s))
+        begun_s = clock.monotonic_s()
+        try:
+            change = self.refresh()
+            if change.added or change.removed:
+                log.info("points taken in", added=change.added, removed=change.removed)
+        except ApplianceError as error:  # here, because a look that fails slowly costs as much
+            log.warning("points cannot be compared", error=error)
+        return max(LOOK_EVERY_S, _SHARE * (clock.monotonic_s() - begun_s))
 
 
 def _differences(stored: Iterable[str], known: Iterable[str]) -> Iterator[tuple[str, bool]]:

@@ -22,13 +22,14 @@ from appliance.jobs.instant_recovery import StartOptions, StartResult, resume, s
 from appliance.jobs.live_run import LiveRun
 from appliance.jobs.recovery_end import discard_session, finalise
 from appliance.jobs.recovery_room import RecoveryRoom
+from appliance.jobs.rollback_contract import RollbackOptions, RollbackResult
 from appliance.jobs.vm_restore import (
     RestoreRoom,
     VmRestoreOptions,
     VmRestoreResult,
     restore_vm,
 )
-from appliance.jobs.vm_rollback import RollbackOptions, RollbackResult, roll_back_vm
+from appliance.jobs.vm_rollback import roll_back_vm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
 from appliance.service.operations import (
@@ -74,6 +75,7 @@ class InstantWishes:
     identity: Keep = Keep.AUTO
     address: str = ""
     breadth: Breadth = Breadth.HOST
+    presentation: Presentation | None = None
     start: StartOptions = field(default_factory=lambda: StartOptions(power_on=True))
 
 
@@ -175,6 +177,7 @@ class RecoveryService:
             identity=wishes.identity,
             address=wishes.address,
             breadth=wishes.breadth,
+            presentation=wishes.presentation,
         )
 
         def work(live: LiveRun) -> OperationEnd:

@@ -16,6 +16,8 @@ from appliance.catalog.catalog import Catalog
 from appliance.catalog.job import RunKind
 from appliance.catalog.jobs import SavedJob
 from appliance.catalog.runs import RunOutcome
+from appliance.machine.firewall import FirewallState
+from appliance.machine.layout import Layout, read_status
 from appliance.repository.repository import Repository
 
 _PROVEN_WITHIN = timedelta(days=7)
@@ -24,6 +26,13 @@ _TOKEN_UNUSED = timedelta(days=90)
 _NAMED_MOST = 5
 _RUNS_READ = 1000
 _VMS_READ = 10_000
+
+
+_FIREWALL_TEXTS = {
+    FirewallState.SETTINGS: "the firewall lets in what the settings say",
+    FirewallState.CLOSED: "the firewall refused the settings and lets nobody in",
+    FirewallState.NONE: "no firewall could be loaded at the last start of the machine",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +45,19 @@ class SecurityFinding:
 
 
 class SecurityCheck:
-    def __init__(self, catalog: Catalog, repository: Repository, home: Path) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        repository: Repository,
+        home: Path,
+        machine: Layout | None = None,
+    ) -> None:
+        """`machine`: the appliance's system disk; on other machines there is no status on it, and
+        nothing is said of it."""
         self._catalog = catalog
         self._repository = repository
         self._home = home
+        self._machine = machine or Layout()
 
     def findings(self) -> list[SecurityFinding]:
         """All checks, those that failed first."""
@@ -50,6 +68,7 @@ class SecurityCheck:
             *self._jobs(),
             *self._proofs(),
             *self._appliance(),
+            *self._machine_checks(),
         ]
         return sorted(found, key=lambda each: each.passed)
 
@@ -194,6 +213,26 @@ class SecurityCheck:
             if not mode
             else "other users of this machine may enter the state folder",
             f"run `chmod 700 {self._home}`",
+            "/security",
+        )
+
+    def _machine_checks(self) -> Iterator[SecurityFinding]:
+        status = read_status(self._machine.status)
+        if status is None:
+            return
+        yield _finding(
+            "security.firewall",
+            status.firewall is FirewallState.SETTINGS,
+            _FIREWALL_TEXTS[status.firewall],
+            "correct the networks with `sudo holdfast-machine set-up`; `journalctl -u "
+            "holdfast-prepare` says what was refused",
+            "/security",
+        )
+        yield _finding(
+            "security.machine",
+            not status.problems,
+            f"what the last start of the machine complained of: {_named(status.problems)}",
+            "do what it says, then restart the appliance",
             "/security",
         )
 

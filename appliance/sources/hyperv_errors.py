@@ -138,6 +138,17 @@ class HypervSmbUnreachableError(HypervFileError):
     retryable = True
 
 
+class HypervSmbUnprotectedError(HypervSmbUnreachableError):
+    """An answer over SMB bore no valid signature or seal of the host; nothing of it was used.
+
+    The next try makes a new connection. If it comes again and again, something between the
+    appliance and the host changes packets.
+    """
+
+    code = "hyperv.smb-unprotected"
+    retryable = True
+
+
 _KINDS: dict[type[Exception], type[HypervFailedError]] = {
     leaf.HypervError: HypervFailedError,
     leaf.UnreachableError: HypervUnreachableError,
@@ -156,6 +167,7 @@ _KINDS: dict[type[Exception], type[HypervFailedError]] = {
     leaf.SharingError: HypervFileInUseError,
     leaf.FileError: HypervFileError,
     leaf.FileUnreachableError: HypervSmbUnreachableError,
+    leaf.UnprotectedError: HypervSmbUnprotectedError,
     DiskFileError: HypervFileError,
 }
 

@@ -455,6 +455,7 @@ def _captured(number: int, disk: CheckpointDisk) -> CapturedDisk:
         size_bytes=frozen.size_bytes,
         logical_sector_bytes=frozen.logical_sector_bytes,
         physical_sector_bytes=frozen.physical_sector_bytes,
+        attachment=disk.attachment,
     )
 
 

@@ -1,12 +1,11 @@
 """Instant recovery on Hyper-V: a `WitnessedTarget` over a logged-in host.
 
-    plan -> mount: iSCSI login, disk online; private switch
-         -> register: VM + VHDX files of the volume -> power_on
-         -> … -> move: Move-VMStorage -> settle -> unmount: disk offline, logout; switch away
-         or   take_away: stop, remove           -> unmount
+    plan -> mount: iSCSI login, private switch -> register: VM + disks of the session -> power_on
+         -> … -> move: Move-VMStorage, or by copying -> settle -> unmount: logout, switch away
+         or   take_away: stop, remove                          -> unmount
 
-A VM is the session's if its notes carry the session's mark. Its configuration lies on the session's
-volume too, so nothing of it stays on the host. One that has left the volume is never removed.
+How disks of the session are had is the storage's (`hyperv_storage`). A VM is the session's if its
+notes carry the session's mark; one that has left the session's storage is never removed.
 Thread model: one thread per session; calls block.
 """
 
@@ -17,11 +16,11 @@ from typing import Any
 
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
-from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import Chap
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
+from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
 from appliance.targets.recovery import (
     GuestLife,
     Life,
@@ -34,13 +33,11 @@ from appliance.targets.recovery import (
 )
 from hyperv.errors import DeadlineError, GoneError
 from hyperv.inventory import list_vms, read_vm, vm_state
-from hyperv.iscsi_disk import connect, disconnect, is_on, offline, online
 from hyperv.marker import Marker
-from hyperv.new_vm import attach, find_marked, move, new_vm, remove, set_power, unmark
+from hyperv.new_vm import attach, find_marked, new_vm, remove, set_power, unmark
 from hyperv.patience import Patience
 from hyperv.private_switch import make_switch, remove_switch
 from hyperv.screenshot import take_screenshot
-from hyperv.script_types import Vm
 
 _UP = frozenset({5, 6})  # VMHeartbeatStatus: ok, with or without the health of applications
 _WITHOUT_SERVICES_S = 300.0
@@ -48,8 +45,6 @@ _WITHOUT_SERVICES_S = 300.0
 
 class HypervRecovery:
     """A `WitnessedTarget`. Its host is somebody else's to close."""
-
-    presentation = Presentation.ISCSI
 
     def __init__(
         self,
@@ -77,16 +72,8 @@ class HypervRecovery:
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
         known, patience = HypervState.parse(state), _patience(cancel)
-        chap = self._chap(known.session_id)
         with hyperv_calls(self.name, cancel):
-            connect(
-                self._session,
-                known.disk,
-                user=chap.user,
-                secret=lambda: chap.secret.reveal().decode(),
-                patience=patience,
-            )
-            online(self._session, known.disk, patience)
+            self._storage(known, patience).mount()
             if known.private_switch is not None:
                 make_switch(self._session, known.private_switch, patience)
 
@@ -96,7 +83,7 @@ class HypervRecovery:
         known, patience = HypervState.parse(state), _patience(cancel)
         captured = capture_of(hardware).vm
         with hyperv_calls(self.name, cancel):
-            folder = online(self._session, known.disk, patience)
+            making = self._storage(known, patience).making()
             made = find_marked(self._session, known.marker, patience)
             key = (
                 made.id
@@ -106,13 +93,13 @@ class HypervRecovery:
                     captured,
                     marker=known.marker,
                     name=known.vm_name,
-                    folder=folder,
+                    folder=making.folder,
                     adapters=known.new_adapters,
                     keep_identity=known.keep_identity,
                     patience=patience,
                 )
             )
-            attach(self._session, key, known.marker, known.new_disks(folder), patience)
+            attach(self._session, key, known.marker, making.disks, patience)
         return RegisteredVm(key=key, reasons=(_NEW_TPM,) if captured.security.tpm else ())
 
     def power_on(self, state: TargetState, key: str, cancel: CancelToken) -> None:
@@ -153,21 +140,21 @@ class HypervRecovery:
     ) -> tuple[Reason, ...]:
         """The host says nothing of its progress. `request.datastore`: a folder of the host."""
         known = HypervState.parse(state)
-        folder = request.datastore or f"{self._host.facts.vm_folder}\\{known.vm_name}"
+        storage = self._storage(known, _patience(cancel))
         with hyperv_calls(self.name, cancel):
             vm = read_vm(self._session, key, _patience(cancel))
-            if not _files_on(known, vm):
+            if not storage.holds(vm):
                 return ()
             if known.marker not in vm.notes:
                 raise StillThereError(f"{self.name}: {vm.name} is not this session's any more")
-            move(self._session, key, folder, _patience(cancel))
+            storage.move(vm, request.datastore, allow_downtime=request.allow_downtime)
         on_progress(100)
         return ()
 
     def left_behind(self, state: TargetState, key: str) -> tuple[str, ...]:
-        known = HypervState.parse(state)
+        storage = self._storage(HypervState.parse(state), Patience())
         with hyperv_calls(self.name):
-            return _files_on(known, read_vm(self._session, key, Patience()))
+            return storage.holds(read_vm(self._session, key, Patience()))
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
         notes = capture_of(hardware).vm.notes
@@ -179,44 +166,52 @@ class HypervRecovery:
 
     def take_away(self, state: TargetState, key: str | None) -> tuple[Reason, ...]:
         known, patience = HypervState.parse(state), Patience()
+        storage = self._storage(known, patience)
         with hyperv_calls(self.name):
             vm = find_marked(self._session, known.marker, patience)
             if vm is None:
-                return self._left(key)
-            if not _files_on(known, vm) and vm.disks:
+                return self._left(storage, key)
+            if not storage.holds(vm) and vm.disks:
                 return (_HAS_LEFT,)
-            if any(not is_on(known.disk, disk.path) for disk in vm.disks):
-                raise StillThereError(f"{self.name}: {vm.name} has left the volume in part")
+            if not all(storage.holds_disk(disk) for disk in vm.disks):
+                raise StillThereError(f"{self.name}: {vm.name} has left the session in part")
             remove(self._session, vm.id, known.marker, patience)
         return ()
 
     def unmount(self, state: TargetState) -> tuple[Reason, ...]:
         known, patience = HypervState.parse(state), Patience()
+        storage = self._storage(known, patience)
         with hyperv_calls(self.name):
             for vm in list_vms(self._session, patience):
-                if _files_on(known, vm):
-                    raise StillThereError(f"{self.name}: {vm.name} is on the session's volume")
-            offline(self._session, known.disk, patience)
-            disconnect(self._session, known.disk, patience)
+                if storage.is_used_by(vm):
+                    raise StillThereError(f"{self.name}: {vm.name} is on the session's storage")
+            storage.unmount()
             if known.private_switch is None:
                 return ()
             names = remove_switch(self._session, known.private_switch, patience)
         return (_switch_in_use(known.private_switch.name, names),) if names else ()
 
-    def _left(self, key: str | None) -> tuple[Reason, ...]:
+    def _left(self, storage: SessionStorage, key: str | None) -> tuple[Reason, ...]:
         if key is None:
             return ()
         try:
-            read_vm(self._session, key, Patience())
+            vm = read_vm(self._session, key, Patience())
         except GoneError:
             return ()
+        if storage.holds(vm):
+            raise StillThereError(f"{self.name}: {vm.name} is not this session's any more")
         return (_HAS_LEFT,)
 
-
-def _files_on(known: HypervState, vm: Vm) -> tuple[str, ...]:
-    """What of the VM is on the session's volume."""
-    paths = [vm.folder, *(disk.path for disk in vm.disks)]
-    return tuple(path for path in paths if is_on(known.disk, path))
+    def _storage(self, known: HypervState, patience: Patience) -> SessionStorage:
+        return storage_of(
+            Side(
+                session=self._session,
+                vm_folder=self._host.facts.vm_folder,
+                known=known,
+                chap=self._chap,
+                patience=patience,
+            )
+        )
 
 
 def _switch_in_use(switch: str, names: tuple[str, ...]) -> Reason:
@@ -241,6 +236,6 @@ _NEW_TPM = Reason(
 )
 _HAS_LEFT = Reason(
     "instant.vm-left",
-    "the VM is no longer on the session's volume, so it was left alone",
+    "the VM is no longer on the session's storage, so it was left alone",
     "remove it on the host if it is not wanted",
 )

@@ -17,10 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
-from appliance.exports.iscsi.target import target_name
+from appliance.exports.datastore.session import Presentation
+from appliance.exports.iscsi.target import disk_serial, target_name
+from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
 from appliance.targets.recovery import (
+    PresentationError,
     PublishedDisk,
     RecoveryPlan,
     RecoveryRequest,
@@ -38,6 +41,7 @@ from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
+_PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
 _NAME_MOST = 100
 _NAME_PREFIX = "holdfast-"
 
@@ -87,6 +91,16 @@ class StateDisk(_Strict):
     location: int
     boot_first: bool
 
+    def as_new(self, *, path: str = "", disk_number: int = -1) -> NewDisk:
+        return NewDisk(
+            path=path,
+            controller=self.controller,
+            controller_number=self.controller_number,
+            location=self.location,
+            boot_first=self.boot_first,
+            disk_number=disk_number,
+        )
+
 
 class HypervState(_Strict):
     """The target's own document."""
@@ -100,6 +114,7 @@ class HypervState(_Strict):
     adapters: tuple[StateAdapter, ...]
     disks: tuple[StateDisk, ...]
     isolated: StateSwitch | None = None  # made for the session, or for the group that it is of
+    presentation: Presentation = Presentation.ISCSI
 
     @classmethod
     def parse(cls, state: TargetState) -> HypervState:
@@ -111,11 +126,22 @@ class HypervState(_Strict):
 
     @property
     def disk(self) -> IscsiDisk:
+        """The one with the volume."""
+        return self._lun(self.session_id)
+
+    @property
+    def whole_disks(self) -> dict[int, IscsiDisk]:
+        """With pass-through, by number."""
+        return {
+            disk.number: self._lun(disk_serial(self.session_id, disk.number)) for disk in self.disks
+        }
+
+    def _lun(self, serial: str) -> IscsiDisk:
         return IscsiDisk(
             portal=self.portal,
             port=self.port,
             target=target_name(self.session_id),
-            serial=self.session_id,
+            serial=serial,
             marker=self.marker,
         )
 
@@ -127,17 +153,13 @@ class HypervState(_Strict):
     def new_adapters(self) -> list[NewAdapter]:
         return [NewAdapter(**each.model_dump()) for each in self.adapters]
 
-    def new_disks(self, folder: str) -> list[NewDisk]:
-        return [
-            NewDisk(
-                path=f"{folder}\\{disk.file}",
-                controller=disk.controller,
-                controller_number=disk.controller_number,
-                location=disk.location,
-                boot_first=disk.boot_first,
-            )
-            for disk in self.disks
-        ]
+    def new_disks(self, folder: str) -> tuple[NewDisk, ...]:
+        """VHDX files of a folder."""
+        return tuple(disk.as_new(path=f"{folder}\\{disk.file}") for disk in self.disks)
+
+    def pass_through_disks(self, numbers: Mapping[int, int]) -> tuple[NewDisk, ...]:
+        """`numbers`: that the host gives its disks, by ours."""
+        return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
 class _Switch(Answer):
@@ -175,6 +197,7 @@ def plan_recovery(
         name = f"{name}-{request.session_id}"
     switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
     reasons: list[Reason] = []
+    presentation = _presentation(request, reasons)
     adapters = tuple(
         _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
@@ -196,6 +219,7 @@ def plan_recovery(
         )
         if is_isolated
         else None,
+        presentation=presentation,
     )
     return RecoveryPlan(
         vm_name=state.vm_name,
@@ -209,6 +233,7 @@ def plan_recovery(
         clients=_initiators(host),
         state=TargetState(state.model_dump_json()),
         reasons=tuple(dict.fromkeys(reasons)),
+        presentation=presentation,
     )
 
 
@@ -220,6 +245,18 @@ def _marker(appliance_id: str, session_id: str) -> str:
 
 def _isolated_name(request: RecoveryRequest) -> str:
     return request.isolated_name or f"{_NAME_PREFIX}{request.session_id}"
+
+
+def _presentation(request: RecoveryRequest, reasons: list[Reason]) -> Presentation:
+    """A volume, or whole disks where none can be made. Raises PresentationError."""
+    if request.presentation is None:
+        if not missing_program():
+            return Presentation.ISCSI
+        reasons.append(_NO_VOLUME)
+        return Presentation.PASS_THROUGH
+    if request.presentation not in _PRESENTATIONS:
+        raise PresentationError(f"{request.presentation} is not for Hyper-V hosts")
+    return request.presentation
 
 
 def _file(number: int) -> str:
@@ -241,6 +278,7 @@ def _disks(capture: Capture, request: RecoveryRequest) -> tuple[StateDisk, ...]:
                 f"disk {disk.number} has sectors of {disk.logical_sector_bytes} bytes, which an"
                 " iSCSI LUN of ours has not"
             )
+    boots = capture.boot_disk
     return tuple(
         StateDisk(
             number=disk.number,
@@ -248,9 +286,9 @@ def _disks(capture: Capture, request: RecoveryRequest) -> tuple[StateDisk, ...]:
             controller=disk.controller,
             controller_number=disk.controller_number,
             location=disk.location,
-            boot_first=place == 0,
+            boot_first=disk.number == boots,
         )
-        for place, disk in enumerate(wanted)
+        for disk in wanted
     )
 
 
@@ -312,6 +350,11 @@ def _own_address(peer: str) -> str:
         raise UsageError(f"no way to {peer}: {error}; name our address with --address") from error
 
 
+_NO_VOLUME = Reason(
+    "instant.no-volume",
+    "the programs that make an NTFS volume are not installed, so the VM has pass-through disks",
+    "install the Debian package ntfs-3g; this VM has no checkpoints and moves only when shut down",
+)
 _NO_SWITCH = Reason(
     "instant.switch-missing",
     "the host has no virtual switch of the name that an adapter was on, so it is unconnected",

@@ -27,6 +27,7 @@ from appliance.targets.recovery import (
     GuestLife,
     Life,
     MoveRequest,
+    PresentationError,
     RecoveryPlan,
     RecoveryRequest,
     RegisteredVm,
@@ -74,8 +75,6 @@ SHUTDOWN_S = 300.0
 class VsphereRecovery:
     """A `WitnessedTarget`. Its host is somebody else's to close."""
 
-    presentation = Presentation.NFS
-
     def __init__(self, host: VsphereHost, appliance_id: str) -> None:
         self._host = host
         self._session = host.session
@@ -91,6 +90,8 @@ class VsphereRecovery:
             export_path=f"/holdfast/{request.session_id}",
             mark=f"{self._appliance_id}/{request.session_id}",
         )
+        if request.presentation not in (None, Presentation.NFS):
+            raise PresentationError(f"{self.name}: {request.presentation} is for Hyper-V hosts")
         with vsphere_calls(self.name):
             return plan_recovery(self._session, names, request)
 

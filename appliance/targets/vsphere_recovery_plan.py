@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import StorageError, UsageError
+from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
 from appliance.targets.contract import Keep, WantedDisk
 from appliance.targets.recovery import (
@@ -198,6 +199,7 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
         clients=_clients(session, hosts, placement),
         state=state.text(),
         reasons=reasons((*_told(placement), *_losses(captured, matched, networks))),
+        presentation=Presentation.NFS,
     )
 
 

@@ -111,11 +111,13 @@ class RunningMachine:
         self.console.close()
 
 
-def machine_arguments(qmp_fd: int, serial_fd: int, *, memory_mib: int, cpus: int) -> list[str]:
+def machine_arguments(
+    qmp_fd: int, serial_fd: int, *, memory_mib: int, cpus: int, kind: str = "pc"
+) -> list[str]:
     """The head of a QEMU command: a PC without devices, its monitor and serial line."""
     return [
         *("qemu-system-x86_64", "-S", "-no-shutdown", "-nodefaults", "-no-user-config"),
-        *("-display", "none", "-name", "holdfast-lab", "-machine", "pc", "-accel", "tcg"),
+        *("-display", "none", "-name", "holdfast-lab", "-machine", kind, "-accel", "tcg"),
         *("-cpu", "max,la57=off", "-m", str(memory_mib), "-smp", str(cpus)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
         *("-chardev", f"socket,id=serial0,fd={serial_fd}", "-serial", "chardev:serial0"),

@@ -1,8 +1,9 @@
 """Bootable guests for tests, the demo and the practice hypervisors, made of Debian's packages.
 
-`tiny` boots in seconds and keeps a numbered journal; `debian` is systemd and nginx. Both print
+`tiny` boots in seconds and keeps a numbered journal, `uefi` is the same for UEFI firmware;
+`debian` is systemd and nginx. They print
 `HOLDFAST-READY <kind> <boot id>` on the serial line and take commands there (see `files/`).
-`python -m lab.guests tiny|debian` prints the path of the cached image.
+`python -m lab.guests tiny|debian|uefi` prints the path of the cached image.
 """
 
 from lab.guests.disk import copy_sparse

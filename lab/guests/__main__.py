@@ -1,4 +1,4 @@
-"""`python -m lab.guests tiny|debian`: build if needed, print the image's path."""
+"""`python -m lab.guests tiny|debian|uefi`: build if needed, print the image's path."""
 
 from __future__ import annotations
 

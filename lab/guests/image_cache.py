@@ -18,17 +18,27 @@ from functools import cache
 from pathlib import Path
 
 from appliance.base.atomic import fsync_directory
-from lab.guests import debian, tiny
+from lab.guests import debian, tiny, uefi
 from lab.guests.packages import versions
 
 
 class GuestKind(StrEnum):
     TINY = "tiny"
     DEBIAN = "debian"
+    UEFI = "uefi"
 
 
-_PACKAGES = {GuestKind.TINY: tiny.PACKAGES, GuestKind.DEBIAN: debian.PACKAGES}
-_BUILDERS = {GuestKind.TINY: tiny.build_tiny, GuestKind.DEBIAN: debian.build_debian}
+_PACKAGES = {
+    GuestKind.TINY: tiny.PACKAGES,
+    GuestKind.DEBIAN: debian.PACKAGES,
+    GuestKind.UEFI: uefi.PACKAGES,
+}
+_BUILDERS = {
+    GuestKind.TINY: tiny.build_tiny,
+    GuestKind.DEBIAN: debian.build_debian,
+    GuestKind.UEFI: uefi.build_uefi,
+}
+_BUILT_UPON = {GuestKind.UEFI: GuestKind.TINY}
 
 
 def build(kind: GuestKind, *, cache_folder: Path | None = None) -> Path:
@@ -65,7 +75,8 @@ def _build_whole(kind: GuestKind, image: Path) -> None:
 @cache  # asking apt for versions takes most of a second
 def _recipe_hash(kind: GuestKind) -> str:
     recipe = hashlib.sha256()
-    others = tuple(other.value for other in GuestKind if other is not kind)
+    own = {kind, _BUILT_UPON.get(kind, kind)}
+    others = tuple(other.value for other in GuestKind if other not in own)
     for path in sorted(Path(__file__).parent.rglob("*")):
         if path.suffix in (".py", ".sh") and not path.name.startswith(others):
             recipe.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())

@@ -28,6 +28,7 @@ from lab.hyperv_host.vhdx_disk import VhdxDisk
 from lab.hyperv_host.vhdx_format import MIB
 from lab.hyperv_host.virtual_machine import Checkpoint, HypervVm
 from lab.hyperv_host.vm_settings import (
+    WINDOWS_TEMPLATE,
     Adapter,
     ControllerType,
     Drive,
@@ -145,8 +146,9 @@ class HypervHost:
             memory=memory,
             identity=new_identity(),
             scsi_ids=new_scsi_ids(scsi_controllers),
-            secure_boot=generation == 2,
         )
+        if generation == 2:  # as New-VM makes them
+            settings = settings.with_secure_boot(WINDOWS_TEMPLATE)
         vm = HypervVm(self.site, settings)
         with self._lock:
             self._vms[settings.vm_id] = vm
@@ -169,8 +171,20 @@ class HypervHost:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
 
-    def add_guest(self, name: str, image: Path, *, memory_mib: int) -> HypervVm:
-        """A generation 1 machine whose IDE disk is a copy of a raw image, connected."""
+    def add_guest(
+        self,
+        name: str,
+        image: Path,
+        *,
+        memory_mib: int,
+        generation: int = 1,
+        secure_boot: str = "",
+        folder: WindowsPath = VM_FOLDER,
+    ) -> HypervVm:
+        """A machine whose first disk is a copy of a raw image, connected.
+
+        `secure_boot`: the template of a generation 2 machine, "": off.
+        """
         memory_bytes = memory_mib << 20
         memory = Memory(
             startup_bytes=memory_bytes,
@@ -178,11 +192,11 @@ class HypervHost:
             maximum_bytes=memory_bytes,
             dynamic=False,
         )
-        vm = self.new_vm(name, VM_FOLDER, generation=1, memory=memory)
+        vm = self.new_vm(name, folder, generation=generation, memory=memory)
         path = vm.settings.folder.joined("Virtual Hard Disks", f"{name}.vhdx")
         place = self.volumes.place(path)
         place.parent.mkdir(parents=True)
-        _copy_image(image, place)
+        copy_image(image, place)
         adapter = Adapter(
             adapter_id=str(uuid.uuid4()).upper(),
             name="Network Adapter",
@@ -190,8 +204,10 @@ class HypervHost:
             dynamic_mac=True,
             switch=SWITCH,
         )
-        drive = Drive(controller=ControllerType.IDE, controller_number=0, location=0, path=path)
-        vm.update(replace(vm.settings.with_drive(drive), adapters=(adapter,)))
+        kind = ControllerType.IDE if generation == 1 else ControllerType.SCSI
+        drive = Drive(controller=kind, controller_number=0, location=0, path=path)
+        settings = vm.settings.with_secure_boot(secure_boot).with_drive(drive)
+        vm.update(replace(settings, adapters=(adapter,)))
         return vm
 
     def switch(self, name: str) -> Switch:
@@ -290,7 +306,7 @@ class HypervHost:
         raise NotFoundError(f"'{path}' is not the file of a checkpoint")
 
 
-def _copy_image(image: Path, place: Path) -> None:
+def copy_image(image: Path, place: Path) -> None:
     """Raw to VHDX, blocks of zeros left out."""
     size_bytes = -(-image.stat().st_size // MIB) * MIB
     create_disk(place, size_bytes, block_bytes=_GUEST_BLOCK_BYTES)

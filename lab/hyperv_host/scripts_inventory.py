@@ -18,15 +18,11 @@ from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
 from lab.hyperv_host.vhdx_chain import CHAIN_FILES_MAX, ChainFile, parent_path
 from lab.hyperv_host.vhdx_disk import LogNotReplayedError, VhdxDisk
 from lab.hyperv_host.virtual_machine import OK, Checkpoint, HypervVm
-from lab.hyperv_host.vm_settings import Adapter, Drive, VmState
+from lab.hyperv_host.vm_settings import SECURE_BOOT_TEMPLATES, Adapter, Drive, VmState
 from lab.hyperv_host.windows_path import WindowsPath
 
 _OS_VERSION = "10.0.20348"
 _VM_VERSIONS = ["8.0", "8.1", "8.2", "8.3", "9.0", "9.1", "9.2", "9.3", "10.0"]
-_SECURE_BOOT_TEMPLATES = {
-    "MicrosoftWindows": "1734c6e8-3154-4dda-ba5f-a874cc483422",
-    "MicrosoftUEFICertificateAuthority": "272e7447-90a4-4563-a4b9-8e4ab00526ce",
-}
 _INTEGRATION = {
     "6c09bb55-d683-4da0-8931-c9bf705f6480": False,
     "84eaae65-2f2e-45f5-9bb5-0e857dc8eb47": True,
@@ -270,7 +266,7 @@ def _firmware(vm: HypervVm) -> Document:
     return {
         "secure_boot": settings.secure_boot,
         "secure_boot_template": template,
-        "secure_boot_template_id": _SECURE_BOOT_TEMPLATES.get(template, ""),
+        "secure_boot_template_id": SECURE_BOOT_TEMPLATES.get(template, ""),
         "console_mode": 0,
         "pause_after_boot_failure": False,
         "boot_order": [

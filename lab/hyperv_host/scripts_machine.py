@@ -13,7 +13,8 @@ from functools import partial
 
 from lab.faults import FaultName
 from lab.hyperv_host.errors import HypervError, InUseError, NotFoundError, ParameterError
-from lab.hyperv_host.host import HypervHost
+from lab.hyperv_host.host import HypervHost, copy_image
+from lab.hyperv_host.iscsi import IscsiInitiator
 from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
 from lab.hyperv_host.scripts_inventory import find_vm
 from lab.hyperv_host.virtual_machine import HypervVm
@@ -34,7 +35,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{12}")
 _SCSI_CONTROLLERS_MAX = 4
 
 
-def machine_scripts(host: HypervHost) -> dict[str, Script]:
+def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script]:
     ours = frozenset({"vm_id", "marker"})
     slot = frozenset({"controller", "controller_number", "location"})
     return {
@@ -45,8 +46,12 @@ def machine_scripts(host: HypervHost) -> dict[str, Script]:
             | {"scsi_controllers", "adapters", "identity"},
         ),
         "attach_disk": Script(
-            partial(_attach_disk, host),
+            partial(_attach_disk, host, iscsi),
             ours | slot | {"path", "disk_number", "boot_first"},
+        ),
+        "import_disk": Script(
+            partial(_import_disk, host, iscsi),
+            ours | slot | {"serial", "path"},
         ),
         "remove_vm": Script(partial(_remove_vm, host), ours),
         "set_notes": Script(partial(_set_notes, host), ours | {"name", "notes"}),
@@ -108,15 +113,16 @@ def _new_settings(settings: VmSettings, given: Parameters, marker: str) -> VmSet
     processors = given.number("processors")
     if not 1 <= processors <= 240:
         raise ParameterError("The number of virtual processors is out of range.")
-    if settings.generation == 1 and (given.flag("secure_boot") or given.flag("tpm")):
+    template = given.text("secure_boot_template") if given.flag("secure_boot") else ""
+    if given.flag("secure_boot") and not template:
+        raise ParameterError("Cannot validate argument on parameter 'SecureBootTemplate'.")
+    if settings.generation == 1 and given.flag("tpm"):
         raise ParameterError("The operation is not supported for a generation 1 machine.")
     return replace(
-        settings,
+        settings.with_secure_boot(template),
         notes=marker,
         processors=processors,
         nested=given.flag("nested"),
-        secure_boot=given.flag("secure_boot"),
-        secure_boot_template=given.text("secure_boot_template"),
         tpm=given.flag("tpm"),
         adapters=tuple(_new_adapter(one, settings.generation) for one in given.records("adapters")),
         identity=_identity(settings.identity, given),
@@ -153,7 +159,7 @@ def _identity(identity: Identity, given: Parameters) -> Identity:
     return replace(identity, **given_names)
 
 
-def _attach_disk(host: HypervHost, given: Parameters) -> Document:
+def _attach_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
     vm = _marked_vm(host, given)
     path = WindowsPath.parse(given.text("path")) if given.text("path") else None
     with vm.operation():
@@ -163,12 +169,13 @@ def _attach_disk(host: HypervHost, given: Parameters) -> Document:
             host.volumes.existing(path)
             _refuse_attached(host, path)
         else:
-            raise HypervError("The practice host has no pass-through disks.")
+            _refuse_disk(host, iscsi, given.number("disk_number"))
         drive = Drive(
             controller=_controller(given),
             controller_number=given.number("controller_number"),
             location=given.number("location"),
             path=path,
+            disk_number=None if path is not None else given.number("disk_number"),
         )
         settings = vm.settings.with_drive(drive)
         if given.flag("boot_first") and settings.generation == 2:
@@ -181,6 +188,40 @@ def _refuse_attached(host: HypervHost, path: WindowsPath) -> None:
     for vm in host.vms():
         if any(drive.path is not None and drive.path.same(path) for drive in vm.settings.drives):
             raise InUseError(f"'{path}' is attached to '{vm.settings.name}' already.")
+
+
+def _refuse_disk(host: HypervHost, iscsi: IscsiInitiator, number: int) -> None:
+    _, disk = iscsi.numbered(number)
+    if disk.mounted is not None:
+        raise HypervError(f"The physical disk {number} is online.")
+    for vm in host.vms():
+        if any(drive.disk_number == number for drive in vm.settings.drives):
+            raise InUseError(f"Disk {number} is attached to '{vm.settings.name}' already.")
+
+
+def _import_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
+    vm = _marked_vm(host, given)
+    path = WindowsPath.parse(given.text("path"))
+    with vm.operation():
+        if vm.state is not VmState.OFF:
+            raise ScriptStop("vm-not-off", "Running")
+        number, location = given.number("controller_number"), given.number("location")
+        try:
+            drive = vm.settings.drive(given.text("controller"), number, location)
+            if drive.path is not None and drive.path.same(path):
+                return {"copied": False}
+            _, disk = iscsi.disk(given.text("serial"))
+        except NotFoundError as error:
+            raise ScriptStop("disk-not-found", str(path)) from error
+        if drive.disk_number != disk.number:
+            raise ScriptStop("disk-changed", str(drive.path))
+        place = host.volumes.place(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        with iscsi.shown_whole(disk.number) as image:
+            copy_image(image, place)
+        vm.update(vm.settings.with_drive_replaced(replace(drive, path=path, disk_number=None)))
+    return {"copied": True}
 
 
 def _controller(given: Parameters) -> ControllerType:
@@ -225,6 +266,8 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
     folder = WindowsPath.parse(given.text("folder"))
     disks_folder = folder.joined("Virtual Hard Disks")
     with vm.operation():
+        if vm.settings.has_pass_through:
+            raise HypervError("Storage migration is not supported for pass-through disks.")
         host.volumes.place(folder)
         if host.faults.take(FaultName.RELOCATE_FAILURE, **vm.fault_fields):
             raise HypervError("Storage migration for the virtual machine failed.")

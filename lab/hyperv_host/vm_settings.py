@@ -15,6 +15,12 @@ from lab.hyperv_host.errors import NotFoundError, ParameterError
 from lab.hyperv_host.windows_path import WindowsPath
 
 IDE_CONTROLLER_ID = "83F8638B-8DCA-4152-9EDA-2CA8B33039B4"
+WINDOWS_TEMPLATE = "MicrosoftWindows"
+OTHER_VENDORS_TEMPLATE = "MicrosoftUEFICertificateAuthority"
+SECURE_BOOT_TEMPLATES = {
+    WINDOWS_TEMPLATE: "1734c6e8-3154-4dda-ba5f-a874cc483422",
+    OTHER_VENDORS_TEMPLATE: "272e7447-90a4-4563-a4b9-8e4ab00526ce",
+}
 _LOCATIONS = {"ide": 2, "scsi": 64}
 
 
@@ -103,6 +109,10 @@ class VmSettings:
     def vmcx_path(self) -> WindowsPath:
         return self.folder.joined("Virtual Machines", f"{self.vm_id.upper()}.vmcx")
 
+    @property
+    def has_pass_through(self) -> bool:
+        return any(drive.disk_number is not None for drive in self.drives)
+
     def drive(self, controller: str, number: int, location: int) -> Drive:
         """Raises NotFoundError."""
         for drive in self.drives:
@@ -120,6 +130,8 @@ class VmSettings:
 
     def with_drive(self, drive: Drive) -> VmSettings:
         """With one drive more. Raises ParameterError: there is no such slot, or it is taken."""
+        if self.generation == 2 and drive.path and drive.path.name.lower().endswith(".vhd"):
+            raise ParameterError("A generation 2 machine takes VHDX files only.")
         numbers = len(self.scsi_ids)
         if drive.controller is ControllerType.IDE:
             numbers = 2 if self.generation == 1 else 0
@@ -133,6 +145,14 @@ class VmSettings:
                 f" {drive.controller_number} has no free location {drive.location}."
             )
         return replace(self, drives=(*self.drives, drive))
+
+    def with_secure_boot(self, template: str) -> VmSettings:
+        """With Secure Boot by a template; off, if it is empty. Raises ParameterError."""
+        if template and self.generation == 1:
+            raise ParameterError("The operation is not supported for a generation 1 machine.")
+        if template and template not in SECURE_BOOT_TEMPLATES:
+            raise ParameterError(f"The Secure Boot template '{template}' was not found.")
+        return replace(self, secure_boot=bool(template), secure_boot_template=template)
 
     def with_drive_replaced(self, drive: Drive) -> VmSettings:
         """The drive in the slot of this one is this one from now on."""

@@ -215,7 +215,6 @@ def test_a_start_that_is_cancelled_takes_everything_away(here: InProcess, step: 
 
     class Cancelling:
         name = here.target.name
-        presentation = here.target.presentation
 
         def __getattr__(self, name: str) -> Any:
             real = getattr(here.target, name)

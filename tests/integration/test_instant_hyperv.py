@@ -8,13 +8,9 @@ guest numbers its writes and says which ones it saw durable. So a lost write sho
 from __future__ import annotations
 
 import os
-import re
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
@@ -25,78 +21,31 @@ from appliance.service.home import Home
 from appliance.service.recoveries import open_recovery_target
 from appliance.service.recovery_server import sessions_folder
 from appliance.targets.recovery import StillThereError, TargetState
-from lab.guests.journal import read_journal
+from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
-from lab.hyperv_host.vm_settings import VmState
+from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE, VmState
 from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
-from tests.support.hyperv_lab import HypervLab, hyperv_lab
-from tests.support.instant_command import instant
-from tests.support.iscsi_clients import needs_iscsi, says
+from tests.support.hyperv_instant import (
+    SERVE,
+    Here,
+    acknowledged,
+    assert_nothing_is_left,
+    instant_on_hyperv,
+    journal,
+    tgtd_of,
+    wait_for,
+)
+from tests.support.hyperv_lab import HypervLab
+from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
-SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
-WITHIN_S = 240.0
-_ACK = re.compile(r"^ACK (\d+)$")
-
-
-@dataclass(frozen=True)
-class Here:
-    lab: HypervLab
-    home: Path
-    point: str
-
-    def instant(self, verb: str, *words: str) -> Any:
-        return instant(self.home, verb, *words)
-
-    def vm(self, name: str) -> HypervVm:
-        (found,) = [vm for vm in self.lab.practice.host.vms() if vm.settings.name == name]
-        return found
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    needs_iscsi()
-    with hyperv_lab(tmp_path_factory.mktemp("volumes")) as lab:
-        home = tmp_path_factory.mktemp("home")
-        lab.add_tiny("web", start=False)
-        known = lab.practice.describe()
-        (home / "password").write_text(known["password"])
-        holdfast_program.run(home, "repo", "init")
-        holdfast_program.run(
-            home,
-            *("host", "add", "hv1", "--type", "hyperv", "--user", known["user"]),
-            *("--address", f"127.0.0.1:{known['port']}", "--smb-port", str(known["smb_port"])),
-            *("--password-file", home / "password", "--accept-fingerprint", known["fingerprint"]),
-        )
-        holdfast_program.run(home, "backup", "vm", "web", "--quiesce", "crash", "--quiet")
-        (point,) = holdfast_program.run_json(home, "point", "list")
-        yield Here(lab, home, point["point_id"])
-
-
-def acknowledged(vm: HypervVm) -> int:
-    assert vm.machine is not None, "the guest is off"
-    with vm.machine.console._state:
-        lines = [line for _, line in vm.machine.console._lines]
-    return max((int(match[1]) for match in map(_ACK.match, lines) if match), default=0)
-
-
-def wait_for(vm: HypervVm, number: int) -> None:
-    ends_s = time.monotonic() + WITHIN_S
-    while acknowledged(vm) < number:
-        assert vm.state is VmState.RUNNING, "the guest ended"
-        assert time.monotonic() < ends_s, f"{number} was never acknowledged"
-        time.sleep(0.05)
-
-
-def journal(vm: HypervVm) -> list[int]:
-    with vm.opened_disks() as disks:
-        return read_journal(next(iter(disks.values())))
-
-
-def tgtd_of(daemon_pid: int) -> int:
-    """The child of ours, not anybody's."""
-    return int(says("pgrep", "-P", str(daemon_pid), "-x", "tgtd"))
+    with instant_on_hyperv(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.mark.timeout(600)
@@ -171,10 +120,50 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
     assert_nothing_is_left(here)
 
 
-def assert_nothing_is_left(here: Here) -> None:
-    practice = here.lab.practice
-    assert [vm.settings.name for vm in practice.host.vms()] == ["web"]
-    assert not list(practice.host.volumes.folder.glob("*/ProgramData/Holdfast/volumes/*"))
-    assert not list((here.home / "sessions").iterdir())
-    assert not (here.home / "luns").exists()
-    assert here.instant("list")["sessions"] == []
+@pytest.mark.timeout(600)
+def test_a_generation_2_vm_boots_with_secure_boot_moves_and_is_backed_up(here: Here) -> None:
+    """UEFI finds the boot disk among two and starts what its template trusts; the moved VM, which
+    runs on, is backed up whole and then by what changed."""
+    needs("mkfs.vfat", "mcopy")
+    original = here.lab.add_uefi("second", secure_boot=OTHER_VENDORS_TEMPLATE)
+    add_disk_before_the_first(here.lab, original)
+    holdfast_program.run(here.home, "backup", "vm", "second", "--quiesce", "crash", "--quiet")
+    [point] = [
+        each["point_id"]
+        for each in holdfast_program.run_json(here.home, "point", "list")
+        if each["vm"] == "second"
+    ]
+    with serving(here.home, *SERVE, "--iscsi-port", "0"):
+        words = ("--address", "127.0.0.1", "--reserve", "0", "--power-on", "--name", "moved2")
+        started = here.instant("start", point, *words)
+        vm = here.vm("moved2")
+        assert started["guest"]["heartbeat"] == "beating"
+        assert vm.settings.generation == 2 and vm.settings.boot_first == "scsi0-1"
+        assert vm.settings.secure_boot_template == OTHER_VENDORS_TEMPLATE
+        here.instant("finalise", started["session_id"])
+        assert vm.state is VmState.RUNNING
+        backup = ("backup", "vm", "moved2")
+        [full] = holdfast_program.run_json(here.home, *backup)["vms"]
+        assert full["consistency"] == "application"
+        here.lab.say(vm, "change 1", "CHANGED")
+        [after] = holdfast_program.run_json(here.home, *backup)["vms"]
+        assert sum(disk["read_bytes"] for disk in after["disks"]) < 32 << 20
+        assert {disk["mode"] for disk in after["disks"]} == {"changed"}
+        vm.turn_off()
+
+        started = here.instant("start", point, "--address", "127.0.0.1", "--reserve", "0")
+        assert here.vm(started["vm"]).settings.secure_boot
+        here.instant("discard", started["session_id"])
+    for gone in (vm, original):
+        here.lab.practice.host.remove_vm(gone)
+    assert_nothing_is_left(here)
+
+
+def add_disk_before_the_first(lab: HypervLab, vm: HypervVm) -> None:
+    """The boot disk goes to SCSI 0:1, an empty one is at 0:0."""
+    [boot] = vm.settings.drives
+    path = vm.settings.folder.joined("Virtual Hard Disks", "data.vhdx")
+    create_disk(lab.practice.host.volumes.place(path), 8 << 20, block_bytes=1 << 20)
+    moved = replace(boot, location=1)
+    empty = replace(vm.settings, drives=(), boot_first=moved.name)
+    vm.update(empty.with_drive(replace(boot, path=path)).with_drive(moved))

@@ -15,6 +15,7 @@ from hyperv.checkpoints import (
     read_disks,
     remove_checkpoint,
 )
+from hyperv.config_capture import capture_vm
 from hyperv.errors import CheckpointError, GoneError, HypervError, ScriptError, SharingError
 from hyperv.inventory import host_facts, list_vms, read_vm, vm_state
 from hyperv.reference_points import convert, list_reference_points, rct_id_of
@@ -24,12 +25,14 @@ from hyperv.shares import list_shares, share_drives, unshare
 from hyperv.smb_files import SmbConnection
 from hyperv.windows_path import base_name, shared_path
 from lab.faults import FaultName
+from lab.hyperv_host.errors import ParameterError
 from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
-from lab.hyperv_host.vm_settings import ControllerType, Drive, Memory, VmState
+from lab.hyperv_host.vm_settings import WINDOWS_TEMPLATE, ControllerType, Drive, Memory, VmState
 from lab.hyperv_host.windows_path import WindowsPath
-from tests.support.hyperv_lab import PATIENCE, HypervLab, hyperv_lab
+from tests.support.hyperv_lab import PATIENCE, READY_S, HypervLab, hyperv_lab
 from tests.support.lab_machines import wait_until
+from tests.support.needs import needs
 
 MIB = 1 << 20
 
@@ -346,17 +349,46 @@ def test_a_disk_that_was_replaced_has_no_change_tracking(lab: HypervLab, vm: Hyp
     remove_checkpoint(lab.session, vm.settings.vm_id, second.id, PATIENCE)
 
 
-def test_a_generation_2_machine_is_refused_when_it_is_started(lab: HypervLab) -> None:
-    """It can be made and looked at; the host has no UEFI to run it."""
+def test_secure_boot_keeps_what_its_template_does_not_trust_from_booting(lab: HypervLab) -> None:
+    """The windows-only template of a new machine knows no Linux; the firmware says so."""
+    needs("mkfs.vfat", "mcopy")
+    machine = lab.add_uefi("second", secure_boot=WINDOWS_TEMPLATE)
+    vm_id = machine.settings.vm_id
+    assert read_vm(lab.session, vm_id, PATIENCE).generation == 2
+    firmware = capture_vm(lab.session, vm_id, PATIENCE).firmware
+    assert firmware is not None and firmware.secure_boot
+    assert firmware.secure_boot_template == WINDOWS_TEMPLATE
+    machine.start()
+    assert machine.machine is not None
+    console = machine.machine.console
+    assert console.wait_line(
+        "failed to load Boot.*HARDDISK.*: Access Denied", since=0, timeout_s=READY_S
+    )
+    machine.turn_off()
+    lab.practice.host.remove_vm(machine)
+
+
+def test_a_machine_is_not_made_with_what_its_generation_has_not(lab: HypervLab) -> None:
+    """Secure Boot for a BIOS, a template that nobody knows, IDE and .vhd under UEFI."""
     memory = Memory(
         startup_bytes=64 * MIB, minimum_bytes=64 * MIB, maximum_bytes=64 * MIB, dynamic=False
     )
     host = lab.practice.host
-    machine = host.new_vm("second", WindowsPath("D:\\Hyper-V"), generation=2, memory=memory)
-    vm_id = machine.settings.vm_id
-    assert read_vm(lab.session, vm_id, PATIENCE).generation == 2
-    with pytest.raises(ScriptError, match="UEFI"):
-        lab.session.call("set_power", {"vm_id": vm_id, "power": "on"}, Swapped)
-    assert vm_state(lab.session, vm_id, PATIENCE).state == 3
-    host.remove_vm(machine)
-    assert not host.volumes.place(machine.settings.folder).exists()
+    first, second = (
+        host.new_vm(
+            f"generation {number}", WindowsPath("D:\\Hyper-V"), generation=number, memory=memory
+        )
+        for number in (1, 2)
+    )
+    assert second.settings.secure_boot_template == WINDOWS_TEMPLATE  # as New-VM has it
+    for settings, template in ((first.settings, WINDOWS_TEMPLATE), (second.settings, "Mine")):
+        with pytest.raises(ParameterError):
+            settings.with_secure_boot(template)
+    for kind, name in ((ControllerType.IDE, "a.vhdx"), (ControllerType.SCSI, "a.vhd")):
+        path = second.settings.folder.joined(name)
+        drive = Drive(controller=kind, controller_number=0, location=0, path=path)
+        with pytest.raises(ParameterError):
+            second.settings.with_drive(drive)
+    for machine in (first, second):
+        host.remove_vm(machine)
+        assert not host.volumes.place(machine.settings.folder).exists()

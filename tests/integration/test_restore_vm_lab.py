@@ -22,8 +22,8 @@ from appliance.jobs.rollback_checks import (
     VmHasSnapshotsError,
     VmRunsError,
 )
+from appliance.jobs.rollback_contract import RollbackMode
 from appliance.jobs.vm_restore import NotAVmPointError
-from appliance.jobs.vm_rollback import RollbackMode
 from appliance.repository.manifest import Manifest
 from appliance.sources.vsphere_transports import SourceTools
 from appliance.targets.contract import NoWriterError, WantedVmPlace

@@ -152,7 +152,7 @@ def test_what_the_host_refuses_fails_its_stage_and_leaves_nothing(here: HypervAp
 
 
 def test_a_group_shares_one_switch_that_goes_with_the_last(here: HypervAppliance) -> None:
-    """In order, each when the one before has its heartbeat; without a picture that still decides."""
+    """In order, each when the one before has its heartbeat; that decides also without a picture."""
     seen: set[str] = set()
     together = 0
     here.lab.practice.faults.arm(FaultName.SCREEN_UNAVAILABLE, vm_name=PROOFS)

@@ -10,6 +10,7 @@ from tests.support.needs import needs
 _PROGRAMS = {
     GuestKind.TINY: ("busybox", "mkfs.ext4", "grub-mkimage"),
     GuestKind.DEBIAN: ("busybox", "mkfs.ext4", "grub-mkimage", "mmdebstrap"),
+    GuestKind.UEFI: ("busybox", "mkfs.ext4", "grub-mkimage", "mkfs.vfat", "mcopy"),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hyperv.checkpoints import BackupType, Level, TakenCheckpoint, read_disks, take_checkpoint
 from hyperv.host_session import HostSession
@@ -28,6 +29,7 @@ from tests.support.needs import needs
 
 PATIENCE = Patience()
 READY_S = 90.0
+ANSWER_S = 240.0  # of a guest without KVM on a busy machine
 APPLIANCE_ID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
 
@@ -42,6 +44,17 @@ class HypervLab:
             vm.start()
         return vm
 
+    def add_uefi(self, name: str, *, secure_boot: str = "", **more: Any) -> HypervVm:
+        """Of generation 2, off."""
+        return self.practice.host.add_guest(
+            name,
+            build(GuestKind.UEFI),
+            memory_mib=512,
+            generation=2,
+            secure_boot=secure_boot,
+            **more,
+        )
+
     def wait_ready(self, vm: HypervVm) -> None:
         wait_until(lambda: vm.heartbeat == 5, f"{vm.settings.name} does not report")
 
@@ -50,7 +63,7 @@ class HypervLab:
         assert vm.machine is not None
         since = vm.machine.console.mark
         vm.machine.send_line(line)
-        found = vm.machine.console.wait_line(answer, since=since, timeout_s=60)
+        found = vm.machine.console.wait_line(answer, since=since, timeout_s=ANSWER_S)
         assert found is not None, f"no answer to {line!r}"
         return found.string
 

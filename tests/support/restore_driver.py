@@ -15,8 +15,9 @@ from pathlib import Path
 
 from appliance.base.run_context import CancelToken, Progress, RunContext
 from appliance.catalog.catalog import Catalog
+from appliance.jobs.rollback_contract import RollbackOptions
 from appliance.jobs.vm_restore import RestoreRoom, VmRestoreOptions, restore_vm
-from appliance.jobs.vm_rollback import RollbackOptions, roll_back_vm
+from appliance.jobs.vm_rollback import roll_back_vm
 from appliance.repository.repository import Repository
 from appliance.service.vm_sources import open_target
 from appliance.sources.vsphere_transports import SourceTools

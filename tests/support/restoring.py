@@ -11,8 +11,9 @@ from typing import Any
 
 from appliance.base.run_context import RunContext
 from appliance.catalog.catalog import Catalog
+from appliance.jobs.rollback_contract import RollbackOptions, RollbackResult
 from appliance.jobs.vm_restore import RestoreRoom, VmRestoreOptions, VmRestoreResult, restore_vm
-from appliance.jobs.vm_rollback import RollbackOptions, RollbackResult, roll_back_vm
+from appliance.jobs.vm_rollback import roll_back_vm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
 from appliance.service.vm_sources import OpenedTarget, clean_up, open_target

@@ -8,6 +8,7 @@ import pytest
 
 from appliance.machine.console import ask_settings
 from appliance.machine.console_page import ConsoleFacts, console_page, may_set_up
+from appliance.machine.firewall import FirewallState
 from appliance.machine.layout import Status
 from appliance.machine.settings import MachineSettings
 
@@ -17,7 +18,7 @@ FACTS = ConsoleFacts(
     addresses=["192.0.2.10", "2001:db8::10"],
     fingerprint=":".join(["AB"] * 32),
     setup_token="first-time",
-    status=Status(configured=True),
+    status=Status(firewall=FirewallState.SETTINGS, configured=True),
 )
 
 
@@ -37,7 +38,11 @@ def test_after_set_up_there_is_no_token_and_nothing_to_enter() -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [Status(configured=False), Status(configured=True, problems=("no data disk",))]
+    "status",
+    [
+        Status(firewall=FirewallState.SETTINGS, configured=False),
+        Status(firewall=FirewallState.CLOSED, configured=True, problems=("nobody gets in",)),
+    ],
 )
 def test_a_machine_without_settings_or_with_a_problem_can_be_set_up(status: Status) -> None:
     """And the problem is there to be read."""

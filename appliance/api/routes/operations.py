@@ -13,8 +13,8 @@ from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.api.routes.runs import LiveShown, live_shown
 from appliance.catalog.runs import RunOutcome, RunRecord
+from appliance.jobs.rollback_contract import RollbackOptions
 from appliance.jobs.vm_restore import VmRestoreOptions
-from appliance.jobs.vm_rollback import RollbackOptions
 from appliance.service.operations import OperationKind
 from appliance.targets.contract import Keep, WantedVmPlace
 

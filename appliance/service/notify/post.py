@@ -8,18 +8,18 @@ A delivery that fails is tried again, later and later, for about a day if that m
 given up, which the list of channels shows. A message may come twice when the daemon dies between
 the server's answer and writing it down; none is lost.
 
-Thread model: `work` belongs to one thread (`start`, or a test); `wake`, `send` are for any.
+Thread model: `work` belongs to one thread (the post's, or a test's); `wake`, `send` are for any.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
+from appliance.base.periodic_task import PeriodicTask
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.channel import Channel, EmailChannel, Message, WebhookChannel
@@ -53,42 +53,24 @@ class Post:
     def __init__(self, catalog: Catalog, unprotected: Unprotected | None = None) -> None:
         self._catalog = catalog
         self._unprotected = unprotected or self._stale
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="post")
+        self._task = PeriodicTask("post", self._work_and_say_when, every_s=LOOK_EVERY_S)
 
     def start(self) -> None:
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """After the message that is being delivered; what waits is kept. Idempotent."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._task.stop()
 
     def wake(self) -> None:
         """A run has ended, or somebody wants something delivered now."""
-        self._wake.set()
+        self._task.wake()
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                self.work()
-            except ApplianceError as error:
-                log.error("the post cannot read the catalog", error=error)
-            except Exception:  # one bad delivery must not end all of them
-                log.exception("the post met a defect")
-            self._wake.wait(self._pause_s())
-
-    def _pause_s(self) -> float:
-        try:
-            following = self._catalog.notifications.next_at()
-        except ApplianceError:
-            following = None
+    def _work_and_say_when(self) -> float | None:
+        self.work()
+        following = self._catalog.notifications.next_at()
         if following is None:
-            return LOOK_EVERY_S
+            return None
         wait_s = (following - self._catalog.clock.now()).total_seconds()
         return min(max(wait_s, 1.0), LOOK_EVERY_S)
 
@@ -140,7 +122,7 @@ class Post:
     def _deliver(self, channels: dict[str, Channel]) -> None:
         silent: set[str] = set()
         for outgoing in self._catalog.notifications.due():
-            if self._stopping.is_set():
+            if self._task.stopping:
                 return
             channel = channels.get(outgoing.channel)
             if channel is None or channel.name in silent:
