@@ -122,9 +122,15 @@ class SharingError(HypervError):
 
 
 class FileError(HypervError):
-    """A file of the host cannot be read over SMB; the message names it and the status."""
+    """A file of the host cannot be read or written over SMB; the message names it and why."""
 
     code = "hyperv.file"
+
+
+class FullError(FileError):
+    """The volume of the host that is written to has no room left."""
+
+    code = "hyperv.full"
 
 
 class FileUnreachableError(FileError):

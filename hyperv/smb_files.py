@@ -3,12 +3,12 @@
 Data path: `vhdx` readers ask an `SmbFile` (structurally a `vhdx.source.BatchSource`) -> `smb_reads`
 -> the host's admin share, or a share made for it. smbprotocol logs in, opens and closes; what is
 read goes past it. One `SmbConnection` per disk: its files share a TCP connection, and disks do not
-wait for each other.
+wait for each other. `smb_writing` opens files for a restore.
 
-Invariants: files are opened for reading only, and others may go on doing what they like with them
-(share read, write, delete), so that a VM is never in our way nor we in its; every handle is closed
-when `close` returns, which is what the merge of a checkpoint waits for. Every message is signed or
-encrypted. Waiting for the host is bounded.
+Invariants: files are opened here for reading only, and others may go on doing what they like with
+them (share read, write, delete), so that a VM is never in our way nor we in its; every handle is
+closed when `close` returns, which is what the merge of a checkpoint waits for. Every message is
+signed or encrypted. Waiting for the host is bounded.
 
 Thread model: any thread; opening and closing take turns, reads go on together.
 Source: smbprotocol 1.17.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from smbprotocol.connection import Connection
@@ -53,13 +53,22 @@ from hyperv.errors import (
     AccessError,
     FileError,
     FileUnreachableError,
+    FullError,
     GoneError,
     HypervError,
     LoginError,
     SharingError,
     UnprotectedError,
 )
-from hyperv.smb_reads import WANTED_CREDITS, ReadRefusedError, ReadTarget, SmbReads
+from hyperv.smb_messages import CREDIT_BYTES, cost
+from hyperv.smb_reads import (
+    ANSWER_TIMEOUT_S,
+    READ_BYTES,
+    WANTED_CREDITS,
+    ReadRefusedError,
+    ReadTarget,
+    SmbReads,
+)
 from hyperv.windows_path import SharedPath
 
 PORT: Final = 445
@@ -130,6 +139,17 @@ class SmbConnection:
             GoneError: no such share or file; AccessError, LoginError.
             FileUnreachableError: the connection broke; FileError.
         """
+        handle, name = self.opened(where, _READ, _SHARE_ANY)
+        file = SmbFile(self, handle, name)
+        with self._lock:
+            self._files.append(file)
+        return file
+
+    def opened(self, where: SharedPath, access: int, sharing: int) -> tuple[Open, str]:
+        """Open a file that exists; return its handle and its name for messages.
+
+        Raises: as `open_file`.
+        """
         name = f"\\\\{self._login.address}\\{where.share}\\{where.path}"
         with self._lock, _translated(name):
             tree = self._trees.get(where.share)
@@ -140,15 +160,40 @@ class SmbConnection:
             handle = Open(tree, where.path)
             handle.create(
                 ImpersonationLevel.Impersonation,
-                _READ,
+                access,
                 FileAttributes.FILE_ATTRIBUTE_NORMAL,
-                _SHARE_ANY,
+                sharing,
                 CreateDisposition.FILE_OPEN,
                 CreateOptions.FILE_NON_DIRECTORY_FILE,
             )
-            file = SmbFile(self, handle, name)
-            self._files.append(file)
-            return file
+            return handle, name
+
+    @property
+    def write_bytes(self) -> int:
+        """The most that one write moves."""
+        if not self._connection.supports_multi_credit:
+            return CREDIT_BYTES
+        return min(READ_BYTES, int(self._connection.max_write_size))
+
+    def begin(self, handle: Open, name: str, message: Any, moved_bytes: int) -> Any | None:
+        """Send a message of smbprotocol without waiting for its answer; None: the host has granted
+        no credits for it, so answers to others have to be taken first. Raises: as `open_file`."""
+        with self._lock, _translated(name):
+            window = self._connection.sequence_window
+            if window["high"] - window["low"] < cost(moved_bytes):
+                return None
+            return self._connection.send(
+                message,
+                sid=self._session.session_id,
+                tid=handle.tree_connect.tree_connect_id,
+                credit_request=cost(moved_bytes),  # as many as it uses up
+            )
+
+    def end(self, name: str, request: Any) -> bytes:
+        """Wait for the answer. Raises: as `open_file`, FullError."""
+        with _translated(name):
+            answer = self._connection.receive(request, timeout=ANSWER_TIMEOUT_S)
+            return bytes(answer["data"].get_value())
 
     def read(self, handle: Open, name: str, wanted: Sequence[tuple[int, memoryview]]) -> None:
         """Fill the buffers from ranges that lie inside the file."""
@@ -261,12 +306,15 @@ def _translated(name: str) -> Iterator[None]:
 
 
 _BAD_NETWORK_NAME = 0xC00000CC
+_DISK_FULL = frozenset({0xC000007F, 0xC0000044})  # or a quota of the account
 _GONE_STATUSES = frozenset({0xC00000C9, 0xC0000203, 0xC000020C, 0xC000035C})  # name, session, link
 
 
 def _by_status(name: str, status: int) -> HypervError:
     if status == _BAD_NETWORK_NAME:
         return GoneError(f"{name}: the host has no such share")
+    if status in _DISK_FULL:
+        return FullError(f"{name}: the volume has no room left")
     if status in _GONE_STATUSES:
         return FileUnreachableError(f"{name}: the SMB session ended (status {status:#010x})")
     return FileError(f"{name}: status {status:#010x}")

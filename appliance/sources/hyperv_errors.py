@@ -126,9 +126,16 @@ class HypervFileInUseError(HypervFailedError):
 
 
 class HypervFileError(HypervFailedError):
-    """A disk file of the host cannot be read; the message names it and says why."""
+    """A disk file of the host cannot be read or written; the message names it and says why."""
 
     code = "hyperv.file"
+
+
+class HypervFullError(HypervFileError):
+    """The volume of the host that the disks are written to has no room left. Free some, or restore
+    to a folder of another volume with --folder."""
+
+    code = "hyperv.full"
 
 
 class HypervSmbUnreachableError(HypervFileError):
@@ -166,6 +173,7 @@ _KINDS: dict[type[Exception], type[HypervFailedError]] = {
     leaf.MergeError: HypervMergeError,
     leaf.SharingError: HypervFileInUseError,
     leaf.FileError: HypervFileError,
+    leaf.FullError: HypervFullError,
     leaf.FileUnreachableError: HypervSmbUnreachableError,
     leaf.UnprotectedError: HypervSmbUnprotectedError,
     DiskFileError: HypervFileError,

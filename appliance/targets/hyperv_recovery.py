@@ -18,7 +18,7 @@ from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
 from appliance.exports.iscsi.target import Chap
 from appliance.sources.hyperv_errors import hyperv_calls
-from appliance.sources.hyperv_host import HypervHost
+from appliance.sources.hyperv_host import HypervHost, patience_until
 from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
 from appliance.targets.recovery import (
@@ -71,7 +71,7 @@ class HypervRecovery:
             return plan_recovery(self._host, self._appliance_id, port, request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
-        known, patience = HypervState.parse(state), _patience(cancel)
+        known, patience = HypervState.parse(state), patience_until(cancel)
         with hyperv_calls(self.name, cancel):
             self._storage(known, patience).mount()
             if known.private_switch is not None:
@@ -80,7 +80,7 @@ class HypervRecovery:
     def register(
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
     ) -> RegisteredVm:
-        known, patience = HypervState.parse(state), _patience(cancel)
+        known, patience = HypervState.parse(state), patience_until(cancel)
         captured = capture_of(hardware).vm
         with hyperv_calls(self.name, cancel):
             making = self._storage(known, patience).making()
@@ -104,10 +104,10 @@ class HypervRecovery:
 
     def power_on(self, state: TargetState, key: str, cancel: CancelToken) -> None:
         with hyperv_calls(self.name, cancel):
-            set_power(self._session, key, "on", _patience(cancel))
+            set_power(self._session, key, "on", patience_until(cancel))
 
     def wait_alive(self, key: str, *, within_s: float, cancel: CancelToken) -> GuestLife:
-        patience, deadline_s = _patience(cancel), min(within_s, _WITHOUT_SERVICES_S)
+        patience, deadline_s = patience_until(cancel), min(within_s, _WITHOUT_SERVICES_S)
         with hyperv_calls(self.name, cancel):
             try:
                 for _ in patience.looks(deadline_s, "the heartbeat of the guest"):
@@ -126,7 +126,7 @@ class HypervRecovery:
 
     def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
         with hyperv_calls(self.name, cancel):
-            return take_screenshot(self._session, key, _patience(cancel))
+            return take_screenshot(self._session, key, patience_until(cancel))
 
     # Leaving
 
@@ -140,9 +140,9 @@ class HypervRecovery:
     ) -> tuple[Reason, ...]:
         """The host says nothing of its progress. `request.datastore`: a folder of the host."""
         known = HypervState.parse(state)
-        storage = self._storage(known, _patience(cancel))
+        storage = self._storage(known, patience_until(cancel))
         with hyperv_calls(self.name, cancel):
-            vm = read_vm(self._session, key, _patience(cancel))
+            vm = read_vm(self._session, key, patience_until(cancel))
             if not storage.holds(vm):
                 return ()
             if known.marker not in vm.notes:
@@ -220,13 +220,6 @@ def _switch_in_use(switch: str, names: tuple[str, ...]) -> Reason:
         f"the private switch {switch} is in use by {', '.join(names)}",
         "connect the VM to another network, then remove what has that name there",
     )
-
-
-def _patience(cancel: CancelToken) -> Patience:
-    def wait(seconds: float) -> None:
-        cancel.wait(seconds)
-
-    return Patience(is_cancelled=lambda: cancel.cancelled, wait=wait)
 
 
 _NEW_TPM = Reason(

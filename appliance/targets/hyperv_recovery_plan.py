@@ -33,11 +33,10 @@ from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
-from hyperv.marker import Marker, Purpose
-from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.marker import SESSION, Marker, Purpose
+from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
 from hyperv.private_switch import PrivateSwitch
-from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
@@ -162,16 +161,6 @@ class HypervState(_Strict):
         return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
-class _Switch(Answer):
-    id: str
-    name: str
-    type: str
-
-
-class _Switches(Answer):
-    switches: list[_Switch] = Field(max_length=4096)
-
-
 def capture_of(hardware: Mapping[str, Any]) -> Capture:
     """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
     known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
@@ -195,11 +184,11 @@ def plan_recovery(
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
         name = f"{name}-{request.session_id}"
-    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    switches = set(list_switches(host.session, patience))
     reasons: list[Reason] = []
     presentation = _presentation(request, reasons)
     adapters = tuple(
-        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
     isolated_name = _isolated_name(request)
@@ -239,7 +228,7 @@ def plan_recovery(
 
 def _marker(appliance_id: str, session_id: str) -> str:
     """`session_id`: or what a group of sessions has in its place."""
-    run_id = f"instant-{session_id}"
+    run_id = f"{SESSION}{session_id}"
     return Marker(appliance_id=appliance_id, run_id=run_id, purpose=Purpose.RESTORE).text
 
 

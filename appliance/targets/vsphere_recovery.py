@@ -22,6 +22,7 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_host import VsphereHost
 from appliance.sources.vsphere_reasons import reasons, vsphere_calls
+from appliance.targets.contract import NoSuchPlaceError
 from appliance.targets.recovery import (
     DowntimeNeededError,
     GuestLife,
@@ -34,7 +35,6 @@ from appliance.targets.recovery import (
     StillThereError,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery_plan import SessionNames, VsphereState, plan_recovery
 from vmware.captured_vm import CapturedVm
 from vmware.datastores import DatastoreFacts, list_datastores

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from appliance.base.errors import StorageError, UsageError
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, WantedDisk
+from appliance.targets.contract import Keep, NoSuchPlaceError, WantedDisk
 from appliance.targets.recovery import (
     Breadth,
     PublishedDisk,
@@ -28,7 +28,7 @@ from appliance.targets.recovery import (
     RecoveryRequest,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError, matched_disks
+from appliance.targets.vsphere_plan import matched_disks
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.datastore_path import DatastorePath
 from vmware.findings import Finding
