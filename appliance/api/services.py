@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.catalog.catalog import Catalog
+from appliance.machine.layout import Layout
 from appliance.repository.repository import Repository
 from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
@@ -37,6 +38,7 @@ class Services:
     post: Post
     deletion: Deletion
     figures: RepositoryFigures
+    machine: Layout = field(default_factory=Layout)
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""
     on_set_up: Callable[[], None] = lambda: None
@@ -46,4 +48,4 @@ class Services:
 
     def __post_init__(self) -> None:
         self.proofs = Proofs(self.home)
-        self.security = SecurityCheck(self.catalog, self.repository, self.home)
+        self.security = SecurityCheck(self.catalog, self.repository, self.home, self.machine)

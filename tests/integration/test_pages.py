@@ -14,9 +14,12 @@ from appliance.api.services import Services
 from appliance.api.ui.pages import PAGES
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.catalog.channel import CHANNEL
 from appliance.catalog.job import JOB, VerificationJob
 from appliance.catalog.policy import Policy
 from appliance.catalog.vm_checks import Group
+from appliance.machine.layout import Layout
+from appliance.machine.settings import MachineSettings
 from tests.support.api_server import Client, api_serving
 from tests.support.small_backups import back_up_bytes
 
@@ -125,6 +128,57 @@ def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int])
     text = client.call("GET", "/notifications").body.decode()
     assert "b@example.org, c@example.org" in text
     assert "a password of the server" not in text
+
+
+def test_a_channel_without_occasions_tells_the_digest_only(served: tuple[Services, int]) -> None:
+    """No box ticked means nothing at once; without a digest it would tell nothing: refused."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    assert 'name="_list" value="channel.occasions[]"' in (
+        client.call("GET", "/notifications").body.decode()
+    )
+    form = {
+        "_csrf": client.csrf,
+        "_api": "POST /notifications",
+        "_list": "channel.occasions[]",
+        "channel.kind": "syslog",
+        "channel.name": "log",
+        "channel.server": "log.example.org",
+    }
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.call("POST", "/form", urlencode(form).encode(), **kind)
+    assert answer.status == 422 and "it would tell nothing" in answer.body.decode()
+    form["channel.digest_at"] = "07:00"
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    (state,) = services.catalog.notifications.channels()
+    assert (state.channel.occasions, state.channel.digest_at) == ((), "07:00")
+
+
+def test_the_address_of_the_deployment_is_offered_to_the_first_mail_channel(
+    served: tuple[Services, int], tmp_path: Path
+) -> None:
+    """Read anew each time, as the console may change it; a damaged cache offers nothing."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    services.machine = Layout(root=tmp_path / "machine")
+    services.machine.configuration.mkdir(parents=True)
+    for raw, offered in (
+        (b"no settings", False),
+        (MachineSettings(admin_email="ops@example.org").to_json(), True),
+    ):
+        services.machine.settings.write_bytes(raw)
+        for page in ("/notifications", "/settings"):
+            text = client.call("GET", page).body.decode()
+            assert ("ops@example.org" in text) is offered, page
+    fields = {
+        "kind": "email",
+        "name": "mail",
+        "server": "mx.example.org",
+        "sender": "holdfast@example.org",
+        "recipients": ["other@example.org"],
+    }
+    services.catalog.notifications.add(CHANNEL.validate_python(fields), None)
+    assert "ops@example.org" not in client.call("GET", "/notifications").body.decode()
 
 
 def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, int]) -> None:
