@@ -5,7 +5,8 @@ Data path: a restore -> `vhdx.writer` or `vhdx.updater` -> `SmbWritableFile` -> 
 Invariants: the file exists already and is open for us alone, so no VM can start on it while it is
 written; small writes that follow each other travel together, and one that meets another waits for
 its end; what was written is durable only when `flush` has returned, and an error of any earlier
-write is raised by then. Memory: eight requests of 1 MiB. A broken connection ends the file; nothing is sent twice.
+write is raised by then. Memory: eight requests of 1 MiB. A broken connection ends the file; nothing
+is sent twice.
 
 Thread model: one thread at a time. Source: [MS-SMB2] 2.2.21, 2.2.39; smbprotocol 1.17.
 """
