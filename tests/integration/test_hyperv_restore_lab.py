@@ -14,12 +14,14 @@ import pytest
 
 from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.catalog.runs import RunOutcome
 from appliance.jobs.rollback_checks import (
     DisksDifferError,
     HalfRolledBackError,
     VmHasSnapshotsError,
 )
-from appliance.jobs.vm_rollback import RollbackMode
+from appliance.jobs.vm_restore import VmRestoreOptions
+from appliance.jobs.vm_rollback import RollbackMode, RollbackOptions
 from appliance.targets.contract import NoSuchPlaceError, WantedVmPlace
 from appliance.targets.hyperv_plan import NameTakenError
 from lab.faults import FaultName
@@ -28,6 +30,7 @@ from lab.hyperv_host.jobs import Job
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.windows_path import WindowsPath
+from tests.support.api_server import api_serving
 from tests.support.holdfast_program import ROOT, environment
 from tests.support.hyperv_backups import (
     HOST,
@@ -431,3 +434,21 @@ def test_a_roll_back_that_breaks_says_so_and_leaves_the_vm_off(
     assert vm.state is VmState.OFF
     here.roll_back(point)
     assert disk_digest(vm) == here.digest(point)
+
+
+def test_the_daemon_restores_and_rolls_back_too(here: HypervRestoring, lab: HypervLab) -> None:
+    """As operations, which API and pages ask for; nothing there depends on the kind of host."""
+    home, point_id = here.appliance.home, here.point().point_id
+    with api_serving(home) as (services, _):
+        operations = services.recover.operations
+        options = VmRestoreOptions(name="by-daemon")
+        restored = services.recover.restore(point_id, HOST, options)
+        rolled = services.recover.roll_back(point_id, HOST, RollbackOptions())
+        end_s = time.monotonic() + BOOTED_S
+        while operations.live(restored) or operations.live(rolled):
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        for run_id in (restored, rolled):
+            assert operations.get(run_id).outcome is RunOutcome.SUCCESS
+    assert disk_digest(named(lab, "by-daemon")) == here.digest()
+    remove(lab, "by-daemon")
