@@ -449,6 +449,7 @@ def test_the_daemon_restores_and_rolls_back_too(here: HypervRestoring, lab: Hype
             assert time.monotonic() < end_s
             time.sleep(0.05)
         for run_id in (restored, rolled):
-            assert operations.get(run_id).outcome is RunOutcome.SUCCESS
+            ended = operations.get(run_id)  # a roll-back may warn that it had to read everything
+            assert ended.outcome in (RunOutcome.SUCCESS, RunOutcome.WARNING), ended.error_code
     assert disk_digest(named(lab, "by-daemon")) == here.digest()
     remove(lab, "by-daemon")
