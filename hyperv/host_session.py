@@ -38,6 +38,7 @@ _NOT_REPEATABLE = frozenset(
         "convert_to_reference_point",
         "create_checkpoint",
         "create_shadow",
+        "import_disk",
         "new_vm",
         "swap_disks",
     }

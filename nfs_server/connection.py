@@ -36,6 +36,7 @@ from nfs_server.nfs3 import READ, Effect, Lane, Service
 from nfs_server.procedures_data import Range
 from nfs_server.programs import Programs
 from nfs_server.protocol import AcceptStatus
+from nfs_server.repeated_reads import RepeatedReads
 from nfs_server.replay_cache import ReplayCache, key_of
 from nfs_server.request import Request, Surroundings
 from nfs_server.rpc import Call
@@ -72,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._shared = shared
         self._records = rpc.RecordBuffer(shared.limits.record_bytes)
         self._lanes: dict[Lane, LaneQueue] = {}
+        self._reads = RepeatedReads(shared.requests)
         self._replies: list[Buffer] = []
         self._reply_bytes = 0
         self._held_bytes = 0
@@ -147,8 +149,13 @@ class Connection(asyncio.Protocol):
             self._release_held_back()
         turns = TURN_CALLS
         starved = False  # everything received was looked at
+        room = self._room_bytes()
         try:
-            while turns and self._reply_bytes < TURN_BYTES and self._may_take():
+            while (
+                turns
+                and self._reply_bytes < TURN_BYTES
+                and self._held_bytes + self._reply_bytes <= room
+            ):
                 record = self._records.take()
                 if record is None:
                     starved = True
@@ -168,7 +175,7 @@ class Connection(asyncio.Protocol):
             self.closing = True
             self._transport.close()
             return
-        may_take = self._may_take()
+        may_take = self._held_bytes <= self._room_bytes()
         self._set_reading(starved and may_take)
         if may_take and not starved and not self._turn_due:
             self._turn_due = True
@@ -187,11 +194,11 @@ class Connection(asyncio.Protocol):
         self._turn_due = False
         self.process()
 
-    def _may_take(self) -> bool:
+    def _room_bytes(self) -> int:
+        """What calls and replies may hold; negative when nothing is to be taken."""
         if self._draining or self._writing_paused:
-            return False
-        waiting = self._reply_bytes + self._transport.get_write_buffer_size()
-        return self._held_bytes + waiting <= self._shared.share_bytes
+            return -1
+        return self._shared.share_bytes - self._transport.get_write_buffer_size()
 
     def _set_reading(self, wanted: bool) -> None:
         if wanted is self._reading_paused and not self._transport.is_closing():
@@ -202,6 +209,12 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _serve(self, record: memoryview) -> None:
+        answered = self._reads.answer(record)
+        if answered is not None:
+            self._replies += answered.reply
+            self._reply_bytes += answered.reply_bytes
+            self._shared.counters.read_bytes += answered.reply_bytes
+            return
         call = rpc.parse_call(record)
         if isinstance(call, rpc.Rejected):
             self._reply(call.reply)
@@ -212,7 +225,7 @@ class Connection(asyncio.Protocol):
             self._reply(service)
             return
         if service is READ:
-            self._read(call, request, len(record))
+            self._read(call, request, record)
         elif service.lane is Lane.LOOP:
             self._serve_at_once(call, service, request)
         elif service.effect is Effect.NONE:
@@ -233,7 +246,7 @@ class Connection(asyncio.Protocol):
         else:
             self._answer(call.xid, service, body)
 
-    def _read(self, call: Call, request: Request, record_bytes: int) -> None:
+    def _read(self, call: Call, request: Request, record: memoryview) -> None:
         try:
             found = nfs3.try_read(request)
         except XdrError as error:
@@ -241,8 +254,9 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(found, list):
             self._answer(call.xid, READ, found)
+            self._reads.learn(record, call, request)
         else:
-            self._hand_over(call, READ, request, record_bytes, wanted=found)
+            self._hand_over(call, READ, request, len(record), wanted=found)
 
     def _change(self, call: Call, service: Service, record_bytes: int) -> None:
         """Begin a call that changes something, unless it is a repeated one."""

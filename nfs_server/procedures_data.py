@@ -54,13 +54,25 @@ def _range(request: Request) -> Range:
         target = request.tells(request.target())
         offset, count = request.arguments.u64(), request.arguments.u32()
         request.arguments.finish()
+    return clipped(target, offset, count, request.shared.transfer_bytes_max)
+
+
+def clipped(target: Target, offset: int, count: int, transfer_bytes_max: int) -> Range:
+    """Raises VfsError: STALE, or not a regular file."""
     attributes = target.attributes()
     if attributes.type is not FileType.REGULAR:
         folder = attributes.type is FileType.DIRECTORY
         raise VfsError(Status.ISDIR if folder else Status.INVAL)
-    most = min(count, request.shared.transfer_bytes_max)
-    length = max(0, min(most, attributes.size_bytes - offset))
+    length = max(0, min(count, transfer_bytes_max, attributes.size_bytes - offset))
     return Range(target, attributes, offset, length)
+
+
+def plain_handle(arguments: memoryview) -> bytes | None:
+    """The handle of a READ whose arguments are laid out as ours make them."""
+    if len(arguments) != _PLAIN_READ.size:
+        return None
+    length, handle, _, _ = _PLAIN_READ.unpack(arguments)
+    return handle if length == HANDLE_BYTES else None
 
 
 def try_read(request: Request) -> list[Buffer] | Range:

@@ -1,9 +1,9 @@
 """What killed runs left on a Hyper-V host: found by journal and marker, removed, struck off.
 
-Checkpoints, shadow copies and shares carry our marker. Reference points carry none: the journal
-names them, and they stay, because the next backup asks them; only the entries of those that are
-gone are struck off. A checkpoint that a killed run had no time to name is pointed out, not removed:
-it might be another product's.
+Checkpoints, shadow copies, shares and unfinished VMs with their disk files carry our marker.
+Reference points carry none: the journal names them, and they stay, because the next backup asks
+them; only the entries of those that are gone are struck off. A checkpoint that a killed run had no
+time to name is pointed out, not removed: it might be another product's.
 
 In a cluster, all of it may have moved to another node.
 
@@ -55,6 +55,7 @@ def remove_orphans(
     """
     abandoned = intents.abandoned()
     made = [intent for intent in abandoned if intent.kind == Made.SNAPSHOT]
+    unfinished = [intent for intent in abandoned if intent.kind == Made.VM]
     _wait_for_tasks(sessions, made, patience)
     found = [(session, look(session, appliance_id, patience)) for session in sessions]
     living = frozenset(alive())
@@ -69,6 +70,9 @@ def remove_orphans(
         unnamed = _unnamed(sessions, intent, patience) if intent.made is None else []
         orphans += unnamed
         if intent.run_id not in failed and not unnamed and is_everybody:
+            intents.close(intent.id)
+    for intent in unfinished:
+        if intent.run_id not in failed and is_everybody:
             intents.close(intent.id)
     if has_reference_points and is_everybody:
         _strike_off_points(sessions, abandoned, intents, patience)

@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.targets.hyperv_plan import captured_switches
+from appliance.targets.hyperv_recovery_plan import ForeignPointError
 from vmware.captured_vm import CapturedVm
 from vmware.errors import VsphereError
 
 
 def captured_networks(hardware: Mapping[str, Any]) -> tuple[str, ...]:
     """Their names, each once; the adapter's where the network had none. Empty: not known."""
+    try:
+        return captured_switches(hardware)
+    except ForeignPointError:
+        pass
     try:
         nics = CapturedVm.parse(hardware).nics
     except (VsphereError, ValueError):

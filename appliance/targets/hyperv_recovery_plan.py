@@ -16,10 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
-from appliance.exports.iscsi.target import target_name
+from appliance.exports.datastore.session import Presentation
+from appliance.exports.iscsi.target import disk_serial, target_name
+from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
 from appliance.targets.recovery import (
+    PresentationError,
     PublishedDisk,
     RecoveryPlan,
     RecoveryRequest,
@@ -29,12 +32,12 @@ from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
-from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
-from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
+_PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
 _NAME_MOST = 100
 
 
@@ -78,6 +81,16 @@ class StateDisk(_Strict):
     location: int
     boot_first: bool
 
+    def as_new(self, *, path: str = "", disk_number: int = -1) -> NewDisk:
+        return NewDisk(
+            path=path,
+            controller=self.controller,
+            controller_number=self.controller_number,
+            location=self.location,
+            boot_first=self.boot_first,
+            disk_number=disk_number,
+        )
+
 
 class HypervState(_Strict):
     """The target's own document."""
@@ -90,6 +103,7 @@ class HypervState(_Strict):
     keep_identity: bool
     adapters: tuple[StateAdapter, ...]
     disks: tuple[StateDisk, ...]
+    presentation: Presentation = Presentation.ISCSI
 
     @classmethod
     def parse(cls, state: TargetState) -> HypervState:
@@ -101,11 +115,22 @@ class HypervState(_Strict):
 
     @property
     def disk(self) -> IscsiDisk:
+        """The one with the volume."""
+        return self._lun(self.session_id)
+
+    @property
+    def whole_disks(self) -> dict[int, IscsiDisk]:
+        """With pass-through, by number."""
+        return {
+            disk.number: self._lun(disk_serial(self.session_id, disk.number)) for disk in self.disks
+        }
+
+    def _lun(self, serial: str) -> IscsiDisk:
         return IscsiDisk(
             portal=self.portal,
             port=self.port,
             target=target_name(self.session_id),
-            serial=self.session_id,
+            serial=serial,
             marker=self.marker,
         )
 
@@ -113,27 +138,13 @@ class HypervState(_Strict):
     def new_adapters(self) -> list[NewAdapter]:
         return [NewAdapter(**each.model_dump()) for each in self.adapters]
 
-    def new_disks(self, folder: str) -> list[NewDisk]:
-        return [
-            NewDisk(
-                path=f"{folder}\\{disk.file}",
-                controller=disk.controller,
-                controller_number=disk.controller_number,
-                location=disk.location,
-                boot_first=disk.boot_first,
-            )
-            for disk in self.disks
-        ]
+    def new_disks(self, folder: str) -> tuple[NewDisk, ...]:
+        """VHDX files of a folder."""
+        return tuple(disk.as_new(path=f"{folder}\\{disk.file}") for disk in self.disks)
 
-
-class _Switch(Answer):
-    id: str
-    name: str
-    type: str
-
-
-class _Switches(Answer):
-    switches: list[_Switch] = Field(max_length=4096)
+    def pass_through_disks(self, numbers: Mapping[int, int]) -> tuple[NewDisk, ...]:
+        """`numbers`: that the host gives its disks, by ours."""
+        return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
 def capture_of(hardware: Mapping[str, Any]) -> Capture:
@@ -159,10 +170,11 @@ def plan_recovery(
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
         name = f"{name}-{request.session_id}"
-    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    switches = set(list_switches(host.session, patience))
     reasons: list[Reason] = []
+    presentation = _presentation(request, reasons)
     adapters = tuple(
-        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
     state = HypervState(
@@ -174,6 +186,7 @@ def plan_recovery(
         keep_identity=_keeps(request.identity, original_is_there),
         adapters=adapters,
         disks=_disks(capture, request),
+        presentation=presentation,
     )
     return RecoveryPlan(
         vm_name=state.vm_name,
@@ -187,7 +200,20 @@ def plan_recovery(
         clients=_initiators(host),
         state=TargetState(state.model_dump_json()),
         reasons=tuple(dict.fromkeys(reasons)),
+        presentation=presentation,
     )
+
+
+def _presentation(request: RecoveryRequest, reasons: list[Reason]) -> Presentation:
+    """A volume, or whole disks where none can be made. Raises PresentationError."""
+    if request.presentation is None:
+        if not missing_program():
+            return Presentation.ISCSI
+        reasons.append(_NO_VOLUME)
+        return Presentation.PASS_THROUGH
+    if request.presentation not in _PRESENTATIONS:
+        raise PresentationError(f"{request.presentation} is not for Hyper-V hosts")
+    return request.presentation
 
 
 def _file(number: int) -> str:
@@ -287,6 +313,11 @@ _ISOLATED = Reason(
     "adapters that were to be isolated are left unconnected",
     "none, or connect them to a private switch on the host",
     warning=False,
+)
+_NO_VOLUME = Reason(
+    "instant.no-volume",
+    "the programs that make an NTFS volume are not installed, so the VM has pass-through disks",
+    "install the Debian package ntfs-3g; this VM has no checkpoints and moves only when shut down",
 )
 _NO_SWITCH = Reason(
     "instant.switch-missing",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, NewVmRequest, WantedDisk
+from appliance.targets.contract import Keep, NewVmRequest, NoSuchPlaceError, WantedDisk
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.hardware_versions import newest_hardware
 from vmware.marker import Marker, Purpose
@@ -30,13 +30,6 @@ from vmware.vm_spec import PlannedVm, SpecChoices, UuidPolicy, first_spec
 from vmware.vm_spec_devices import MacPolicy, PlannedDisk, disk_address, nics_that_can_be_made
 
 _NAME_LIMIT = 80  # characters, as vCenter has
-
-
-class NoSuchPlaceError(UsageError):
-    """What was asked for (folder, pool, host, datastore, network) is not there; the message says
-    what is."""
-
-    code = "restore.no-such-place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,18 +22,19 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_host import VsphereHost
 from appliance.sources.vsphere_reasons import reasons, vsphere_calls
+from appliance.targets.contract import NoSuchPlaceError
 from appliance.targets.recovery import (
     DowntimeNeededError,
     GuestLife,
     Life,
     MoveRequest,
+    PresentationError,
     RecoveryPlan,
     RecoveryRequest,
     RegisteredVm,
     StillThereError,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery_plan import SessionNames, VsphereState, plan_recovery
 from vmware.captured_vm import CapturedVm
 from vmware.datastores import DatastoreFacts, list_datastores
@@ -74,8 +75,6 @@ SHUTDOWN_S = 300.0
 class VsphereRecovery:
     """A `RecoveryTarget`. Its host is somebody else's to close."""
 
-    presentation = Presentation.NFS
-
     def __init__(self, host: VsphereHost, appliance_id: str) -> None:
         self._host = host
         self._session = host.session
@@ -91,6 +90,8 @@ class VsphereRecovery:
             export_path=f"/holdfast/{request.session_id}",
             mark=f"{self._appliance_id}/{request.session_id}",
         )
+        if request.presentation not in (None, Presentation.NFS):
+            raise PresentationError(f"{self.name}: {request.presentation} is for Hyper-V hosts")
         with vsphere_calls(self.name):
             return plan_recovery(self._session, names, request)
 

@@ -18,8 +18,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import StorageError, UsageError
+from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, WantedDisk
+from appliance.targets.contract import Keep, NoSuchPlaceError, WantedDisk
 from appliance.targets.recovery import (
     Breadth,
     PublishedDisk,
@@ -27,7 +28,7 @@ from appliance.targets.recovery import (
     RecoveryRequest,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError, matched_disks
+from appliance.targets.vsphere_plan import matched_disks
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.datastore_path import DatastorePath
 from vmware.findings import Finding
@@ -198,6 +199,7 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
         clients=_clients(session, hosts, placement),
         state=state.text(),
         reasons=reasons((*_told(placement), *_losses(captured, matched, networks))),
+        presentation=Presentation.NFS,
     )
 
 

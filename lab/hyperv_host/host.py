@@ -202,7 +202,7 @@ class HypervHost:
         path = vm.settings.folder.joined("Virtual Hard Disks", f"{name}.vhdx")
         place = self.volumes.place(path)
         place.parent.mkdir(parents=True)
-        _copy_image(image, place)
+        copy_image(image, place)
         adapter = Adapter(
             adapter_id=str(uuid.uuid4()).upper(),
             name="Network Adapter",
@@ -326,7 +326,7 @@ class HypervHost:
         raise NotFoundError(f"'{path}' is not the file of a checkpoint")
 
 
-def _copy_image(image: Path, place: Path) -> None:
+def copy_image(image: Path, place: Path) -> None:
     """Raw to VHDX, blocks of zeros left out."""
     size_bytes = -(-image.stat().st_size // MIB) * MIB
     create_disk(place, size_bytes, block_bytes=_GUEST_BLOCK_BYTES)

@@ -3,6 +3,7 @@
 A session is a qemu-storage-daemon that has logged in; a disk that is brought online is shown by it
 as files over FUSE, first whole (to read its partitions), then the partition, on which ntfs-3g
 mounts the volume for reading and writing, as Windows would. Taking it offline undoes it in order.
+A disk that stays offline may be served whole to a machine, over NBD on a local socket.
 
 Invariants: secrets travel over QMP and the environment of children, never in argv; `close` leaves
 no process and no mount. Thread model: any thread, calls are serialised.
@@ -19,6 +20,8 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,13 +54,24 @@ class IscsiDisk:
     folder: Path  # of its FUSE files
     mounted: Path | None = None
     ntfs: subprocess.Popen[bytes] | None = None
+    served: bool = False  # whole, to a machine
 
 
 @dataclass(slots=True)
 class Session:
     portal: Portal
     daemon: QemuProcess
+    socket: Path  # where disks are served whole
     disks: list[IscsiDisk] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeDisk:
+    """A disk as a machine's QEMU reaches it, until `release`."""
+
+    socket: Path
+    export: str
+    release: Callable[[], None]
 
 
 class IscsiInitiator:
@@ -90,7 +104,7 @@ class IscsiInitiator:
             account = {"LIBISCSI_CHAP_USERNAME": user, "LIBISCSI_CHAP_PASSWORD": secret}
             luns = self._luns(portal, target, account)
             daemon = storage_daemon()
-            session = Session(portal, daemon)
+            session = Session(portal, daemon, self._folder / f"{self._last_number + 1}.nbd")
             try:
                 secret_object = {"qom-type": "secret", "id": "chap", "data": secret}
                 daemon.qmp.execute("object-add", secret_object)
@@ -114,7 +128,7 @@ class IscsiInitiator:
             session = self._sessions.get(target)
             if session is None:
                 return False
-            if any(disk.mounted for disk in session.disks):
+            if any(disk.mounted or disk.served for disk in session.disks):
                 raise StateError("The session cannot be logged out since a device is in use.")
             del self._sessions[target]
             _end(session.daemon)
@@ -128,6 +142,56 @@ class IscsiInitiator:
                     if disk.serial == serial:
                         return session, disk
         raise NotFoundError(f"no disk has the serial number {serial!r}")
+
+    def numbered(self, number: int) -> tuple[Session, IscsiDisk]:
+        """Raises NotFoundError."""
+        with self._lock:
+            for session in self._sessions.values():
+                for disk in session.disks:
+                    if disk.number == number:
+                        return session, disk
+        raise NotFoundError(f"the host has no disk {number}")
+
+    def serve(self, number: int) -> WholeDisk:
+        """Give a disk to a machine. Raises NotFoundError; StateError: it is online."""
+        with self._lock:
+            session, disk = self.numbered(number)
+            if disk.mounted is not None:
+                raise StateError("A disk that is online cannot be used by a virtual machine.")
+            execute = session.daemon.qmp.execute
+            if not session.socket.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                path = {"type": "unix", "data": {"path": str(session.socket)}}
+                execute("nbd-server-start", {"addr": path})
+            name = f"disk{disk.lun}"
+            execute(
+                "block-export-add",
+                {"type": "nbd", "id": name, "node-name": f"lun{disk.lun}", "name": name}
+                | {"writable": True},
+            )
+            disk.served = True
+        return WholeDisk(session.socket, name, lambda: self._take_back(session, disk))
+
+    def _take_back(self, session: Session, disk: IscsiDisk) -> None:
+        with self._lock, contextlib.suppress(HostError):
+            disk.served = False
+            _unexport(session.daemon, f"disk{disk.lun}")
+
+    @contextmanager
+    def shown_whole(self, number: int) -> Iterator[Path]:
+        """A disk as a file to be read. Raises NotFoundError, HypervError."""
+        with self._lock:
+            session, disk = self.numbered(number)
+            if disk.served or disk.mounted is not None:
+                raise StateError("The disk is in use.")
+            disk.folder.mkdir(parents=True, exist_ok=True)
+            whole = disk.folder / "disk"
+            _export(session.daemon, f"whole{disk.lun}", f"lun{disk.lun}", whole, writable=False)
+            try:
+                yield whole
+            finally:
+                _unexport(session.daemon, f"whole{disk.lun}")
+                whole.unlink()
 
     def bring_online(self, serial: str, mount_point: Path) -> IscsiDisk:
         """Mount the disk's largest partition, NTFS, for writing. Repeatable.

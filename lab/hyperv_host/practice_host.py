@@ -58,6 +58,7 @@ class PracticeHost:
         )
         self.faults = self.host.faults
         self.iscsi = IscsiInitiator(run_folder)
+        self.host.site.whole_disk = self.iscsi.serve
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> PracticeHost:
@@ -125,7 +126,7 @@ def all_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[s
     return {
         **inventory_scripts(host, iscsi, USER),
         **checkpoint_scripts(host),
-        **machine_scripts(host),
+        **machine_scripts(host, iscsi),
         **storage_scripts(host, iscsi, samba),
         **shadow_scripts(host),
     }

@@ -25,6 +25,7 @@ from lab.esx.vm_state import Heartbeat
 from lab.faults import FaultName
 from lab.hyperv_host.errors import HypervError, StateError
 from lab.hyperv_host.file_holds import Release
+from lab.hyperv_host.iscsi import WholeDisk
 from lab.hyperv_host.live_disk import LiveDisk
 from lab.hyperv_host.machine import HypervMachine
 from lab.hyperv_host.rct import ResilientTracking
@@ -79,6 +80,7 @@ class HypervVm:
         self.machine: HypervMachine | None = None
         self.guest: Guest | None = None
         self.disks: dict[str, LiveDisk] = {}
+        self.whole: dict[str, WholeDisk] = {}  # pass-through, while the machine runs
         self.tracked: dict[str, TrackedDisk] = {}
         self.started_at = 0.0
         self._operation = threading.RLock()
@@ -131,6 +133,7 @@ class HypervVm:
             self._open_disks()
             try:
                 self._take_holds()
+                self._take_whole()
                 self._run()
             except BaseException:
                 self._close_disks()
@@ -171,6 +174,7 @@ class HypervVm:
             machine = HypervMachine(
                 self.settings,
                 self.disks,
+                self.whole,
                 self._folder,
                 reachable_switches=self.site.reachable_switches,
                 on_line=guest.hear,
@@ -247,7 +251,15 @@ class HypervVm:
         self.tracked[drive.name] = TrackedDisk(disk.tracking, path, disk.leaf_write_guid)
         return disk
 
+    def _take_whole(self) -> None:
+        for drive in self.settings.drives:
+            if drive.disk_number is not None:
+                self.whole[drive.name] = self.site.whole_disk(drive.disk_number)
+
     def _close_disks(self) -> None:
+        whole, self.whole = self.whole, {}
+        for taken in whole.values():
+            taken.release()
         disks, self.disks = self.disks, {}
         for name, disk in disks.items():
             try:
