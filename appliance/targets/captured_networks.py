@@ -1,6 +1,6 @@
 """The networks that a VM was on when it was backed up: what a restore can map to others.
 
-Reads the hardware document of a recovery point. Pure.
+Reads the hardware document of a recovery point, of either hypervisor. Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.targets.hyperv_plan import captured_switches
-from appliance.targets.hyperv_recovery_plan import ForeignPointError
+from appliance.targets.translation import ForeignPointError
 from vmware.captured_vm import CapturedVm
 from vmware.errors import VsphereError
 

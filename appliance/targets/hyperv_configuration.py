@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance.base.reasons import Reason
 from appliance.targets.hyperv_plan import boot_disk, planned_adapters
-from appliance.targets.hyperv_recovery_plan import capture_of
+from appliance.targets.point_hardware import capture_of
 from hyperv.config_capture import capture_vm
 from hyperv.host_session import HostSession
 from hyperv.new_vm import list_switches

@@ -2,8 +2,7 @@
 
     the point's capture + the operator's wishes + what the host has -> `BuildPlan`
 
-`capture_of` (`hyperv_recovery_plan`) is the one place that reads the recovery point's configuration
-for Hyper-V. Nothing is guessed: a switch that is not there is an error that names what is.
+Nothing is guessed: a switch that is not there is an error that names what is.
 
 Pure but for the questions to the host. Thread model: a function; it blocks.
 """
@@ -20,7 +19,7 @@ from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, NewVmRequest, NoSuchPlaceError, WantedDisk
-from appliance.targets.hyperv_recovery_plan import capture_of
+from appliance.targets.point_hardware import capture_of, for_hyperv
 from hyperv.captured_vm import Adapter, CapturedVm
 from hyperv.config_capture import CapturedDisk
 from hyperv.errors import FileError
@@ -86,12 +85,13 @@ def plan_build(
             f"a VM's name on Hyper-V has 1 to 100 characters, none of them one of <>:\"/\\|?*, and "
             f"does not end with a full stop: {request.name[:120]!r}"
         )
-    capture = capture_of(request.hardware)
+    native = for_hyperv(request.hardware, request.disks)
+    capture = native.vm
     vms = list_vms(host.session, patience)
     if any(vm.name.casefold() == request.name.casefold() for vm in vms):
         raise NameTakenError(f"{host.name} has a VM called {request.name!r}")
-    original_there = any(vm.id == capture.vm.id for vm in vms)
-    reasons: list[Reason] = [_NEW_TPM] if capture.vm.security.tpm else []
+    original_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
+    reasons = [*native.reasons, *([_NEW_TPM] if capture.vm.security.tpm else [])]
     same_vm = _keeps(request.identity, original_there)
     adapters = planned_adapters(
         capture.vm.adapters,

@@ -19,8 +19,9 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.iscsi.target import Chap
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost, patience_until
-from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
+from appliance.targets.hyperv_recovery_plan import HypervState, plan_recovery
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
     GuestLife,
     Life,
@@ -80,7 +81,7 @@ class HypervRecovery:
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
     ) -> RegisteredVm:
         known, patience = HypervState.parse(state), patience_until(cancel)
-        captured = capture_of(hardware).vm
+        captured = for_hyperv(hardware).vm.vm
         with hyperv_calls(self.name, cancel):
             making = self._storage(known, patience).making()
             made = find_marked(self._session, known.marker, patience)
@@ -147,7 +148,7 @@ class HypervRecovery:
             return storage.holds(read_vm(self._session, key, Patience()))
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
-        notes = capture_of(hardware).vm.notes
+        notes = for_hyperv(hardware).vm.vm.notes
         with hyperv_calls(self.name):
             vm = read_vm(self._session, key, Patience())
             found = next((word for word in vm.notes.split() if Marker.parse(word)), None)

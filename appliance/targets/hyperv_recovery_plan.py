@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +20,7 @@ from appliance.exports.iscsi.target import disk_serial, target_name
 from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
     PresentationError,
     PublishedDisk,
@@ -28,6 +28,7 @@ from appliance.targets.recovery import (
     RecoveryRequest,
     TargetState,
 )
+from appliance.targets.translation import ForeignPointError
 from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
@@ -39,13 +40,6 @@ _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
 _PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
 _NAME_MOST = 100
-
-
-class ForeignPointError(UsageError):
-    """This recovery point was not taken on Hyper-V, so it does not say what VM to make there. Use
-    `export iscsi` to have its disks as VHDX files."""
-
-    code = "instant.foreign-point"
 
 
 class SwitchNotFoundError(UsageError):
@@ -147,25 +141,17 @@ class HypervState(_Strict):
         return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
-def capture_of(hardware: Mapping[str, Any]) -> Capture:
-    """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
-    known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
-    try:
-        return Capture.model_validate(known)
-    except ValidationError as error:
-        raise ForeignPointError("the point holds no configuration of a Hyper-V VM") from error
-
-
 def plan_recovery(
     host: HypervHost, marker: str, port: int, request: RecoveryRequest, patience: Patience
 ) -> RecoveryPlan:
     """`port`: of our portal.
 
-    Raises: ForeignPointError, SwitchNotFoundError, UsageError, HypervError.
+    Raises: UsageError (ForeignPointError, SwitchNotFoundError, …), HypervError.
     """
-    capture = capture_of(request.hardware)
+    native = for_hyperv(request.hardware, request.disks)
+    capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
@@ -199,7 +185,7 @@ def plan_recovery(
         address=state.portal,
         clients=_initiators(host),
         state=TargetState(state.model_dump_json()),
-        reasons=tuple(dict.fromkeys(reasons)),
+        reasons=tuple(dict.fromkeys((*native.reasons, *reasons))),
         presentation=presentation,
     )
 
