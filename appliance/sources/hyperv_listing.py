@@ -10,11 +10,18 @@ from __future__ import annotations
 from appliance.base.reasons import Reason
 from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.hyperv_nodes import HypervNodes, UnseenVm
-from appliance.sources.listed_vm import ChangeTracking, ListedDisk, ListedVm
+from appliance.sources.listed_vm import (
+    OF_VERIFICATION,
+    VERIFICATION_PREFIX,
+    ChangeTracking,
+    ListedDisk,
+    ListedVm,
+)
 from appliance.sources.vm_identity import VmIdentity
 from hyperv import inventory
 from hyperv.errors import FileError
 from hyperv.inventory import Obstacle, Way
+from hyperv.marker import Marker
 from hyperv.script_types import HostFacts, Vm, VmDisk
 from hyperv.shadows import volume_of
 
@@ -46,6 +53,8 @@ def volume_label(host: str, path: str) -> str:
 
 def vm_obstacles(facts: HostFacts, vm: Vm) -> tuple[Reason, ...]:
     """Why the VM cannot be backed up now, as far as the inventory tells; empty: it can."""
+    if vm.name.startswith(VERIFICATION_PREFIX) and any(map(Marker.parse, vm.notes.split())):
+        return (OF_VERIFICATION,)
     obstacle = inventory.vm_obstacle(facts, vm)
     if obstacle is not None:
         return (relayed(obstacle),)

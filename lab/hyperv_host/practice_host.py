@@ -22,8 +22,10 @@ from lab.hyperv_host.script_call import Script, ScriptHost
 from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
 from lab.hyperv_host.scripts_inventory import inventory_scripts
 from lab.hyperv_host.scripts_machine import machine_scripts
+from lab.hyperv_host.scripts_screen import screen_scripts
 from lab.hyperv_host.scripts_shadow import shadow_scripts
 from lab.hyperv_host.scripts_storage import storage_scripts
+from lab.hyperv_host.scripts_switch import switch_scripts
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.wsman_server import WsmanServer
@@ -129,6 +131,8 @@ def all_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[s
         **machine_scripts(host, iscsi),
         **storage_scripts(host, iscsi, samba),
         **shadow_scripts(host),
+        **switch_scripts(host),
+        **screen_scripts(host),
     }
 
 
