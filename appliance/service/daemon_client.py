@@ -55,6 +55,11 @@ class DaemonClient:
         answer: dict[str, Any] = self._ask("GET", "/v1/daemon")
         return answer
 
+    @property
+    def iscsi_port(self) -> int:
+        """0: it serves none. Raises DaemonUnreachableError."""
+        return int(self.about()["iscsi_port"])
+
     def sessions(self) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = self._ask("GET", "/v1/sessions")
         return answer

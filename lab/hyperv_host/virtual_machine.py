@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 60.0
 OK, CREATING_CHECKPOINT, DELETING_CHECKPOINT, MERGING = 2, 32768, 32770, 32772
+MIGRATING = 32774
 _HEARTBEATS = {Heartbeat.GRAY: 2, Heartbeat.GREEN: 5, Heartbeat.RED: 4}
 
 
@@ -107,6 +108,11 @@ class HypervVm:
     def addresses(self) -> list[str]:
         guest = self.guest
         return [guest.info.ip_address] if guest is not None and guest.info.ip_address else []
+
+    @property
+    def guest_name(self) -> str:
+        guest = self.guest
+        return guest.info.host_name if guest is not None else ""
 
     def update(self, settings: VmSettings) -> None:
         self.settings = settings
