@@ -77,6 +77,7 @@ policies = st.builds(
     ).map(tuple),
     retries=st.builds(Retries, attempts=st.integers(0, 20)),
     cbt_audit_percent=st.floats(0, 100),
+    evidence_days=st.integers(1, 36_500),
 )
 jobs = st.one_of(
     st.builds(
