@@ -53,6 +53,7 @@ def local_application(server: RecoveryServer, jobs: JobService) -> web.Applicati
                 "pid": os.getpid(),
                 "nfs_port": server.port,
                 "iscsi_port": server.iscsi_port,
+                "smb_port": server.smb_port,
             }
         )
 

@@ -16,13 +16,15 @@ from appliance.catalog.catalog import Catalog, recovery_run
 from appliance.catalog.hosts import HostRecord
 from appliance.catalog.intents import IntentKind
 from appliance.exports.datastore.session import SessionStore
+from appliance.exports.smb.samba_folder import SambaFolder
 from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
 from appliance.service.hosts import open_host, open_vsphere
-from appliance.service.recovery_server import sessions_folder
+from appliance.service.recovery_server import samba_folder, sessions_folder
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.hyperv_recovery import HypervRecovery
+from appliance.targets.hyperv_recovery_plan import ServedAt
 from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
 
@@ -106,11 +108,22 @@ def open_recovery_target(
             yield HypervRecovery(
                 opened,
                 catalog.appliance_id,
-                portal_port=lambda: int(DaemonClient(home).about()["iscsi_port"]),
+                served_at=lambda: _served_at(home),
                 chap=SessionStore(sessions_folder(home)).chap,
+                share_account=SambaFolder(samba_folder(home)).account,
             )
         else:
             yield VsphereRecovery(opened, catalog.appliance_id)
+
+
+def _served_at(home: Path) -> ServedAt:
+    """Raises DaemonUnreachableError, DomainFileError."""
+    about = DaemonClient(home).about()
+    return ServedAt(
+        iscsi_port=int(about["iscsi_port"]),
+        smb_port=int(about["smb_port"]),
+        domain=SambaFolder(samba_folder(home)).domain(),
+    )
 
 
 @contextmanager

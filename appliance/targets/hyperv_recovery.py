@@ -17,9 +17,15 @@ from typing import Any
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
 from appliance.exports.iscsi.target import Chap
+from appliance.exports.smb.share import ShareAccount
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost
-from appliance.targets.hyperv_recovery_plan import HypervState, capture_of, plan_recovery
+from appliance.targets.hyperv_recovery_plan import (
+    HypervState,
+    ServedAt,
+    capture_of,
+    plan_recovery,
+)
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
 from appliance.targets.recovery import (
     GuestLife,
@@ -49,15 +55,17 @@ class HypervRecovery:
         host: HypervHost,
         appliance_id: str,
         *,
-        portal_port: Callable[[], int],
+        served_at: Callable[[], ServedAt],
         chap: Callable[[str], Chap],
+        share_account: Callable[[], ShareAccount],
     ) -> None:
-        """`portal_port`: where sessions are served; `chap`: of a session."""
+        """`chap`: of a session; `share_account`: of all shares."""
         self._host = host
         self._session = host.session
         self._appliance_id = appliance_id
-        self._portal_port = portal_port
+        self._served_at = served_at
         self._chap = chap
+        self._share_account = share_account
 
     @property
     def name(self) -> str:
@@ -70,7 +78,7 @@ class HypervRecovery:
             purpose=Purpose.RESTORE,
         )
         with hyperv_calls(self.name):
-            return plan_recovery(self._host, marker.text, self._portal_port(), request, Patience())
+            return plan_recovery(self._host, marker.text, self._served_at(), request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
         with hyperv_calls(self.name, cancel):
@@ -196,6 +204,7 @@ class HypervRecovery:
                 vm_folder=self._host.facts.vm_folder,
                 known=known,
                 chap=self._chap,
+                share_account=self._share_account,
                 patience=patience,
             )
         )

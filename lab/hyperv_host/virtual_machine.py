@@ -291,6 +291,8 @@ class HypervVm:
         )
         try:
             for place, path in enumerate(paths):
+                if path.share:
+                    continue  # held by who has it open
                 releases.append(self.site.holds.hold(path, alone=bool(busy) or place == 0))
         except BaseException:
             for release in releases:
