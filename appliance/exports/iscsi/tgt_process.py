@@ -1,7 +1,12 @@
 """tgtd as a child of ours, and its end when ours comes unannounced.
 
-Its end is the guard's work (`mount_guard`). The host sees a lost connection, and logs in again
-until we are back: with the same names, as if nothing had been.
+    we ---- pipe ----> guard (sh) --- kill -9 ---> tgtd ----> file of `device_files`
+
+Killed while a host writes, we would leave a tgtd whose file answers errors, and it would tell the
+host that its disk is broken. So a second child, the guard, holds the kernel's end of the mount open
+(the kernel then waits instead of failing) and, once our end of its pipe closes, kills tgtd first
+and unmounts after. The host sees a lost connection, and logs in again until we are
+back: with the same names, as if nothing had been.
 
 tgtd ignores SIGTERM and takes seconds to end when asked, so it is killed: it keeps nothing itself.
 Thread model: `start` and `stop` by one thread; `wait_ended` by another.
@@ -19,13 +24,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
+from appliance.exports.iscsi.guard import Guard
 from appliance.exports.iscsi.tgt_control import TgtControl
-from appliance.exports.mount_guard import MountGuard
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _START_WITHIN_S = 20.0
 _POLL_S = 0.005
 _LAST_WORDS = 500
+_LAST_THING = 'kill -KILL "$1"; fusermount -u -q -z "$2"'
 
 
 class TgtProcess:
@@ -34,7 +40,7 @@ class TgtProcess:
         self.port = port
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._guard = MountGuard()
+        self._guard: Guard | None = None
 
     @property
     def pid(self) -> int:
@@ -71,7 +77,7 @@ class TgtProcess:
                 raise ExternalProgramError(
                     f"tgtd cannot be started: {error.strerror} (Debian package tgt)"
                 ) from error
-        self._guard.start(self._process.pid, mount, held_fds)
+        self._guard = Guard(_LAST_THING, str(self._process.pid), str(mount), held_fds=held_fds)
         control = TgtControl(folder / "control.0")
         ends_s = time.monotonic() + _START_WITHIN_S
         while not control.answers():
@@ -102,9 +108,14 @@ class TgtProcess:
         if process is not None:
             process.kill()
             # the guard goes before tgtd is reaped, so it cannot kill what got its number next
-            self._guard.end()
+            self._end_guard()
             process.wait()
         self._drop_folder()
+
+    def _end_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end()
 
     def _drop_folder(self) -> None:
         if self._folder is not None:

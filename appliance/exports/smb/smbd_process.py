@@ -1,7 +1,8 @@
 """smbd as a child of ours, in a process group of its own with the children that it makes.
 
-Its end when ours comes unannounced is the guard's work (`mount_guard`), which kills the group. A
-host sees a lost connection and opens its files again.
+When our end comes unannounced, a guard kills the group and unmounts after. It holds the kernel's
+end of the mount open until then, so that the kernel waits instead of failing. A host sees a lost
+connection, instead of a broken disk, and opens its files again until we are back.
 Thread model: `start`, `stop` and `tell` by one thread; `wait_ended` by another.
 Source: smbd(8), smbcontrol(1) of Samba 4.17.
 """
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
-from appliance.exports.mount_guard import MountGuard
+from appliance.exports.iscsi.guard import Guard
 from appliance.exports.smb.samba_folder import SambaFolder
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,6 +28,7 @@ _START_WITHIN_S = 20.0
 _TELL_WITHIN_S = 20.0
 _POLL_S = 0.01
 _LAST_WORDS = 500
+_LAST_THING = 'kill -s KILL -- "-$1"; fusermount -u -q -z "$2"'
 
 
 class SmbdProcess:
@@ -35,7 +37,7 @@ class SmbdProcess:
         self.host = host
         self.port = port
         self._process: subprocess.Popen[bytes] | None = None
-        self._guard = MountGuard()
+        self._guard: Guard | None = None
 
     @property
     def pid(self) -> int:
@@ -43,7 +45,11 @@ class SmbdProcess:
         return self._process.pid if self._process is not None else 0
 
     def start(self, mount: Path, held_fds: Sequence[int]) -> None:
-        """Return once it answers. The configuration is there. Arguments as of the guard.
+        """Return once it answers. The configuration is there.
+
+        Args:
+            mount: where the files of its shares are, unmounted by the guard.
+            held_fds: of the mount, kept open by the guard until smbd is dead.
 
         Raises ExternalProgramError: it is not installed, cannot listen, or ended.
         """
@@ -64,7 +70,7 @@ class SmbdProcess:
             raise ExternalProgramError(
                 f"smbd cannot be started: {error.strerror} (Debian package samba)"
             ) from error
-        self._guard.start(-self._process.pid, mount, held_fds)
+        self._guard = Guard(_LAST_THING, str(self._process.pid), str(mount), held_fds=held_fds)
         ends_s = time.monotonic() + _START_WITHIN_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > ends_s:
@@ -99,7 +105,9 @@ class SmbdProcess:
             return
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # it keeps nothing that is not on the disk
-        self._guard.end()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end()  # before smbd is reaped, so it cannot kill what got its number next
         process.wait()
 
     def _answers(self) -> bool:
