@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from hyperv.captured_vm import CapturedVm
+from hyperv.errors import HypervError
 from hyperv.host_session import HostSession
 from hyperv.inventory import list_vms, read_vm
 from hyperv.patience import Patience
 from hyperv.script_types import Answer, Vm
+from hyperv.vm_configuration import memory_parameters
 
 MOVE_DEADLINE_S = 24 * 3600.0
 _POWER_DEADLINE_S = 900.0
@@ -46,6 +50,16 @@ class NewDisk:
         return f"{self.controller}{self.controller_number}:{self.location}"
 
 
+class _Switch(Answer):
+    id: str
+    name: str
+    type: str
+
+
+class _Switches(Answer):
+    switches: list[_Switch] = Field(max_length=4096)
+
+
 class _Made(Answer):
     id: str
 
@@ -70,6 +84,12 @@ class _Imported(Answer):
 class _Removed(Answer):
     found: bool
     disk_paths: list[str]
+
+
+def list_switches(host: HostSession, patience: Patience) -> list[str]:
+    """The names of the host's virtual switches. Raises HypervError."""
+    found = host.call("list_switches", {}, _Switches, patience=patience)
+    return [switch.name for switch in found.switches]
 
 
 def find_marked(host: HostSession, marker: str, patience: Patience) -> Vm | None:
@@ -99,12 +119,7 @@ def new_vm(
         "version": "",
         "processors": captured.processor.count,
         "nested": captured.processor.nested,
-        "memory": {
-            "startup_bytes": captured.memory.startup_bytes,
-            "minimum_bytes": captured.memory.minimum_bytes,
-            "maximum_bytes": captured.memory.maximum_bytes,
-            "dynamic": captured.memory.dynamic,
-        },
+        "memory": memory_parameters(captured),
         "secure_boot": firmware.secure_boot if firmware else False,
         "secure_boot_template": firmware.secure_boot_template if firmware else "",
         "tpm": captured.security.tpm,
@@ -145,16 +160,23 @@ def attach(
         host.call("attach_disk", parameters, _Attached, patience=patience)
 
 
-def set_power(host: HostSession, vm_id: str, power: str, patience: Patience) -> None:
+def set_power(
+    host: HostSession,
+    vm_id: str,
+    power: str,
+    patience: Patience,
+    *,
+    deadline_s: float = _POWER_DEADLINE_S,
+) -> None:
     """`power`: on, off (at once) or shutdown. In the wanted state already: nothing happens.
 
-    Raises HypervError.
+    Raises: DeadlineError: it may still go on; HypervError.
     """
     host.call(
         "set_power",
         {"vm_id": vm_id, "power": power},
         _Power,
-        deadline_s=_POWER_DEADLINE_S,
+        deadline_s=deadline_s,
         patience=patience,
     )
 
@@ -203,9 +225,14 @@ def import_disk(
 
 def unmark(host: HostSession, vm: Vm, marker: str, notes: str, patience: Patience) -> None:
     """Make it a VM like any other, with the notes of the original. Raises HypervError."""
-    if marker in vm.notes:
-        parameters = {"vm_id": vm.id, "marker": marker, "name": vm.name, "notes": notes}
+    if marker not in vm.notes:
+        return
+    parameters = {"vm_id": vm.id, "marker": marker, "name": vm.name, "notes": notes}
+    try:
         host.call("set_notes", parameters, _Made, patience=patience)
+    except HypervError:
+        if marker in read_vm(host, vm.id, patience).notes:  # else only the answer was lost
+            raise
 
 
 def remove(host: HostSession, vm_id: str, marker: str, patience: Patience) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KEEP = ("keep", "new")
 _ISOLATED = "isolated"
-_PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through", "share": "share"}
+PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through", "share": "share"}
 
 
 def add_start(start: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def add_start(start: argparse.ArgumentParser) -> None:
     )
     start.add_argument(
         "--presentation",
-        choices=tuple(_PRESENTATIONS),
+        choices=tuple(PRESENTATIONS),
         help="how a Hyper-V host sees the disks: VHDX files on an iSCSI volume, whole iSCSI disks,"
         " or VHDX files on an SMB share (default: volume)",
     )
@@ -116,7 +116,7 @@ def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -
     from appliance.targets.contract import Keep, WantedVmPlace
     from appliance.targets.recovery import Breadth, RecoveryRequest
 
-    networks, isolated, isolate_all = _networks(args.network)
+    networks, isolated, isolate_all = wanted_networks(args.network)
     return RecoveryRequest(
         session_id=room.store.new_id(),
         name=args.name,
@@ -131,11 +131,13 @@ def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -
         identity=Keep(args.uuid or "auto"),
         address=args.address,
         breadth=Breadth(args.mount_on),
-        presentation=Presentation(_PRESENTATIONS[args.presentation]) if args.presentation else None,
+        presentation=Presentation(PRESENTATIONS[args.presentation]) if args.presentation else None,
     )
 
 
-def _networks(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], frozenset[str], bool]:
+def wanted_networks(
+    words: Sequence[str],
+) -> tuple[tuple[tuple[str, str], ...], frozenset[str], bool]:
     """Pairs, what is isolated, whether all is. Raises UsageError."""
     pairs: list[tuple[str, str]] = []
     isolated: set[str] = set()

@@ -116,7 +116,9 @@ def login_of(record: HostRecord) -> AnyLogin:
 def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
     """As `open_host`, for what only vSphere can do yet. Raises UsageError: it is another kind."""
     if record.kind is not HostKind.VSPHERE:
-        raise UsageError(f"host {record.name!r} is not vSphere; VMs are not restored to it yet")
+        raise UsageError(
+            f"host {record.name!r} is not vSphere; VMs are not started there to be checked yet"
+        )
     opened = open_host(catalog, record)
     assert isinstance(opened, VsphereHost)
     return opened

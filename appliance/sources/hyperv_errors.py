@@ -126,15 +126,33 @@ class HypervFileInUseError(HypervFailedError):
 
 
 class HypervFileError(HypervFailedError):
-    """A disk file of the host cannot be read; the message names it and says why."""
+    """A disk file of the host cannot be read or written; the message names it and says why."""
 
     code = "hyperv.file"
+
+
+class HypervFullError(HypervFileError):
+    """The volume of the host that the disks are written to has no room left. Free some, or restore
+    to a folder of another volume with --folder."""
+
+    code = "hyperv.full"
 
 
 class HypervSmbUnreachableError(HypervFileError):
     """The SMB connection to the host broke or was not made; check TCP port 445."""
 
     code = "hyperv.smb-unreachable"
+    retryable = True
+
+
+class HypervSmbUnprotectedError(HypervSmbUnreachableError):
+    """An answer over SMB bore no valid signature or seal of the host; nothing of it was used.
+
+    The next try makes a new connection. If it comes again and again, something between the
+    appliance and the host changes packets.
+    """
+
+    code = "hyperv.smb-unprotected"
     retryable = True
 
 
@@ -155,7 +173,9 @@ _KINDS: dict[type[Exception], type[HypervFailedError]] = {
     leaf.MergeError: HypervMergeError,
     leaf.SharingError: HypervFileInUseError,
     leaf.FileError: HypervFileError,
+    leaf.FullError: HypervFullError,
     leaf.FileUnreachableError: HypervSmbUnreachableError,
+    leaf.UnprotectedError: HypervSmbUnprotectedError,
     DiskFileError: HypervFileError,
 }
 

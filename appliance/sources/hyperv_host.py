@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Self
 
 from appliance.base.errors import UsageError
+from appliance.base.run_context import CancelToken
 from appliance.base.secret import Secret
 from appliance.sources.host_about import HostAbout, LackingPurpose
 from appliance.sources.hyperv_errors import hyperv_calls
 from hyperv import pinned_http
 from hyperv.host_session import HostSession
 from hyperv.inventory import cluster, host_facts
+from hyperv.patience import Patience
 from hyperv.script_types import HostFacts
 from hyperv.smb_files import PORT as SMB_PORT
 from hyperv.smb_files import Protection, SmbLogin
@@ -176,6 +178,15 @@ class HypervHost:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def patience_until(cancel: CancelToken) -> Patience:
+    """Waits for the host that end when `cancel` is asked for."""
+
+    def wait(seconds: float) -> None:
+        cancel.wait(seconds)
+
+    return Patience(is_cancelled=lambda: cancel.cancelled, wait=wait)
 
 
 def _lacking(purpose: str, what: str) -> LackingPurpose:

@@ -1,9 +1,9 @@
 """What killed runs left on a Hyper-V host: found by journal and marker, removed, struck off.
 
-Checkpoints, shadow copies and shares carry our marker. Reference points carry none: the journal
-names them, and they stay, because the next backup asks them; only the entries of those that are
-gone are struck off. A checkpoint that a killed run had no time to name is pointed out, not removed:
-it might be another product's.
+Checkpoints, shadow copies, shares and unfinished VMs with their disk files carry our marker.
+Reference points carry none: the journal names them, and they stay, because the next backup asks
+them; only the entries of those that are gone are struck off. A checkpoint that a killed run had no
+time to name is pointed out, not removed: it might be another product's.
 
 Thread model: one at a time per appliance (`RunLocks.cleaning`). Source: `hyperv.orphans`.
 """
@@ -45,6 +45,7 @@ def remove_orphans(
     """See `VmSource.remove_orphans`. Raises HypervError, StorageError."""
     abandoned = intents.abandoned()
     made = [intent for intent in abandoned if intent.kind == Made.SNAPSHOT]
+    unfinished = [intent for intent in abandoned if intent.kind == Made.VM]
     _wait_for_tasks(session, made, patience)
     found = look(session, appliance_id, patience)
     living = frozenset(alive())
@@ -55,6 +56,9 @@ def remove_orphans(
         unnamed = _unnamed(session, intent, patience) if intent.made is None else []
         orphans += unnamed
         if intent.run_id not in failed and not unnamed:
+            intents.close(intent.id)
+    for intent in unfinished:
+        if intent.run_id not in failed:
             intents.close(intent.id)
     if has_reference_points:
         _strike_off_points(session, abandoned, intents, patience)

@@ -19,14 +19,10 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.iscsi.target import Chap
 from appliance.exports.smb.share import ShareAccount
 from appliance.sources.hyperv_errors import hyperv_calls
-from appliance.sources.hyperv_host import HypervHost
-from appliance.targets.hyperv_recovery_plan import (
-    HypervState,
-    ServedAt,
-    capture_of,
-    plan_recovery,
-)
+from appliance.sources.hyperv_host import HypervHost, patience_until
+from appliance.targets.hyperv_recovery_plan import HypervState, ServedAt, plan_recovery
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
     GuestLife,
     Life,
@@ -39,7 +35,7 @@ from appliance.targets.recovery import (
 )
 from hyperv.errors import DeadlineError, GoneError
 from hyperv.inventory import list_vms, read_vm, vm_state
-from hyperv.marker import Marker, Purpose
+from hyperv.marker import SESSION, Marker, Purpose
 from hyperv.new_vm import attach, find_marked, new_vm, remove, set_power, unmark
 from hyperv.patience import Patience
 
@@ -74,7 +70,7 @@ class HypervRecovery:
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
         marker = Marker(
             appliance_id=self._appliance_id,
-            run_id=f"instant-{request.session_id}",
+            run_id=f"{SESSION}{request.session_id}",
             purpose=Purpose.RESTORE,
         )
         with hyperv_calls(self.name):
@@ -82,13 +78,13 @@ class HypervRecovery:
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
         with hyperv_calls(self.name, cancel):
-            self._storage(HypervState.parse(state), _patience(cancel)).mount()
+            self._storage(HypervState.parse(state), patience_until(cancel)).mount()
 
     def register(
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
     ) -> RegisteredVm:
-        known, patience = HypervState.parse(state), _patience(cancel)
-        captured = capture_of(hardware).vm
+        known, patience = HypervState.parse(state), patience_until(cancel)
+        captured = for_hyperv(hardware).vm.vm
         with hyperv_calls(self.name, cancel):
             making = self._storage(known, patience).making()
             made = find_marked(self._session, known.marker, patience)
@@ -111,10 +107,10 @@ class HypervRecovery:
 
     def power_on(self, state: TargetState, key: str, cancel: CancelToken) -> None:
         with hyperv_calls(self.name, cancel):
-            set_power(self._session, key, "on", _patience(cancel))
+            set_power(self._session, key, "on", patience_until(cancel))
 
     def wait_alive(self, key: str, *, within_s: float, cancel: CancelToken) -> GuestLife:
-        patience, deadline_s = _patience(cancel), min(within_s, _WITHOUT_SERVICES_S)
+        patience, deadline_s = patience_until(cancel), min(within_s, _WITHOUT_SERVICES_S)
         with hyperv_calls(self.name, cancel):
             try:
                 for _ in patience.looks(deadline_s, "the heartbeat of the guest"):
@@ -138,9 +134,9 @@ class HypervRecovery:
     ) -> tuple[Reason, ...]:
         """The host says nothing of its progress. `request.datastore`: a folder of the host."""
         known = HypervState.parse(state)
-        storage = self._storage(known, _patience(cancel))
+        storage = self._storage(known, patience_until(cancel))
         with hyperv_calls(self.name, cancel):
-            vm = read_vm(self._session, key, _patience(cancel))
+            vm = read_vm(self._session, key, patience_until(cancel))
             if not storage.holds(vm):
                 return ()
             if known.marker not in vm.notes:
@@ -155,7 +151,7 @@ class HypervRecovery:
             return storage.holds(read_vm(self._session, key, Patience()))
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
-        notes = capture_of(hardware).vm.notes
+        notes = for_hyperv(hardware).vm.vm.notes
         with hyperv_calls(self.name):
             vm = read_vm(self._session, key, Patience())
             found = next((word for word in vm.notes.split() if Marker.parse(word)), None)
@@ -208,13 +204,6 @@ class HypervRecovery:
                 patience=patience,
             )
         )
-
-
-def _patience(cancel: CancelToken) -> Patience:
-    def wait(seconds: float) -> None:
-        cancel.wait(seconds)
-
-    return Patience(is_cancelled=lambda: cancel.cancelled, wait=wait)
 
 
 _NEW_TPM = Reason(

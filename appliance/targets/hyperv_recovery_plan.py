@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +22,7 @@ from appliance.exports.smb.share import share_name
 from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
     PresentationError,
     PublishedDisk,
@@ -30,26 +30,19 @@ from appliance.targets.recovery import (
     RecoveryRequest,
     TargetState,
 )
+from appliance.targets.translation import ForeignPointError
 from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
 from hyperv.mapped_share import MappedShare
-from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
-from hyperv.script_types import Answer
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
 _PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH, Presentation.SHARE)
 _NAME_MOST = 100
-
-
-class ForeignPointError(UsageError):
-    """This recovery point was not taken on Hyper-V, so it does not say what VM to make there. Use
-    `export iscsi` to have its disks as VHDX files."""
-
-    code = "instant.foreign-point"
 
 
 class SwitchNotFoundError(UsageError):
@@ -165,44 +158,26 @@ class ServedAt:
     domain: str
 
 
-class _Switch(Answer):
-    id: str
-    name: str
-    type: str
-
-
-class _Switches(Answer):
-    switches: list[_Switch] = Field(max_length=4096)
-
-
-def capture_of(hardware: Mapping[str, Any]) -> Capture:
-    """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
-    known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
-    try:
-        return Capture.model_validate(known)
-    except ValidationError as error:
-        raise ForeignPointError("the point holds no configuration of a Hyper-V VM") from error
-
-
 def plan_recovery(
     host: HypervHost, marker: str, place: ServedAt, request: RecoveryRequest, patience: Patience
 ) -> RecoveryPlan:
     """`place`: where sessions are served.
 
-    Raises: ForeignPointError, SwitchNotFoundError, UsageError, HypervError.
+    Raises: UsageError (ForeignPointError, SwitchNotFoundError, …), HypervError.
     """
-    capture = capture_of(request.hardware)
+    native = for_hyperv(request.hardware, request.disks)
+    capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
         name = f"{name}-{request.session_id}"
-    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    switches = set(list_switches(host.session, patience))
     reasons: list[Reason] = []
     presentation = _presentation(request, reasons)
     adapters = tuple(
-        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
     state = HypervState(
@@ -228,7 +203,7 @@ def plan_recovery(
         address=state.portal,
         clients=_clients(host, presentation),
         state=TargetState(state.model_dump_json()),
-        reasons=tuple(dict.fromkeys(reasons)),
+        reasons=tuple(dict.fromkeys((*native.reasons, *reasons))),
         presentation=presentation,
     )
 

@@ -22,6 +22,8 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_host import VsphereHost
 from appliance.sources.vsphere_reasons import reasons, vsphere_calls
+from appliance.targets.contract import NoSuchPlaceError
+from appliance.targets.point_hardware import for_vsphere
 from appliance.targets.recovery import (
     DowntimeNeededError,
     GuestLife,
@@ -34,9 +36,7 @@ from appliance.targets.recovery import (
     StillThereError,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery_plan import SessionNames, VsphereState, plan_recovery
-from vmware.captured_vm import CapturedVm
 from vmware.datastores import DatastoreFacts, list_datastores
 from vmware.errors import BusyError, ObjectGoneError, VsphereError
 from vmware.findings import Finding
@@ -107,7 +107,7 @@ class VsphereRecovery:
     ) -> RegisteredVm:
         known = VsphereState.parse(state)
         with vsphere_calls(self.name, cancel):
-            captured = CapturedVm.parse(hardware)
+            captured = for_vsphere(hardware).vm
             key = register_vm(
                 self._session,
                 known.vmx_path,
@@ -187,7 +187,7 @@ class VsphereRecovery:
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
         with vsphere_calls(self.name):
-            settle_moved(self._session, key, CapturedVm.parse(hardware))
+            settle_moved(self._session, key, for_vsphere(hardware).vm)
 
     def take_away(self, state: TargetState, key: str | None) -> tuple[Reason, ...]:
         known = VsphereState.parse(state)

@@ -279,7 +279,7 @@ def _adapter(host: HypervHost, vm: HypervVm, adapter: Adapter) -> Document:
     switch_id = host.switch(adapter.switch).switch_id if adapter.switch else ""
     first = adapter == vm.settings.adapters[0]
     return {
-        "id": f"Microsoft:{vm.settings.vm_id.upper()}\\{adapter.adapter_id}",
+        "id": vm.settings.adapter_instance(adapter),
         "name": adapter.name,
         "legacy": adapter.legacy,
         "mac": adapter.mac if vm.state is VmState.RUNNING or not adapter.dynamic_mac else "0" * 12,

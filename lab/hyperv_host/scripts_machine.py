@@ -57,6 +57,11 @@ def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script
         "set_notes": Script(partial(_set_notes, host), ours | {"name", "notes"}),
         "set_power": Script(partial(_set_power, host), frozenset({"vm_id", "power"})),
         "move_storage": Script(partial(_move_storage, host), frozenset({"vm_id", "folder"})),
+        "configure_vm": Script(
+            partial(_configure, host),
+            frozenset({"vm_id", "processors", "nested", "memory", "secure_boot"})
+            | {"secure_boot_template", "boot_disk", "adapters"},
+        ),
         "swap_disks": Script(partial(_swap_disks, host), frozenset({"vm_id", "disks"})),
     }
 
@@ -80,11 +85,7 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
     marker = checked_marker(given)
     for adapter in given.records("adapters"):
         if adapter.text("switch_name"):
-            try:
-                host.switch(adapter.text("switch_name"))
-            except NotFoundError as error:
-                raise ScriptStop("switch-not-found", adapter.text("switch_name")) from error
-    memory = given.record("memory")
+            _switch(host, adapter.text("switch_name"))
     scsi_controllers = given.number("scsi_controllers")
     if not 0 <= scsi_controllers <= _SCSI_CONTROLLERS_MAX:
         raise ParameterError("a machine has at most 4 SCSI controllers")
@@ -94,12 +95,7 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
         generation=given.number("generation"),
         version=given.text("version"),
         scsi_controllers=max(1, scsi_controllers),
-        memory=Memory(
-            startup_bytes=memory.number("startup_bytes"),
-            minimum_bytes=memory.number("minimum_bytes"),
-            maximum_bytes=memory.number("maximum_bytes"),
-            dynamic=memory.flag("dynamic"),
-        ),
+        memory=_memory(given),
     )
     try:
         vm.update(_new_settings(vm.settings, given, marker))
@@ -107,6 +103,59 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
         host.remove_vm(vm)
         raise
     return {"id": vm.settings.vm_id}
+
+
+def _memory(given: Parameters) -> Memory:
+    memory = given.record("memory")
+    return Memory(
+        startup_bytes=memory.number("startup_bytes"),
+        minimum_bytes=memory.number("minimum_bytes"),
+        maximum_bytes=memory.number("maximum_bytes"),
+        dynamic=memory.flag("dynamic"),
+    )
+
+
+def _configure(host: HypervHost, given: Parameters) -> Document:
+    vm = find_vm(host, given.text("vm_id"))
+    with vm.operation():
+        if vm.state is not VmState.OFF:
+            raise ScriptStop("vm-not-off", "Running")
+        switches = {one.text("id"): one.text("switch_name") for one in given.records("adapters")}
+        for name in filter(None, switches.values()):
+            _switch(host, name)
+        settings = replace(
+            vm.settings,
+            processors=given.number("processors"),
+            nested=given.flag("nested"),
+            memory=_memory(given),
+            adapters=tuple(
+                replace(one, switch=switches.get(vm.settings.adapter_instance(one), one.switch))
+                for one in vm.settings.adapters
+            ),
+        )
+        if settings.generation == 2:
+            settings = replace(
+                settings,
+                secure_boot=given.flag("secure_boot"),
+                secure_boot_template=given.text("secure_boot_template"),
+            )
+            if given.has("boot_disk"):
+                slot = given.record("boot_disk")
+                drive = settings.drive(
+                    slot.text("controller"),
+                    slot.number("controller_number"),
+                    slot.number("location"),
+                )
+                settings = replace(settings, boot_first=drive.name)
+        vm.update(settings)
+    return {"id": vm.settings.vm_id}
+
+
+def _switch(host: HypervHost, name: str) -> None:
+    try:
+        host.switch(name)
+    except NotFoundError as error:
+        raise ScriptStop("switch-not-found", name) from error
 
 
 def _new_settings(settings: VmSettings, given: Parameters, marker: str) -> VmSettings:

@@ -128,6 +128,10 @@ class VmSettings:
             place = f"{self.scsi_ids[drive.controller_number]}\\0"
         return f"Microsoft:{of}\\{place}\\{drive.location}\\D"
 
+    def adapter_instance(self, adapter: Adapter) -> str:
+        """The InstanceID of a network adapter's setting."""
+        return f"Microsoft:{self.vm_id.upper()}\\{adapter.adapter_id}"
+
     def with_drive(self, drive: Drive) -> VmSettings:
         """With one drive more. Raises ParameterError: there is no such slot, or it is taken."""
         if self.generation == 2 and drive.path and drive.path.name.lower().endswith(".vhd"):

@@ -109,6 +109,11 @@ class HypervAppliance:
 
     @contextmanager
     def source(self, catalog: Catalog) -> Iterator[HypervSource]:
+        with self.host_and_source(catalog) as (_, source):
+            yield source
+
+    @contextmanager
+    def host_and_source(self, catalog: Catalog) -> Iterator[tuple[HypervHost, HypervSource]]:
         host = open_host(catalog, catalog.hosts.get(HOST))
         assert isinstance(host, HypervHost)
         host.facts = host.facts.model_copy(update=self.lacking)
@@ -119,7 +124,7 @@ class HypervAppliance:
         intents = HostIntents(catalog, HOST)
         source = HypervSource(host, intents, catalog.appliance_id, catalog.clock, tools)
         try:
-            yield source
+            yield host, source
         finally:
             source.close()
 

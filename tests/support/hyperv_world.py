@@ -117,6 +117,12 @@ class World:
     def do_list_shadows(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shadows": []}
 
+    def do_list_vms(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {"vms": []}
+
+    def do_list_disk_files(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {"markers": []}
+
     def do_list_shares(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shares": []}
 
