@@ -223,6 +223,7 @@ class VmState(Answer):
     operational_status: list[int]
     heartbeat: int
     addresses: list[str]
+    guest_name: str = Field(max_length=_TEXT)
     disk_paths: list[str]
     uptime_s: int
 

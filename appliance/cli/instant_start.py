@@ -63,7 +63,10 @@ def add_start(start: argparse.ArgumentParser) -> None:
         "--heartbeat-timeout", type=float, default=600.0, metavar="SECONDS", help="(default: 600)"
     )
     start.add_argument(
-        "--address", default="", metavar="A", help="where hosts reach this machine's NFS server"
+        "--address",
+        default="",
+        metavar="A",
+        help="where hosts reach this machine's NFS or iSCSI server",
     )
     start.add_argument(
         "--mount-on",

@@ -28,6 +28,16 @@ T = TypeVar("T")
 class SessionServer(Protocol):
     """Who shows sessions to hosts: the daemon."""
 
+    @property
+    def iscsi_port(self) -> int:
+        """Where sessions for iSCSI are shown; 0: nowhere."""
+        ...
+
+    @property
+    def smb_port(self) -> int:
+        """Where sessions for SMB are shown; 0: nowhere."""
+        ...
+
     def serve(self, session_id: str) -> None: ...
 
     def withdraw(self, session_id: str) -> None: ...

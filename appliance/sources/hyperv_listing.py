@@ -10,10 +10,17 @@ from __future__ import annotations
 from appliance.base.reasons import Reason
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost
-from appliance.sources.listed_vm import ChangeTracking, ListedDisk, ListedVm
+from appliance.sources.listed_vm import (
+    OF_VERIFICATION,
+    VERIFICATION_PREFIX,
+    ChangeTracking,
+    ListedDisk,
+    ListedVm,
+)
 from appliance.sources.vm_identity import VmIdentity
 from hyperv import inventory
 from hyperv.inventory import Obstacle, Way
+from hyperv.marker import Marker
 from hyperv.script_types import HostFacts, Vm, VmDisk
 
 
@@ -30,6 +37,8 @@ def vm_identity(host: HypervHost, vm: Vm) -> VmIdentity:
 
 def vm_obstacles(facts: HostFacts, vm: Vm) -> tuple[Reason, ...]:
     """Why the VM cannot be backed up now, as far as the inventory tells; empty: it can."""
+    if vm.name.startswith(VERIFICATION_PREFIX) and any(map(Marker.parse, vm.notes.split())):
+        return (OF_VERIFICATION,)
     obstacle = inventory.vm_obstacle(facts, vm)
     if obstacle is not None:
         return (relayed(obstacle),)

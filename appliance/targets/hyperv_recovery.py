@@ -1,7 +1,7 @@
-"""Instant recovery on Hyper-V: a `RecoveryTarget` over a logged-in host.
+"""Instant recovery on Hyper-V: a `WitnessedTarget` over a logged-in host.
 
-    plan -> mount: iSCSI login -> register: VM + disks of the session -> power_on
-         -> … -> move: Move-VMStorage, or by copying -> settle -> unmount: logout
+    plan -> mount: iSCSI login, private switch -> register: VM + disks of the session -> power_on
+         -> … -> move: Move-VMStorage, or by copying -> settle -> unmount: logout, switch away
          or   take_away: stop, remove                          -> unmount
 
 How disks of the session are had is the storage's (`hyperv_storage`). A VM is the session's if its
@@ -35,16 +35,18 @@ from appliance.targets.recovery import (
 )
 from hyperv.errors import DeadlineError, GoneError
 from hyperv.inventory import list_vms, read_vm, vm_state
-from hyperv.marker import SESSION, Marker, Purpose
+from hyperv.marker import Marker
 from hyperv.new_vm import attach, find_marked, new_vm, remove, set_power, unmark
 from hyperv.patience import Patience
+from hyperv.private_switch import make_switch, remove_switch
+from hyperv.screenshot import take_screenshot
 
 _UP = frozenset({5, 6})  # VMHeartbeatStatus: ok, with or without the health of applications
 _WITHOUT_SERVICES_S = 300.0
 
 
 class HypervRecovery:
-    """A `RecoveryTarget`. Its host is somebody else's to close."""
+    """A `WitnessedTarget`. Its host is somebody else's to close."""
 
     def __init__(
         self,
@@ -68,17 +70,16 @@ class HypervRecovery:
         return self._host.name
 
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
-        marker = Marker(
-            appliance_id=self._appliance_id,
-            run_id=f"{SESSION}{request.session_id}",
-            purpose=Purpose.RESTORE,
-        )
+        place = self._served_at()
         with hyperv_calls(self.name):
-            return plan_recovery(self._host, marker.text, self._served_at(), request, Patience())
+            return plan_recovery(self._host, self._appliance_id, place, request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
+        known, patience = HypervState.parse(state), patience_until(cancel)
         with hyperv_calls(self.name, cancel):
-            self._storage(HypervState.parse(state), patience_until(cancel)).mount()
+            self._storage(known, patience).mount()
+            if known.private_switch is not None:
+                make_switch(self._session, known.private_switch, patience)
 
     def register(
         self, state: TargetState, hardware: Mapping[str, Any], cancel: CancelToken
@@ -117,10 +118,19 @@ class HypervRecovery:
                     found = vm_state(self._session, key, patience)
                     if found.heartbeat in _UP:
                         address = found.addresses[0] if found.addresses else ""
-                        return GuestLife(life=Life.BEATING, host_name="", address=address)
+                        return GuestLife(
+                            life=Life.BEATING, host_name=found.guest_name, address=address
+                        )
             except DeadlineError:
                 pass
         return GuestLife(life=Life.NO_TOOLS, host_name="", address="")
+
+    def machine_of(self, state: TargetState) -> str:
+        return self._host.facts.computer_name
+
+    def screenshot(self, state: TargetState, key: str, cancel: CancelToken) -> bytes:
+        with hyperv_calls(self.name, cancel):
+            return take_screenshot(self._session, key, patience_until(cancel))
 
     # Leaving
 
@@ -173,14 +183,17 @@ class HypervRecovery:
         return ()
 
     def unmount(self, state: TargetState) -> tuple[Reason, ...]:
-        patience = Patience()
-        storage = self._storage(HypervState.parse(state), patience)
+        known, patience = HypervState.parse(state), Patience()
+        storage = self._storage(known, patience)
         with hyperv_calls(self.name):
             for vm in list_vms(self._session, patience):
                 if storage.is_used_by(vm):
                     raise StillThereError(f"{self.name}: {vm.name} is on the session's storage")
             storage.unmount()
-        return ()
+            if known.private_switch is None:
+                return ()
+            names = remove_switch(self._session, known.private_switch, patience)
+        return (_switch_in_use(known.private_switch.name, names),) if names else ()
 
     def _left(self, storage: SessionStorage, key: str | None) -> tuple[Reason, ...]:
         if key is None:
@@ -204,6 +217,14 @@ class HypervRecovery:
                 patience=patience,
             )
         )
+
+
+def _switch_in_use(switch: str, names: tuple[str, ...]) -> Reason:
+    return Reason(
+        "instant.network-stays",
+        f"the private switch {switch} is in use by {', '.join(names)}",
+        "connect the VM to another network, then remove what has that name there",
+    )
 
 
 _NEW_TPM = Reason(

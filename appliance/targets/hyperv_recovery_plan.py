@@ -3,7 +3,8 @@
     recovery point's capture + wishes + what the host has -> `RecoveryPlan`, `HypervState`
 
 The VM gets everything of the captured one; adapters keep their switch where the host has one of
-that name. Pure but for the questions to the host.
+that name, or get on a private switch that is made for the session. Pure but for the questions to
+the host.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
 from hyperv.mapped_share import MappedShare
+from hyperv.marker import SESSION, Marker, Purpose
 from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
+from hyperv.private_switch import PrivateSwitch
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
 _PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH, Presentation.SHARE)
 _NAME_MOST = 100
+_NAME_PREFIX = "holdfast-"
 
 
 class SwitchNotFoundError(UsageError):
@@ -60,6 +64,11 @@ class HypervStateDamagedError(TargetError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateSwitch(_Strict):
+    name: str
+    marker: str
 
 
 class StateAdapter(_Strict):
@@ -100,6 +109,7 @@ class HypervState(_Strict):
     keep_identity: bool
     adapters: tuple[StateAdapter, ...]
     disks: tuple[StateDisk, ...]
+    isolated: StateSwitch | None = None  # made for the session, or for the group that it is of
     presentation: Presentation = Presentation.ISCSI
     domain: str = ""  # with a share: that host and appliance are members of; empty: an account
 
@@ -137,6 +147,10 @@ class HypervState(_Strict):
         )
 
     @property
+    def private_switch(self) -> PrivateSwitch | None:
+        return PrivateSwitch(**self.isolated.model_dump()) if self.isolated else None
+
+    @property
     def new_adapters(self) -> list[NewAdapter]:
         return [NewAdapter(**each.model_dump()) for each in self.adapters]
 
@@ -159,7 +173,11 @@ class ServedAt:
 
 
 def plan_recovery(
-    host: HypervHost, marker: str, place: ServedAt, request: RecoveryRequest, patience: Patience
+    host: HypervHost,
+    appliance_id: str,
+    place: ServedAt,
+    request: RecoveryRequest,
+    patience: Patience,
 ) -> RecoveryPlan:
     """`place`: where sessions are served.
 
@@ -180,15 +198,23 @@ def plan_recovery(
         _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
+    isolated_name = _isolated_name(request)
+    is_isolated = any(adapter.switch_name == isolated_name for adapter in adapters)
     state = HypervState(
         session_id=request.session_id,
-        marker=marker,
+        marker=_marker(appliance_id, request.session_id),
         vm_name=name[:_NAME_MOST],
         portal=request.address or _own_address(host.login.address),
         port=place.smb_port if presentation is Presentation.SHARE else place.iscsi_port,
         keep_identity=_keeps(request.identity, original_is_there),
         adapters=adapters,
         disks=_disks(capture, request),
+        isolated=StateSwitch(
+            name=isolated_name,
+            marker=_marker(appliance_id, isolated_name.removeprefix(_NAME_PREFIX)),
+        )
+        if is_isolated
+        else None,
         presentation=presentation,
         domain=place.domain if presentation is Presentation.SHARE else "",
     )
@@ -206,6 +232,16 @@ def plan_recovery(
         reasons=tuple(dict.fromkeys((*native.reasons, *reasons))),
         presentation=presentation,
     )
+
+
+def _marker(appliance_id: str, session_id: str) -> str:
+    """`session_id`: or what a group of sessions has in its place."""
+    run_id = f"{SESSION}{session_id}"
+    return Marker(appliance_id=appliance_id, run_id=run_id, purpose=Purpose.RESTORE).text
+
+
+def _isolated_name(request: RecoveryRequest) -> str:
+    return request.isolated_name or f"{_NAME_PREFIX}{request.session_id}"
 
 
 def _presentation(request: RecoveryRequest, reasons: list[Reason]) -> Presentation:
@@ -266,8 +302,7 @@ def _adapter(
     if new and new not in switches:
         raise SwitchNotFoundError(new)
     if request.isolate_all or old in request.isolated:
-        new = ""
-        reasons.append(_ISOLATED)
+        new = _isolated_name(request)
     elif old not in request.unconnected and not new and old:
         new = old if old in switches else ""
         if not new:
@@ -315,12 +350,6 @@ def _own_address(peer: str) -> str:
         raise UsageError(f"no way to {peer}: {error}; name our address with --address") from error
 
 
-_ISOLATED = Reason(
-    "instant.isolated-unconnected",
-    "adapters that were to be isolated are left unconnected",
-    "none, or connect them to a private switch on the host",
-    warning=False,
-)
 _NO_VOLUME = Reason(
     "instant.no-volume",
     "the programs that make an NTFS volume are not installed, so the VM has pass-through disks",

@@ -1,4 +1,4 @@
-"""Instant recovery on vSphere: a `RecoveryTarget` over a logged-in vCenter or ESXi host.
+"""Instant recovery on vSphere: a `WitnessedTarget` over a logged-in vCenter or ESXi host.
 
     plan -> mount -> register -> power_on -> wait_alive -> … -> move -> settle -> unmount
                                                            or   take_away     -> unmount
@@ -73,7 +73,7 @@ SHUTDOWN_S = 300.0
 
 
 class VsphereRecovery:
-    """A `RecoveryTarget`. Its host is somebody else's to close."""
+    """A `WitnessedTarget`. Its host is somebody else's to close."""
 
     def __init__(self, host: VsphereHost, appliance_id: str) -> None:
         self._host = host
@@ -328,5 +328,5 @@ def _network_in_use(known: VsphereState, error: BusyError) -> Reason:
     return Reason(
         "instant.network-stays",
         f"the isolated network {known.isolated} on {known.host_name} is in use: {error}",
-        "connect the VM to another network, then remove switch and port group of that name there",
+        "connect the VM to another network, then remove what has that name there",
     )

@@ -51,6 +51,7 @@ class Switch:
     switch_id: str
     name: str
     kind: str  # private, internal, external
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +216,23 @@ class HypervHost:
             if switch.name.lower() == name.lower():
                 return switch
         raise NotFoundError(f"no virtual switch is named '{name}'")
+
+    def add_private_switch(self, name: str, notes: str) -> Switch:
+        switch = Switch(switch_id=str(uuid.uuid4()), name=name, kind="private", notes=notes)
+        with self._lock:
+            self.switches = [*self.switches, switch]
+        return switch
+
+    def remove_switch(self, switch: Switch) -> None:
+        with self._lock:
+            self.switches = [one for one in self.switches if one is not switch]
+
+    def vms_on(self, switch: Switch) -> list[HypervVm]:
+        return [
+            vm
+            for vm in self.vms()
+            if any(one.switch.lower() == switch.name.lower() for one in vm.settings.adapters)
+        ]
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -31,7 +31,9 @@ from lab.hyperv_host.errors import HypervError, NotFoundError, StateError
 
 INITIATOR = "iqn.1991-05.com.microsoft:practice-host"
 _TARGET = re.compile(r"Target:(\S+)")
-_LUN = re.compile(r"Lun:(\d+)\s+Type:DIRECT_ACCESS", re.IGNORECASE)
+_DISK = "Peripheral Device Type:DIRECT_ACCESS"
+_NO_LUN = "LOGICAL_UNIT_NOT_SUPPORTED"
+_LUNS_MOST = 256
 _SERIAL = re.compile(r"Unit Serial Number:\[([^\]]*)\]")
 _RESERVED_TYPE = "E3C9E316-0B5C-4DB8-817D-F92DF00215AE"
 _CHILD_TIMEOUT_S = 60.0
@@ -251,11 +253,19 @@ class IscsiInitiator:
     # ------------------------------------------------------------------ steps
 
     def _luns(self, portal: Portal, target: str, account: dict[str, str]) -> list[int]:
-        listing = _run(["iscsi-ls", "-s", "-i", INITIATOR, f"iscsi://{portal}"], account)
-        _, _, own = listing.partition(f"Target:{target} ")
-        luns = [int(number) for number in _LUN.findall(own.partition("Target:")[0])]
+        """Numbers are asked one by one: `iscsi-ls -s` would log in to every target there is."""
+        luns = []
+        for number in range(_LUNS_MOST):
+            words = ["iscsi-inq", "-i", INITIATOR, f"iscsi://{portal}/{target}/{number}"]
+            try:
+                if _DISK in _run(words, account):
+                    luns.append(number)
+            except HypervError as error:
+                if _NO_LUN in str(error):
+                    break
+                raise HypervError(f"The login to the iSCSI target failed: {error}") from error
         if not luns:
-            raise HypervError("The login to the iSCSI target failed: Authentication Failure.")
+            raise HypervError("The iSCSI target has no disks.")
         return luns
 
     def _serial(self, portal: Portal, target: str, lun: int, account: dict[str, str]) -> str:

@@ -22,8 +22,10 @@ from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
 from lab.hyperv_host.scripts_inventory import inventory_scripts
 from lab.hyperv_host.scripts_machine import machine_scripts
 from lab.hyperv_host.scripts_network import network_scripts
+from lab.hyperv_host.scripts_screen import screen_scripts
 from lab.hyperv_host.scripts_shadow import shadow_scripts
 from lab.hyperv_host.scripts_storage import storage_scripts
+from lab.hyperv_host.scripts_switch import switch_scripts
 from lab.hyperv_host.smb_client import SmbClient
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
@@ -124,6 +126,8 @@ def all_scripts(
         **storage_scripts(host, iscsi, samba),
         **network_scripts(host, network),
         **shadow_scripts(host),
+        **switch_scripts(host),
+        **screen_scripts(host),
     }
 
 

@@ -307,6 +307,7 @@ def _vm_state(host: HypervHost, given: Parameters) -> Document:
         "operational_status": _operational_status(vm),
         "heartbeat": vm.heartbeat,
         "addresses": vm.addresses,
+        "guest_name": vm.guest_name,
         "disk_paths": [str(drive.path or "") for drive in vm.settings.drives],
         "uptime_s": int(time.monotonic() - vm.started_at) if running else 0,
     }

@@ -108,6 +108,11 @@ class HypervVm:
         guest = self.guest
         return [guest.info.ip_address] if guest is not None and guest.info.ip_address else []
 
+    @property
+    def guest_name(self) -> str:
+        guest = self.guest
+        return guest.info.host_name if guest is not None else ""
+
     def update(self, settings: VmSettings) -> None:
         self.settings = settings
         self.write_configuration()

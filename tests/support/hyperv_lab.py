@@ -29,6 +29,7 @@ from tests.support.needs import needs
 
 PATIENCE = Patience()
 READY_S = 90.0
+ANSWER_S = 240.0  # of a guest without KVM on a busy machine
 APPLIANCE_ID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
 
@@ -62,7 +63,7 @@ class HypervLab:
         assert vm.machine is not None
         since = vm.machine.console.mark
         vm.machine.send_line(line)
-        found = vm.machine.console.wait_line(answer, since=since, timeout_s=60)
+        found = vm.machine.console.wait_line(answer, since=since, timeout_s=ANSWER_S)
         assert found is not None, f"no answer to {line!r}"
         return found.string
 

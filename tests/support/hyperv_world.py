@@ -55,6 +55,7 @@ class World:
             "operational_status": [2, MERGING] if self.busy_looks >= 0 else [2],
             "heartbeat": 5,
             "addresses": [],
+            "guest_name": "",
             "disk_paths": [],
             "uptime_s": 1,
         }
