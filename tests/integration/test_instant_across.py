@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from blake3 import blake3
+from pyVmomi import vim
 
 from lab.guests import GuestKind, build
 from lab.hyperv_host.virtual_machine import HypervVm
+from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE
 from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
-from tests.support.hyperv_backups import disk_digest
 from tests.support.hyperv_lab import HypervLab, hyperv_lab
 from tests.support.instant_command import instant
 from tests.support.instant_lab import InstantLab, RunningGuest, instant_lab, journal_of
 from tests.support.iscsi_clients import needs_iscsi
-from tests.support.lab_machines import done
+from tests.support.lab_machines import done, reconfigured
 from tests.support.lab_nfs import needs_nfs_datastores
 from tests.support.restoring import disk_content
 
@@ -147,19 +147,28 @@ def test_a_hyperv_point_is_restored_as_a_new_vsphere_vm(both: Both) -> None:
     done(both.vsphere.lab.client_of(both.vsphere.machine("restored")).Destroy_Task())
 
 
-def test_a_vsphere_point_is_restored_as_a_new_hyperv_vm(both: Both) -> None:
-    """Over SMB: the disk is the one that was backed up, in the first place of IDE."""
-    practice = both.hyperv.practice
+def test_an_efi_vm_of_vsphere_is_restored_to_generation_2_and_starts_with_secure_boot(
+    both: Both,
+) -> None:
+    """Over SMB, to the first place of SCSI; the firmware has forgotten its boot entries, finds the
+    loader all the same, and trusts it by the template of the guest's family."""
+    lab, host = both.vsphere.lab, both.hyperv.practice.host
+    machine = lab.add_machine("efi", build(GuestKind.UEFI), memory_mib=512)
+    secure = vim.vm.BootOptions(efiSecureBootEnabled=True)
+    reconfigured(lab.client_of(machine), firmware="efi", bootOptions=secure)
+    backup = ("backup", "vm", "efi", "--host", "lab", "--quiesce", "crash", "--quiet")
+    holdfast_program.run(lab.home, *backup)
     restored = holdfast_program.run_json(
-        both.vsphere.lab.home,
-        *("restore", "vm", both.vsphere.point, "--host", "hv1", "--name", "restored"),
-        *("--network", "VM Network=Production", "--quiet"),
+        lab.home,
+        *("restore", "vm", "latest:efi", "--host", "hv1", "--name", "second"),
+        *("--network", "VM Network=Production", "--power-on", "--quiet"),
         expect=WARNED,
     )
-    assert {"translation.drivers", "translation.adapters"} <= codes(restored)
-    vm = both.hyperv_vm("restored")
-    assert [drive.name for drive in vm.settings.drives] == ["ide0-0"]
+    assert {"translation.boot-entries", "translation.secure-boot"} <= codes(restored)
+    vm = both.hyperv_vm("second")
+    assert (vm.settings.generation, vm.settings.secure_boot_template) == (2, OTHER_VENDORS_TEMPLATE)
+    assert [drive.name for drive in vm.settings.drives] == ["scsi0-0"]
     assert [one.switch for one in vm.settings.adapters] == ["Production"]
-    assert vm.settings.notes == "" and not vm.settings.adapters[0].legacy
-    assert disk_digest(vm) == blake3(build(GuestKind.TINY).read_bytes()).hexdigest()
-    practice.host.remove_vm(vm)
+    both.hyperv.wait_ready(vm)
+    vm.turn_off()
+    host.remove_vm(vm)
