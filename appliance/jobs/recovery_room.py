@@ -28,6 +28,11 @@ T = TypeVar("T")
 class SessionServer(Protocol):
     """Who shows sessions to hosts: the daemon."""
 
+    @property
+    def address(self) -> str:
+        """The one address that it is bound to; "": hosts reach it at any of this machine."""
+        ...
+
     def serve(self, session_id: str) -> None: ...
 
     def withdraw(self, session_id: str) -> None: ...
