@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from appliance.base.errors import UsageError
+from appliance.cli.job_commands import changes_text
+from appliance.cli.job_options import job_of, policy_of
 from appliance.cli.output import ExitCode, described, note, show, table
 from appliance.cli.run_commands import detail_lines, exit_code_of, follow
 
@@ -31,6 +34,31 @@ def list_jobs(args: argparse.Namespace, client: ApplianceClient) -> int:
 def show_job(args: argparse.Namespace, client: ApplianceClient) -> int:
     job = client.get("jobs", args.name)
     show(args, job, lambda: described(job))
+    return ExitCode.SUCCESS
+
+
+def create_job(args: argparse.Namespace, client: ApplianceClient) -> int:
+    policy, job = policy_of(args), job_of(args)
+    body = {"job": job.model_dump(mode="json", exclude_unset=True)}
+    if policy is not None:
+        body["policy"] = policy.model_dump(mode="json", exclude_unset=True)
+    made = client.post("jobs", body=body)
+    show(args, made, lambda: described(made))
+    return ExitCode.SUCCESS
+
+
+def apply_jobs(args: argparse.Namespace, client: ApplianceClient) -> int:
+    """Policies and jobs of the file; its hosts have to be there as they are."""
+    try:
+        text = args.file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{args.file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{args.file} is not UTF-8") from error
+    done = client.post("job-file", body={"text": text, "dry_run": args.dry_run})
+    show(args, done, lambda: changes_text(done["changed"]))
+    if done["not_in_file"]:
+        note(f"not in the file, left as they are: {', '.join(done['not_in_file'])}")
     return ExitCode.SUCCESS
 
 

@@ -160,7 +160,7 @@ def _record(
         tree_id=secrets.randbits(63) | 1,
         clients=plan.clients,
         host=target.name,
-        presentation=target.presentation,
+        presentation=plan.presentation,
         target_state=plan.state,
         power_on=options.power_on,
         owner_run=options.owner_run,

@@ -60,6 +60,11 @@ class DaemonClient:
         """See `SessionServer`. Raises DaemonUnreachableError, DaemonRefusedError."""
         return str(self.about()["address"])
 
+    @property
+    def iscsi_port(self) -> int:
+        """0: it serves none. Raises DaemonUnreachableError."""
+        return int(self.about()["iscsi_port"])
+
     def sessions(self) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = self._ask("GET", "/v1/sessions")
         return answer

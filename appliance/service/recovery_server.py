@@ -174,17 +174,26 @@ class RecoveryServer:
                     nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
                 )
             case Presentation.ISCSI:
-                self._show_lun(record, session)
+                assert session.volume is not None
+                device = session.volume.device
+                self._show_luns(record, [Lun(number=1, identity=record.session_id, device=device)])
+            case Presentation.PASS_THROUGH:
+                self._show_luns(
+                    record,
+                    [
+                        Lun(number=place, identity=record.disk_serial(disk), device=device)
+                        for place, (disk, device) in enumerate(session.devices.items(), 1)
+                    ],
+                )
             case Presentation.NBD:
                 self._show_disks(record, session)
 
-    def _show_lun(self, record: SessionRecord, session: OpenSession) -> None:
+    def _show_luns(self, record: SessionRecord, luns: Sequence[Lun]) -> None:
         if self._iscsi is None:
             raise IscsiNotServedError(f"session {record.session_id} is for iSCSI")
-        assert session.volume is not None
         target = IscsiTarget(
             name=record.target_name,
-            luns=(Lun(number=1, identity=record.session_id, device=session.volume.device),),
+            luns=tuple(luns),
             chap=self._store.chap(record.session_id),
             initiators=record.clients,
         )
@@ -212,7 +221,7 @@ class RecoveryServer:
         match record.presentation:
             case Presentation.NFS:
                 self._nfs.withdraw(record.export_path)
-            case Presentation.ISCSI:
+            case Presentation.ISCSI | Presentation.PASS_THROUGH:
                 if self._iscsi is not None:
                     self._iscsi.withdraw(record.target_name)
                     if not self._iscsi.target_names:

@@ -75,6 +75,7 @@ class InstantWishes:
     identity: Keep = Keep.AUTO
     address: str = ""
     breadth: Breadth = Breadth.HOST
+    presentation: Presentation | None = None
     start: StartOptions = field(default_factory=lambda: StartOptions(power_on=True))
 
 
@@ -176,6 +177,7 @@ class RecoveryService:
             identity=wishes.identity,
             address=wishes.address,
             breadth=wishes.breadth,
+            presentation=wishes.presentation,
         )
 
         def work(live: LiveRun) -> OperationEnd:

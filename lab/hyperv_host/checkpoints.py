@@ -40,6 +40,8 @@ def create_checkpoint(vm: HypervVm, *, recovery: bool, consistency: int, job: Jo
     with vm.operation(), _doing(vm, CREATING_CHECKPOINT):
         if vm.site.faults.take(FaultName.SNAPSHOT_FAILURE, **fields):
             raise HypervError(f"Checkpoint operation for '{vm.settings.name}' failed.")
+        if vm.settings.has_pass_through:
+            raise HypervError("Checkpoints are not supported for pass-through disks.")
         _stuck(vm, FaultName.SNAPSHOT_STUCK)
         retry_merges(vm)
         now = time.time()

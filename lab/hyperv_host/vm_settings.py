@@ -109,6 +109,10 @@ class VmSettings:
     def vmcx_path(self) -> WindowsPath:
         return self.folder.joined("Virtual Machines", f"{self.vm_id.upper()}.vmcx")
 
+    @property
+    def has_pass_through(self) -> bool:
+        return any(drive.disk_number is not None for drive in self.drives)
+
     def drive(self, controller: str, number: int, location: int) -> Drive:
         """Raises NotFoundError."""
         for drive in self.drives:
@@ -123,6 +127,10 @@ class VmSettings:
         if drive.controller is ControllerType.SCSI:
             place = f"{self.scsi_ids[drive.controller_number]}\\0"
         return f"Microsoft:{of}\\{place}\\{drive.location}\\D"
+
+    def adapter_instance(self, adapter: Adapter) -> str:
+        """The InstanceID of a network adapter's setting."""
+        return f"Microsoft:{self.vm_id.upper()}\\{adapter.adapter_id}"
 
     def with_drive(self, drive: Drive) -> VmSettings:
         """With one drive more. Raises ParameterError: there is no such slot, or it is taken."""

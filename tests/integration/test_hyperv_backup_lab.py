@@ -370,14 +370,14 @@ def test_a_smb_connection_that_breaks_is_made_anew(
 ) -> None:
     """The transfer goes on where it had stopped; the point is whole."""
     reads = iter(range(1_000_000))
-    read_many = SmbFile.read_many
+    read_many_into = SmbFile.read_many_into
 
-    def breaks(file: SmbFile, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def breaks(file: SmbFile, wanted: Sequence[tuple[int, memoryview]]) -> None:
         if next(reads) == 12:
             file._connection._connection.transport.close()
-        return read_many(file, ranges)
+        read_many_into(file, wanted)
 
-    monkeypatch.setattr(SmbFile, "read_many", breaks)
+    monkeypatch.setattr(SmbFile, "read_many_into", breaks)
     [result] = appliance.back_up("web", full=True)
     assert result.backup is not None, result.error
     assert "transfer.retried" in codes(result)

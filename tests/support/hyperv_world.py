@@ -55,6 +55,7 @@ class World:
             "operational_status": [2, MERGING] if self.busy_looks >= 0 else [2],
             "heartbeat": 5,
             "addresses": [],
+            "guest_name": "",
             "disk_paths": [],
             "uptime_s": 1,
         }
@@ -116,6 +117,12 @@ class World:
 
     def do_list_shadows(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shadows": []}
+
+    def do_list_vms(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {"vms": []}
+
+    def do_list_disk_files(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {"markers": []}
 
     def do_list_shares(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shares": []}

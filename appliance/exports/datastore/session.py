@@ -37,7 +37,7 @@ from appliance.base.secret import Secret
 from appliance.blocks.device import BlockReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.datastore.tree import SessionTree
-from appliance.exports.iscsi.target import Chap, new_secret, target_name
+from appliance.exports.iscsi.target import Chap, disk_serial, new_secret, target_name
 from appliance.exports.vhdx_volume.volume import OpenVolume, VolumeDisk, build_volume, open_volume
 from nfs_server.vfs import AttributeChanges
 
@@ -87,6 +87,11 @@ class Presentation(StrEnum):
     NFS = "nfs"  # a datastore of vSphere hosts
     NBD = "nbd"  # its disks on a local socket, for QEMU
     ISCSI = "iscsi"  # VHDX files on an NTFS volume on a LUN, for Hyper-V hosts
+    PASS_THROUGH = "pass-through"  # each disk as a LUN, for Hyper-V hosts
+
+
+_TREES = (Presentation.NFS, Presentation.NBD)
+_LUNS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
 
 
 class SessionStep(BaseModel):
@@ -142,6 +147,10 @@ class SessionRecord(BaseModel):
         """The iSCSI name that hosts log in to."""
         return target_name(self.session_id)
 
+    def disk_serial(self, number: int) -> str:
+        """Of the LUN that shows one disk alone."""
+        return disk_serial(self.session_id, number)
+
     @property
     def datastore(self) -> str:
         """The same on all hosts, and no longer than ESXi takes (42)."""
@@ -155,7 +164,7 @@ OpenImage = Callable[[str, int], BlockReader]
 class OpenSession:
     """The overlays of one session and what shows them; `close` it when it is served no more.
 
-    A session for iSCSI has a `volume`, any other a `tree`.
+    One for NFS or NBD has a `tree`, one for a volume over iSCSI a `volume`.
     """
 
     def __init__(
@@ -179,7 +188,7 @@ class OpenSession:
             if record.presentation is Presentation.ISCSI:
                 self.volume = open_volume(folder / _VOLUME, self.devices)
                 self._stack.callback(self.volume.close)
-            else:
+            elif record.presentation in _TREES:
                 self.tree = SessionTree(folder / "tree", self.devices, reserve_bytes=reserve_bytes)
                 self._stack.callback(self.tree.close)
         except BaseException:
@@ -231,12 +240,13 @@ class SessionStore:
                         _overlay_folder(folder, disk), image, identity
                     )
                     stack.callback(overlay.close)
-                if record.presentation is not Presentation.ISCSI:
+                if record.presentation in _TREES:
                     tree = SessionTree(folder / "tree", devices)
                     stack.callback(tree.close)
                     _publish(tree, record, files)
             if record.presentation is Presentation.ISCSI:
                 build_volume(folder / _VOLUME, _volume_disks(record))
+            if record.presentation in _LUNS:
                 replace_file(folder / _CHAP, new_secret().reveal())
             self._write(record)
         except BaseException:

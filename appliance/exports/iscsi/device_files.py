@@ -4,7 +4,8 @@
 
 Invariant: nothing is kept in the kernel (direct_io), so a file and its device agree at any time.
 
-Life: the mount ends with `close`, with `fusermount -u`, or with the process (auto_unmount). While
+Life: the mount ends with `close`, with `fusermount -u`, or with the process: a guard unmounts then.
+(libfuse's own auto_unmount would leave a process and a socket of each mount, for good.) While
 somebody else holds `connection_fds` the kernel does not answer in the place of a dead server, it
 waits: see `tgt_process`.
 
@@ -30,6 +31,7 @@ from appliance.base.errors import ApplianceError, StorageFullError
 from appliance.base.units import KIB
 from appliance.blocks.device import BlockDevice
 from appliance.exports.fuse import MountError, check_folder, load_fuse
+from appliance.exports.iscsi.guard import Guard
 
 _MOUNT_WITHIN_S = 20.0
 _POLL_S = 0.005
@@ -46,6 +48,7 @@ class DeviceFiles:
         self._files = _Files()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._guard: Guard | None = None
         self.connection_fds: tuple[int, ...] = ()
 
     def __enter__(self) -> DeviceFiles:
@@ -65,12 +68,15 @@ class DeviceFiles:
         check_folder(self.folder)
         before = _fuse_fds()
         fuse = load_fuse()
+        self._failure = None
+        self._files.started.clear()
         self._thread = threading.Thread(target=self._serve, args=(fuse,), name="device-files")
         self._thread.start()
         if not self._files.started.wait(_MOUNT_WITHIN_S) or not self._thread.is_alive():
             self.close()
             raise MountError(f"{self.folder}: cannot be mounted on") from self._failure
         self.connection_fds = tuple(sorted(_fuse_fds() - before))
+        self._guard = Guard('fusermount -u -q -z "$1"', str(self.folder))
 
     def close(self) -> None:
         """Unmount; nobody may have a file open, or they get errors. Idempotent."""
@@ -81,6 +87,9 @@ class DeviceFiles:
             unmount(self.folder)
             thread.join(_POLL_S * 20)
         self.connection_fds = ()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end()
         self.folder.rmdir()
 
     def add(self, name: str, device: BlockDevice, *, read_only: bool = False) -> Path:
@@ -103,7 +112,6 @@ class DeviceFiles:
                 nothreads=False,
                 big_writes=True,
                 direct_io=True,
-                auto_unmount=True,
                 default_permissions=True,
                 max_read=_TRANSFER_BYTES,
                 attr_timeout=0,
