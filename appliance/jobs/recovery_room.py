@@ -29,6 +29,11 @@ class SessionServer(Protocol):
     """Who shows sessions to hosts: the daemon."""
 
     @property
+    def address(self) -> str:
+        """The one address that it is bound to; "": hosts reach it at any of this machine."""
+        ...
+
+    @property
     def iscsi_port(self) -> int:
         """Where sessions for iSCSI are shown; 0: nowhere."""
         ...

@@ -51,9 +51,14 @@ class DaemonClient:
         self._path = socket_path(home)
 
     def about(self) -> dict[str, Any]:
-        """Version, pid, ports of NFS and iSCSI. Raises DaemonUnreachableError."""
+        """Version, pid, address and ports of NFS and iSCSI. Raises DaemonUnreachableError."""
         answer: dict[str, Any] = self._ask("GET", "/v1/daemon")
         return answer
+
+    @property
+    def address(self) -> str:
+        """See `SessionServer`. Raises DaemonUnreachableError, DaemonRefusedError."""
+        return str(self.about()["address"])
 
     @property
     def iscsi_port(self) -> int:

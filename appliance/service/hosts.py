@@ -5,7 +5,8 @@ Thread model: as the catalog and the adapters: any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
@@ -14,6 +15,7 @@ from appliance.catalog.hosts import HostKind, HostRecord
 from appliance.sources import hyperv_host, hyperv_listing, vsphere_host, vsphere_listing
 from appliance.sources.host_about import HostAbout
 from appliance.sources.hyperv_host import HypervHost, HypervLogin
+from appliance.sources.hyperv_nodes import HypervNodes
 from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vsphere_host import HostLogin, VsphereHost
 
@@ -93,6 +95,14 @@ def open_host(catalog: Catalog, record: HostRecord) -> RegisteredHost:
     return VsphereHost.connect(login, lambda: catalog.hosts.password(record))
 
 
+def open_to_read(catalog: Catalog, record: HostRecord) -> RegisteredHost:
+    """As `open_host`, for what any node of a Hyper-V cluster serves: the first that answers."""
+    login = login_of(record)
+    if isinstance(login, HypervLogin):
+        return HypervHost.connect_any(login, lambda: catalog.hosts.password(record))
+    return open_host(catalog, record)
+
+
 def login_of(record: HostRecord) -> AnyLogin:
     """Raises UsageError: a record that this version does not know."""
     if record.kind is HostKind.HYPERV:
@@ -124,12 +134,27 @@ def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
     return opened
 
 
-def cluster_nodes(host: RegisteredHost) -> tuple[str, ...]:
-    """Hosts that have to be registered too, to reach all VMs of a Hyper-V failover cluster.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterReach:
+    """The nodes of a host's failover cluster; `missing`: why some cannot be asked, by name."""
 
-    Raises: as `open_host`.
-    """
-    return host.cluster_nodes() if isinstance(host, HypervHost) else ()
+    nodes: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def cluster_reach(host: RegisteredHost) -> ClusterReach:
+    """Try every node of a Hyper-V failover cluster. Raises: as `open_host`."""
+    if not isinstance(host, HypervHost):
+        return ClusterReach()
+    nodes = HypervNodes(host)
+    try:
+        found = nodes.cluster()
+        if found is None:
+            return ClusterReach()
+        names = tuple(node.name for node in found.nodes)
+        return ClusterReach(nodes=names, missing=nodes.missing())
+    finally:
+        nodes.close_others()
 
 
 def list_vms(host: RegisteredHost) -> list[ListedVm]:

@@ -113,6 +113,11 @@ class RecoveryServer:
             self._open.clear()
 
     @property
+    def address(self) -> str:
+        """See `SessionServer`."""
+        return self._nfs.address
+
+    @property
     def port(self) -> int:
         return self._nfs.port
 

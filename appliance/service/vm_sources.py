@@ -21,7 +21,7 @@ from appliance.catalog.intents import IntentId, IntentKind
 from appliance.catalog.run_locks import CleaningBusyError
 from appliance.jobs.runners.site import OpenedSources
 from appliance.jobs.vm_selection import HostFailure
-from appliance.service.hosts import open_host
+from appliance.service.hosts import open_host, open_to_read
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.hyperv import HypervSource
 from appliance.sources.hyperv_host import HypervHost
@@ -114,7 +114,7 @@ def open_sources(
 
 
 def _open_source(catalog: Catalog, record: HostRecord, tools: SourceTools) -> VmSource:
-    host = open_host(catalog, record)
+    host = open_to_read(catalog, record)
     intents = HostIntents(catalog, record.name)
     if isinstance(host, HypervHost):
         return HypervSource(host, intents, catalog.appliance_id, catalog.clock)

@@ -105,6 +105,22 @@ class HypervCheckpointError(HypervFailedError):
     code = "hyperv.checkpoint"
 
 
+class HypervMovedError(HypervFailedError):
+    """The VM moved to another node of its cluster while it was being frozen; nothing was left
+    behind. Try again, and keep live migration out of the backup window."""
+
+    code = "hyperv.moved"
+    retryable = True
+
+
+class HypervNodeError(HypervFailedError):
+    """The node that owns the VM is not registered here, or does not answer; `host test` says
+    which. Register it with `host add --node`, or bring it back."""
+
+    code = "hyperv.node"
+    retryable = True
+
+
 class HypervConsistencyError(HypervCheckpointError):
     """The guest could not be brought to a consistent state; see its integration services."""
 

@@ -5,7 +5,8 @@
     or, without reference points:  look -> shadow copy -> [read] -> shadow copy removed
 
 Invariants: what is made is in the intent journal before it is asked for, carries our marker, and is
-gone when the block has ended, however it ended; what is not keeps its intent open. A reference
+gone when the block has ended, however it ended; what is not keeps its intent open. In a cluster,
+what ends a freeze is done on the node that has the VM by then. A reference
 point stays, with an open intent, until a newer one of a run that has ended well takes its place.
 Nothing of anybody else's is ever removed.
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 
 from appliance.base.backoff import Backoff
@@ -44,9 +46,15 @@ from appliance.sources.hyperv_disks import (
     journaled_points,
     numbers,
 )
-from appliance.sources.hyperv_errors import hyperv_calls
+from appliance.sources.hyperv_errors import HypervMovedError, hyperv_calls
 from appliance.sources.hyperv_host import HypervHost
-from appliance.sources.hyperv_listing import disk_label, relayed, vm_obstacles
+from appliance.sources.hyperv_listing import (
+    disk_label,
+    relayed,
+    vm_obstacles,
+    volume_label,
+)
+from appliance.sources.hyperv_nodes import HypervNodes
 from appliance.sources.hyperv_orphans import checkpoints_before
 from appliance.sources.hyperv_reasons import reasons
 from appliance.sources.hyperv_smb_reader import SmbDiskOpener
@@ -69,7 +77,7 @@ from hyperv.inventory import OFF, RUNNING, Way, disk_obstacle, read_vm, way_to_f
 from hyperv.marker import Marker
 from hyperv.patience import Patience
 from hyperv.reference_points import convert, remove_reference_point
-from hyperv.script_types import CheckpointDisk, Vm, VmDisk
+from hyperv.script_types import Checkpoint, CheckpointDisk, Vm, VmDisk
 from hyperv.shadows import make_shadow, read_shadow_disks, remove_shadow
 from hyperv.shares import share_drives, unshare
 from hyperv.windows_path import drive_of
@@ -89,6 +97,7 @@ LOGS_TRUNCATED = Reason(
     "diskshadow tells writers in the guest of a full backup, so they may truncate their logs",
     "where another backup needs the logs, update the VM's configuration version instead",
 )
+_MOVES_MOST = 4  # of a VM during one step
 _BACKUP_TYPES = {GuestLogs.KEEP: BackupType.COPY, GuestLogs.TRUNCATE: BackupType.FULL}
 
 
@@ -96,7 +105,8 @@ _BACKUP_TYPES = {GuestLogs.KEEP: BackupType.COPY, GuestLogs.TRUNCATE: BackupType
 class FreezeTools:
     """What a freeze works with; the same for all runs of a host."""
 
-    host: HypervHost
+    host: HypervHost  # that has the VM as the freeze begins
+    nodes: HypervNodes
     appliance_id: str
     intents: Intents
     clock: Clock
@@ -115,7 +125,7 @@ def frozen_vm(
     """See `VmSource.freeze`; what the end has to say goes to `leftovers`."""
     freeze = _Freeze(tools, vm, request, context, leftovers)
     with ExitStack() as stack:
-        with hyperv_calls(tools.host.name, context.cancel):
+        with hyperv_calls(tools.host.name, context.cancel), freeze.staying():
             frozen = freeze.begin(stack)
         yield frozen
 
@@ -188,6 +198,35 @@ class _Freeze:
             reasons=tuple(dict.fromkeys(self._reasons)),
         )
 
+    # Where the VM is
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """What fails in the block because the VM went to another node is that error."""
+        try:
+            yield
+        except HypervError as error:
+            if self._is_at(self._tools.host):
+                raise
+            raise self._moved() from error
+
+    def _owner(self) -> HypervHost:
+        return self._tools.nodes.owner(self._vm.key, self._vm.host)
+
+    def _is_at(self, host: HypervHost) -> bool:
+        """Never raises: nobody who says otherwise counts as yes."""
+        try:
+            name = self._tools.nodes.owner_name(self._vm.key, self._vm.host)
+        except ApplianceError:
+            return True
+        return name.casefold() == host.facts.computer_name.casefold()
+
+    def _moved(self) -> HypervMovedError:
+        left = self._tools.host.facts.computer_name
+        return HypervMovedError(
+            f"{self._tools.host.name}: {self._vm.name} moved away from {left}", retryable=True
+        )
+
     def _look(self) -> Vm:
         vm = read_vm(self._session, self._vm.key, self._patience)
         obstacles = vm_obstacles(self._tools.host.facts, vm)
@@ -204,10 +243,15 @@ class _Freeze:
             self._remove_points(vm.id, kept)
         wait_until_idle(self._session, vm.id, self._patience)
         intents = self._tools.intents
-        before = checkpoints_before(list_checkpoints(self._session, vm.id, self._patience))
+        before = list_checkpoints(self._session, vm.id, self._patience)
         intent = intents.record(
-            Made.SNAPSHOT, self._request.run_id, vm.id, self._marker.text, before
+            Made.SNAPSHOT,
+            self._request.run_id,
+            vm.id,
+            self._marker.text,
+            checkpoints_before(before),
         )
+        made: list[str] = []
         try:
             taken = take_checkpoint(
                 self._session,
@@ -216,9 +260,10 @@ class _Freeze:
                 levels=_levels(self._request.consistency),
                 backup_type=_BACKUP_TYPES[self._request.guest_logs],
                 patience=self._patience,
+                on_made=made.append,
             )
         except HypervError as error:
-            if not getattr(error, "__notes__", ()):  # else something of it is left
+            if self._is_gone(vm.id, made, before, error):
                 intents.close(intent)
             raise
         at = self._tools.clock.now()
@@ -239,6 +284,40 @@ class _Freeze:
             at=at, consistency=_consistency(vm, taken.level), disks=disks, is_tracked=True
         )
 
+    def _is_gone(
+        self, vm_id: str, made: Sequence[str], before: Sequence[Checkpoint], error: HypervError
+    ) -> bool:
+        """Whether nothing is left of a checkpoint that could not be taken.
+
+        One that moved away with its VM before it was named is removed where it is now; one that
+        nobody told us of is left to the clean-up, because it might be another product's.
+        """
+        if self._is_at(self._tools.host):
+            return not getattr(error, "__notes__", ())
+        try:
+            for checkpoint_id in made:
+                self._remove(vm_id, checkpoint_id)
+            there = list_checkpoints(self._owner().session, vm_id, self._patience.unstoppable())
+        except (ApplianceError, HypervError) as second:
+            self._log.error("checkpoint not removed", checkpoint=made, error=second)
+            return False
+        known = {found.id for found in before}
+        return not [each for each in there if each.kind == "recovery" and each.id not in known]
+
+    def _remove(self, vm_id: str, checkpoint_id: str) -> None:
+        """Where the VM is, wherever it goes meanwhile. Raises: ApplianceError, HypervError."""
+        for _ in range(_MOVES_MOST):
+            host = self._owner()
+            try:
+                remove_checkpoint(host.session, vm_id, checkpoint_id, self._patience.unstoppable())
+            except HypervError:
+                if self._is_at(host):
+                    raise
+                continue
+            if self._is_at(host):
+                return
+        raise self._moved()
+
     def _end_checkpoint(
         self,
         vm_id: str,
@@ -252,9 +331,7 @@ class _Freeze:
         try:
             with hyperv_calls(self._tools.host.name):
                 if not self._is_frozen or not self._converted(vm_id, checkpoint_id, disks):
-                    remove_checkpoint(
-                        self._session, vm_id, checkpoint_id, self._patience.unstoppable()
-                    )
+                    self._remove(vm_id, checkpoint_id)
                 elif is_committed:
                     self._remove_points(vm_id, {self._request.run_id})
             self._tools.intents.close(intent)
@@ -262,9 +339,16 @@ class _Freeze:
             self._log.error("checkpoint not removed", checkpoint=checkpoint_id, error=error)
             self._leftovers.append(_not_removed("recovery checkpoint", error))
 
-    def _converted(self, vm_id: str, checkpoint_id: str, disks: Sequence[CheckpointDisk]) -> bool:
+    def _converted(
+        self,
+        vm_id: str,
+        checkpoint_id: str,
+        disks: Sequence[CheckpointDisk],
+        *,
+        tries: int = _MOVES_MOST,
+    ) -> bool:
         """Whether the checkpoint went that way; if not, it is still there."""
-        intents = self._tools.intents
+        intents, host = self._tools.intents, self._owner()
         intent = intents.record(
             Made.REFERENCE_POINT,
             self._request.run_id,
@@ -273,9 +357,11 @@ class _Freeze:
             frozen_names(disks),
         )
         try:
-            made = convert(self._session, vm_id, checkpoint_id, self._patience.unstoppable())
+            made = convert(host.session, vm_id, checkpoint_id, self._patience.unstoppable())
         except HypervError as error:
             intents.close(intent)
+            if tries > 1 and not self._is_at(host):
+                return self._converted(vm_id, checkpoint_id, disks, tries=tries - 1)
             self._log.warning("checkpoint not converted", checkpoint=checkpoint_id, error=error)
             self._leftovers.append(_not_converted(error))
             return False
@@ -288,12 +374,13 @@ class _Freeze:
 
     def _remove_points(self, vm_id: str, kept: set[str]) -> None:
         """Remove our reference points of other runs. One that resists is taken the next time."""
+        session = self._owner().session
         for intent in journaled_points(self._tools.intents, vm_id):
             if intent.run_id in kept:
                 continue
             try:
                 if intent.made is not None:
-                    remove_reference_point(self._session, intent.made, self._patience.unstoppable())
+                    remove_reference_point(session, intent.made, self._patience.unstoppable())
                 self._tools.intents.close(intent.id)
             except HypervError as error:
                 self._log.warning("reference point not removed", point=intent.made, error=error)
@@ -356,7 +443,10 @@ class _Freeze:
             readable, numbers(readable, request.parent or request.broken), strict=True
         ):
             label = _label(disk)
-            opener = SmbDiskOpener(self._tools.host.name, self._tools.host.smb, disk.chain, shares)
+            login = partial(
+                self._tools.nodes.smb_login, [file.path for file in disk.chain], self._tools.host
+            )
+            opener = SmbDiskOpener(self._tools.host.name, login, disk.chain, shares)
             reader = ReopeningReader(
                 label,
                 disk.frozen.size_bytes,
@@ -379,7 +469,7 @@ class _Freeze:
                 change_id=change_id,
                 reasons=changes.reasons,
                 identity=identity_of_disk(disk, change_id),
-                datastore=f"{self._tools.host.name} {drive_of(disk.frozen.path)}:",
+                datastore=volume_label(self._tools.host.name, disk.frozen.path),
             )
             found.append((frozen, disk))
         return found

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from lab.faults import FaultSwitches
+from lab.hyperv_host.cluster_view import ClusterView
 from lab.hyperv_host.file_holds import SmbHolds
 from lab.hyperv_host.host import HypervHost
 from lab.hyperv_host.iscsi import IscsiInitiator
@@ -42,12 +43,20 @@ class PracticeHost:
         *,
         faults: FaultSwitches | None = None,
         heartbeat_s: float = 5.0,
+        computer: str = COMPUTER,
+        cluster: ClusterView | None = None,
+        password: str = "",
     ) -> None:
         run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._run_folder = run_folder
-        self.user, self.password = USER, secrets.token_urlsafe(12)
+        self.user, self.password = USER, password or secrets.token_urlsafe(12)
         self.host = HypervHost(
-            folder, run_folder, computer=COMPUTER, faults=faults, heartbeat_s=heartbeat_s
+            folder,
+            run_folder,
+            computer=computer,
+            faults=faults,
+            heartbeat_s=heartbeat_s,
+            cluster=cluster,
         )
         self.faults = self.host.faults
         self.iscsi = IscsiInitiator(run_folder)
@@ -62,7 +71,11 @@ class PracticeHost:
                 for drive in host.volumes.drives
             ]
             self.samba = Samba(
-                self._run_folder / "samba", user=self.user, password=self.password, shares=shares
+                self._run_folder / "samba",
+                user=self.user,
+                password=self.password,
+                shares=shares,
+                wide_links=host.cluster is not None,
             )
             stack.callback(self.samba.close)
             stack.callback(self.iscsi.close)
@@ -73,8 +86,8 @@ class PracticeHost:
             scripts = all_scripts(host, self.iscsi, self.samba)
             self.winrm = WsmanServer(
                 self._run_folder,
-                Programs(COMPUTER, ScriptHost(scripts, self.faults, COMPUTER)),
-                computer=COMPUTER,
+                Programs(host.computer, ScriptHost(scripts, self.faults, host.computer)),
+                computer=host.computer,
                 user=self.user,
                 password=self.password,
                 switches=self.faults,
@@ -98,7 +111,7 @@ class PracticeHost:
     def describe(self) -> dict[str, Any]:
         """What a client needs to know, as JSON."""
         return {
-            "computer": COMPUTER,
+            "computer": self.host.computer,
             "address": self.winrm.address,
             "port": self.winrm.https_port,
             "http_port": self.winrm.http_port,

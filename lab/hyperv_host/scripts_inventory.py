@@ -42,7 +42,7 @@ def inventory_scripts(host: HypervHost, iscsi: IscsiInitiator, user: str) -> dic
         "capture_vm": Script(partial(_capture_vm, host), vm_id),
         "vm_state": Script(partial(_vm_state, host), vm_id),
         "list_switches": Script(lambda _: _switches(host), frozenset()),
-        "list_cluster": Script(lambda _: _no_cluster(), frozenset()),
+        "list_cluster": Script(lambda _: _cluster(host), frozenset()),
         "list_checkpoints": Script(partial(_list_checkpoints, host), vm_id),
         "list_reference_points": Script(partial(_list_reference_points, host), vm_id),
         "checkpoint_disks": Script(partial(_checkpoint_disks, host), frozenset({"checkpoint_id"})),
@@ -82,7 +82,7 @@ def _host_facts(host: HypervHost, iscsi: IscsiInitiator, user: str) -> Document:
         "vm_versions": _VM_VERSIONS,
         "vm_folder": str(VM_FOLDER),
         "disk_folder": str(VM_FOLDER.joined("Virtual Hard Disks")),
-        "cluster": "",
+        "cluster": host.cluster.name if host.cluster else "",
         "iscsi_service": "running" if iscsi.started else "stopped",
         "processors": 8,
         "memory_bytes": 32 << 30,
@@ -104,7 +104,7 @@ def _listed(host: HypervHost, vm: HypervVm) -> Document:
         "state": int(vm.state),
         "generation": settings.generation,
         "version": settings.version,
-        "clustered": False,
+        "clustered": _clustered(host, vm),
         "operational_status": _operational_status(vm),
         "processors": settings.processors,
         "memory_bytes": settings.memory.startup_bytes,
@@ -242,7 +242,7 @@ def _capture_vm(host: HypervHost, given: Parameters) -> Document:
         "start_delay_s": 0,
         "stop_action": 3,
         "critical_error_action": 1,
-        "clustered": False,
+        "clustered": _clustered(host, vm),
         "adapters": [_adapter(host, vm, one) for one in settings.adapters],
         "controllers": [
             *([] if second else [{"type": "ide", "number": number} for number in (0, 1)]),
@@ -321,8 +321,32 @@ def _switches(host: HypervHost) -> Document:
     }
 
 
-def _no_cluster() -> Document:
-    return {"name": "", "nodes": [], "vms": [], "volumes": []}
+def _cluster(host: HypervHost) -> Document:
+    cluster = host.cluster
+    if cluster is None:
+        return {"name": "", "nodes": [], "vms": [], "volumes": []}
+    return {
+        "name": cluster.name,
+        "nodes": [{"name": name, "state": int(state)} for name, state in cluster.nodes()],
+        "vms": [
+            {"vm_id": role.vm_id, "name": role.name, "owner": role.owner}
+            for role in cluster.roles()
+        ],
+        "volumes": [
+            {
+                "name": volume.name,
+                "owner": volume.coordinator,
+                "path": str(volume.path),
+                "redirected": False,
+            }
+            for volume in cluster.volumes()
+        ],
+    }
+
+
+def _clustered(host: HypervHost, vm: HypervVm) -> bool:
+    roles = host.cluster.roles() if host.cluster else []
+    return any(role.vm_id == vm.settings.vm_id for role in roles)
 
 
 def _list_checkpoints(host: HypervHost, given: Parameters) -> Document:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 60.0
 OK, CREATING_CHECKPOINT, DELETING_CHECKPOINT, MERGING = 2, 32768, 32770, 32772
+MIGRATING = 32774
 _HEARTBEATS = {Heartbeat.GRAY: 2, Heartbeat.GREEN: 5, Heartbeat.RED: 4}
 
 

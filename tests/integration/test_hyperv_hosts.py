@@ -174,8 +174,9 @@ def test_the_command_line_names_the_other_nodes_of_a_cluster(
     )
     added = holdfast_program.run_json(home, *words)
     assert (added["type"], added["fingerprint_sha256"]) == ("hyperv", "")
-    tested = holdfast_program.run_json(home, "host", "test", "hv1")
+    tested = holdfast_program.run_json(home, "host", "test", "hv1", expect=3)
     assert tested["cluster_nodes"] == ["HV1", "HV2"] and tested["missing_privileges"] == []
+    assert list(tested["missing_nodes"]) == ["HV2"]
     host.handlers["host_facts"] = lambda _p: FACTS | {"administrator": False, "cluster": ""}
     found = holdfast_program.run(home, "host", "test", "hv1", "--json", expect=1)
     document = json.loads(found.stdout)

@@ -64,7 +64,7 @@ def main() -> None:
         parent_path="",
         error="",
     )
-    reader = SmbDiskOpener(asked["address"], login, [file], None)(None).reader
+    reader = SmbDiskOpener(asked["address"], lambda: login, [file], None)(None).reader
     cpu_s, started_s = time.process_time(), time.perf_counter()
     read_bytes = read_all(reader)
     seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s

@@ -52,7 +52,12 @@ def intent(kind: Made, *, number: int = 1, made: str | None = None, detail: str 
 def clean(world: World, *intents: OpenIntent) -> tuple[list[Orphan], Journal]:
     journal = Journal(list(intents))
     orphans = remove_orphans(
-        world.session(), APPLIANCE, journal, lambda: [], quick_patience(), has_reference_points=True
+        [world.session()],
+        APPLIANCE,
+        journal,
+        lambda: [],
+        quick_patience(),
+        has_reference_points=True,
     )
     return orphans, journal
 
