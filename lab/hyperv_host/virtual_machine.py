@@ -83,6 +83,7 @@ class HypervVm:
         self.whole: dict[str, WholeDisk] = {}  # pass-through, while the machine runs
         self.tracked: dict[str, TrackedDisk] = {}
         self.started_at = 0.0
+        self.backups_told: list[str] = []  # copy or full, as the guest's writers heard of them
         self._operation = threading.RLock()
         self._holds: dict[str, list[Release]] = {}
         self._folder = site.run_folder / settings.vm_id[:8]
