@@ -54,6 +54,7 @@ def local_application(server: RecoveryServer, jobs: JobService) -> web.Applicati
                 "address": server.address,
                 "nfs_port": server.port,
                 "iscsi_port": server.iscsi_port,
+                "smb_port": server.smb_port,
             }
         )
 

@@ -51,7 +51,7 @@ class DaemonClient:
         self._path = socket_path(home)
 
     def about(self) -> dict[str, Any]:
-        """Version, pid, address and ports of NFS and iSCSI. Raises DaemonUnreachableError."""
+        """Version, pid, address, ports of NFS, iSCSI and SMB. Raises DaemonUnreachableError."""
         answer: dict[str, Any] = self._ask("GET", "/v1/daemon")
         return answer
 
@@ -64,6 +64,11 @@ class DaemonClient:
     def iscsi_port(self) -> int:
         """0: it serves none. Raises DaemonUnreachableError."""
         return int(self.about()["iscsi_port"])
+
+    @property
+    def smb_port(self) -> int:
+        """0: it serves none. Raises DaemonUnreachableError."""
+        return int(self.about()["smb_port"])
 
     def sessions(self) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = self._ask("GET", "/v1/sessions")
