@@ -3,9 +3,10 @@
 Data path: a restore -> `vhdx.writer` or `vhdx.updater` -> `SmbWritableFile` -> `SmbConnection`.
 
 Invariants: the file exists already and is open for us alone, so no VM can start on it while it is
-written; small writes that follow each other travel together; what was written is durable only when
-`flush` has returned, and an error of any earlier write is raised by then. Memory: eight requests of
-1 MiB. A broken connection ends the file; nothing is sent twice.
+written; small writes that follow each other travel together, and one that meets another waits for
+its end; what was written is durable only when `flush` has returned, and an error of any earlier
+write is raised by then. Memory: eight requests of 1 MiB. A broken connection ends the file; nothing
+is sent twice.
 
 Thread model: one thread at a time. Source: [MS-SMB2] 2.2.21, 2.2.39; smbprotocol 1.17.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from smbprotocol.exceptions import SMBException
@@ -51,6 +53,20 @@ def open_for_writing(connection: SmbConnection, where: SharedPath) -> SmbWritabl
     return SmbWritableFile(connection, handle, name)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Write:
+    """Under way; the host may carry out what is under way in any order."""
+
+    offset: int
+    length: int
+    request: Any = None
+
+    def meets(self, other: _Write) -> bool:
+        return (
+            self.offset < other.offset + other.length and other.offset < self.offset + self.length
+        )
+
+
 class SmbWritableFile:
     """Structurally a `vhdx.writer.ByteSink` and a `vhdx.updater.UpdatableFile`."""
 
@@ -62,7 +78,7 @@ class SmbWritableFile:
         self._piece_bytes = connection.write_bytes
         self._waiting = bytearray()  # not sent yet; goes to `_waiting_at`
         self._waiting_at = 0
-        self._under_way: deque[tuple[Any, int]] = deque()
+        self._under_way: deque[_Write] = deque()
         self._is_closed = False
 
     @property
@@ -126,10 +142,12 @@ class SmbWritableFile:
             return
         data, at = bytes(self._waiting), self._waiting_at
         self._waiting.clear()
-        while len(self._under_way) >= _MOST_UNDER_WAY:
+        write = _Write(offset=at, length=len(data))
+        while len(self._under_way) >= _MOST_UNDER_WAY or any(map(write.meets, self._under_way)):
             self._end_oldest()
         message, _ = self._handle.write(data, at, send=False)
-        self._under_way.append((self._begun(message, len(data)), len(data)))
+        write.request = self._begun(message, len(data))
+        self._under_way.append(write)
         self._size_bytes = max(self._size_bytes, at + len(data))
 
     def _begun(self, message: Any, moved_bytes: int) -> Any:
@@ -150,9 +168,9 @@ class SmbWritableFile:
             self._end_oldest()
 
     def _end_oldest(self) -> None:
-        request, length = self._under_way.popleft()
+        write = self._under_way.popleft()
         answer = SMB2WriteResponse()
-        answer.unpack(self._connection.end(self.name, request))
+        answer.unpack(self._connection.end(self.name, write.request))
         written = int(answer["count"].get_value())
-        if written != length:
-            raise FileError(f"{self.name}: a write of {length} bytes wrote {written}")
+        if written != write.length:
+            raise FileError(f"{self.name}: a write of {write.length} bytes wrote {written}")

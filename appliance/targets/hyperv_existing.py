@@ -140,7 +140,7 @@ def open_in_place(
 
 
 def reset_tracking(session: HostSession, key: str, intents: Intents) -> tuple[Reason, ...]:
-    """Remove our reference points of the VM, those of this run too."""
+    """Remove the reference points of ours that a recovery point builds on."""
     failures = []
     for intent in journaled_points(intents, key):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import subprocess
 import sys
@@ -15,12 +14,14 @@ import pytest
 
 from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.catalog.runs import RunOutcome
 from appliance.jobs.rollback_checks import (
     DisksDifferError,
     HalfRolledBackError,
     VmHasSnapshotsError,
 )
-from appliance.jobs.vm_rollback import RollbackMode
+from appliance.jobs.vm_restore import VmRestoreOptions
+from appliance.jobs.vm_rollback import RollbackMode, RollbackOptions
 from appliance.targets.contract import NoSuchPlaceError, WantedVmPlace
 from appliance.targets.hyperv_plan import NameTakenError
 from lab.faults import FaultName
@@ -29,6 +30,7 @@ from lab.hyperv_host.jobs import Job
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.windows_path import WindowsPath
+from tests.support.api_server import api_serving
 from tests.support.holdfast_program import ROOT, environment
 from tests.support.hyperv_backups import (
     HOST,
@@ -38,7 +40,13 @@ from tests.support.hyperv_backups import (
     write_disk,
 )
 from tests.support.hyperv_lab import HypervLab, hyperv_lab
-from tests.support.hyperv_restoring import HypervRestoring, hyperv_restoring, left_overs
+from tests.support.hyperv_restoring import (
+    HypervRestoring,
+    hyperv_restoring,
+    left_overs,
+    named,
+    remove,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -75,22 +83,6 @@ def here(appliance: HypervAppliance) -> Iterator[HypervRestoring]:
     appliance.lab.practice.faults.disarm()
 
 
-def named(lab: HypervLab, name: str) -> HypervVm:
-    (found,) = [vm for vm in lab.practice.host.vms() if vm.settings.name == name]
-    return found
-
-
-def remove(lab: HypervLab, vm: HypervVm) -> None:
-    """With its files, which are all in its own folder."""
-    paths = [drive.path for drive in vm.settings.drives if drive.path is not None]
-    lab.practice.host.remove_vm(vm)
-    for path in paths:
-        lab.practice.host.volumes.place(path).unlink()
-        for folder in (path.folder, path.folder.folder):
-            with contextlib.suppress(OSError):
-                lab.practice.host.volumes.place(folder).rmdir()
-
-
 def test_a_new_vm_has_the_points_disk_and_configuration(
     here: HypervRestoring, lab: HypervLab, vm: HypervVm
 ) -> None:
@@ -110,7 +102,7 @@ def test_a_new_vm_has_the_points_disk_and_configuration(
     assert new.settings.notes == old.notes
     assert new.settings.identity.bios_guid != old.identity.bios_guid, "the original is there"
     assert result.disks[0].written_bytes < 64 * MIB < result.disks[0].size_bytes
-    remove(lab, new)
+    remove(lab, new.settings.name)
     assert left_overs(here) == before
 
 
@@ -143,7 +135,7 @@ def test_an_operator_restores_a_vm_which_boots_and_rolls_it_back_while_it_runs(
     assert 0 < rolled["disks"][0]["written_bytes"] < 32 * MIB
     assert new.state is VmState.RUNNING
     new.turn_off()
-    remove(lab, new)
+    remove(lab, new.settings.name)
     lab.practice.host.volumes.place(WindowsPath("E:\\Restored")).rmdir()
     assert left_overs(here) == before
 
@@ -156,12 +148,12 @@ def test_a_lost_vm_comes_back_as_itself(here: HypervRestoring, lab: HypervLab) -
     [result] = here.appliance.back_up("lost")
     assert result.backup is not None, result.error
     old = lost.settings
-    remove(lab, lost)
+    remove(lab, "lost")
     here.restore(here.point("lost"))
     new = named(lab, "lost").settings
     assert (new.identity, new.notes, new.folder) == (old.identity, old.notes, old.folder)
     assert [one.mac for one in new.adapters] == [one.mac for one in old.adapters]
-    remove(lab, named(lab, "lost"))
+    remove(lab, "lost")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +193,7 @@ def test_an_adapter_is_left_unconnected_and_other_files_are_not_touched(
     assert [str(drive.path)[-14:] for drive in new.settings.drives] == ["alone-0-2.vhdx"]
     assert (folder / "alone-0.vhdx").read_bytes() == b"somebody's"
     (folder / "alone-0.vhdx").unlink()
-    remove(lab, new)
+    remove(lab, new.settings.name)
 
 
 def test_a_host_without_admin_shares_shares_for_as_long_as_it_is_written_to(
@@ -214,7 +206,7 @@ def test_a_host_without_admin_shares_shares_for_as_long_as_it_is_written_to(
         with hyperv_restoring(here.appliance) as bare:
             bare.restore(bare.point(), name="shared")
             assert disk_digest(named(lab, "shared")) == bare.digest()
-            remove(lab, named(lab, "shared"))
+            remove(lab, "shared")
             assert left_overs(here) == before
             write_disk(named(lab, "web"), 8 * MIB, b"broken::" * 1024)
             bare.roll_back(bare.point())
@@ -285,7 +277,7 @@ def test_a_vm_that_is_not_started_stays_with_a_reason(
     result = here.restore(here.point(), name="still", power_on=True)
     assert not result.powered_on
     assert [reason.code for reason in result.reasons] == ["restore.not-started"]
-    remove(lab, named(lab, "still"))
+    remove(lab, "still")
 
 
 def killed(appliance: HypervAppliance, *words: str) -> None:
@@ -442,3 +434,22 @@ def test_a_roll_back_that_breaks_says_so_and_leaves_the_vm_off(
     assert vm.state is VmState.OFF
     here.roll_back(point)
     assert disk_digest(vm) == here.digest(point)
+
+
+def test_the_daemon_restores_and_rolls_back_too(here: HypervRestoring, lab: HypervLab) -> None:
+    """As operations, which API and pages ask for; nothing there depends on the kind of host."""
+    home, point_id = here.appliance.home, here.point().point_id
+    with api_serving(home) as (services, _):
+        operations = services.recover.operations
+        options = VmRestoreOptions(name="by-daemon")
+        restored = services.recover.restore(point_id, HOST, options)
+        rolled = services.recover.roll_back(point_id, HOST, RollbackOptions())
+        end_s = time.monotonic() + BOOTED_S
+        while operations.live(restored) or operations.live(rolled):
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        for run_id in (restored, rolled):
+            ended = operations.get(run_id)  # a roll-back may warn that it had to read everything
+            assert ended.outcome in (RunOutcome.SUCCESS, RunOutcome.WARNING), ended.error_code
+    assert disk_digest(named(lab, "by-daemon")) == here.digest()
+    remove(lab, "by-daemon")

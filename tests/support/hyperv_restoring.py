@@ -20,8 +20,9 @@ from appliance.sources.intents import Made
 from appliance.targets.hyperv import HypervTarget
 from hyperv.disk_files import list_disk_files
 from hyperv.shares import list_shares
+from lab.hyperv_host.virtual_machine import HypervVm
 from tests.support.hyperv_backups import HOST, HypervAppliance
-from tests.support.hyperv_lab import PATIENCE
+from tests.support.hyperv_lab import PATIENCE, HypervLab
 
 
 @dataclass
@@ -111,3 +112,27 @@ def left_overs(here: HypervRestoring) -> dict[str, Any]:
             if intent.kind != Made.REFERENCE_POINT
         ],
     }
+
+
+def named(lab: HypervLab, name: str) -> HypervVm:
+    (found,) = [vm for vm in lab.practice.host.vms() if vm.settings.name == name]
+    return found
+
+
+def disk_content(lab: HypervLab, name: str) -> bytes:
+    """Of the first disk of a VM that is off."""
+    with named(lab, name).opened_disks() as disks:
+        disk = next(iter(disks.values()))
+        return disk.read_at(0, disk.size_bytes)
+
+
+def remove(lab: HypervLab, name: str) -> None:
+    """A VM with its files, which are all in its own folder."""
+    vm, volumes = named(lab, name), lab.practice.host.volumes
+    paths = [drive.path for drive in vm.settings.drives if drive.path is not None]
+    lab.practice.host.remove_vm(vm)
+    for path in paths:
+        volumes.place(path).unlink()
+        for folder in (path.folder, path.folder.folder):
+            with contextlib.suppress(OSError):
+                volumes.place(folder).rmdir()

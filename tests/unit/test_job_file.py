@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.base.consistency import GuestLogs
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
@@ -70,6 +71,7 @@ policies = st.builds(
     windows=st.lists(windows, max_size=2).map(tuple),
     retention=st.builds(Retention, keep_last=counts, keep_daily=counts, keep_yearly=counts),
     consistency=st.just(Ladder(least="file-system")),
+    guest_logs=st.sampled_from(GuestLogs),
     before=st.none() | scripts,
     after=st.none() | scripts,
     bandwidth=st.lists(
