@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import UsageError
 from appliance.base.units import KIB, parse_duration, parse_size
 from appliance.catalog.schedule import Schedule, Strict, WindowText, ZoneName
@@ -141,6 +141,7 @@ class Policy(Strict):
     windows: tuple[WindowText, ...] = Field(default=(), max_length=64)  # none: at any time
     retention: Retention = Retention()
     consistency: Ladder = Ladder()
+    guest_logs: GuestLogs = GuestLogs.KEEP
     before: Script | None = None
     after: Script | None = None
     vms_at_once: int | None = Field(default=None, ge=1, le=64)  # none: the appliance's own limit

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KEEP = ("keep", "new")
 _ISOLATED = "isolated"
-PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through"}
+PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through", "share": "share"}
 
 
 def add_start(start: argparse.ArgumentParser) -> None:
@@ -77,8 +77,8 @@ def add_start(start: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--presentation",
         choices=tuple(PRESENTATIONS),
-        help="how a Hyper-V host sees the disks: VHDX files on an iSCSI volume, whole iSCSI disks"
-        " (default: volume)",
+        help="how a Hyper-V host sees the disks: VHDX files on an iSCSI volume, whole iSCSI disks,"
+        " or VHDX files on an SMB share (default: volume)",
     )
     start.add_argument(
         "--reserve", default="1G", metavar="SIZE", help="space kept free where guests' writes go"

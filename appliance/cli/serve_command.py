@@ -51,6 +51,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="used while there is a session for Hyper-V; 0: a free one",
     )
     serve.add_argument(
+        "--smb-port",
+        type=int,
+        default=445,
+        metavar="N",
+        help="used while there is a session on a share for Hyper-V; 0: a free one",
+    )
+    serve.add_argument(
         "--portmap",
         default="auto",
         choices=("auto", "register", "own", "none"),
@@ -146,6 +153,7 @@ def run_serve(args: argparse.Namespace) -> int:
             "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
             "iscsi": {"address": args.bind, "port": server.iscsi_port},
+            "smb": {"address": args.bind, "port": server.smb_port},
             "sessions": len(server.sessions()),
             "jobs": len(catalog.jobs.list()),
         }
@@ -162,7 +170,8 @@ def _started_recovery(
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.iscsi.server import IscsiServer
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
-    from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.exports.smb.server import SmbServer
+    from appliance.service.recovery_server import RecoveryServer, samba_folder, sessions_folder
 
     nfs = NfsServer(
         key=handle_key(home / "nfs-handles.key"),
@@ -175,6 +184,7 @@ def _started_recovery(
         repository,
         nfs,
         iscsi=IscsiServer(home / "luns", host=args.bind, port=args.iscsi_port),
+        smb=SmbServer(samba_folder(home), home / "shares", host=args.bind, port=args.smb_port),
         reserve_bytes=parse_size(args.reserve),
     )
     stack.callback(server.stop)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.reasons import Reason
@@ -70,14 +70,18 @@ def start(
 ) -> StartResult:
     """Make a session of the point and a VM of the session.
 
+    A request that names no address of ours takes the one that the server is bound to; where it
+    listens on all, the target finds out by which its hosts reach us.
+
     Raises:
-        UsageError, NotAVmPointError, NoRoomForSessionsError: nothing was made.
+        UsageError, NotAVmPointError, NoRoomForSessionsError, DaemonUnreachableError: nothing was
+            made.
         SourceError, TargetError, DaemonRefusedError: the session stays; resume or discard it.
         CancelledError: nothing is left, unless the error's notes say so.
     """
     refuse_without_room(room.folder, options.reserve_bytes)
     began_s = room.clock.monotonic_s()
-    plan = target.plan(request)
+    plan = target.plan(replace(request, address=request.address or room.server.address))
     context.cancel.check()
     planned_s = room.clock.monotonic_s() - began_s
     room.step_ends("plan", planned_s)

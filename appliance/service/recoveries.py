@@ -16,13 +16,15 @@ from appliance.catalog.catalog import Catalog, recovery_run
 from appliance.catalog.hosts import HostRecord
 from appliance.catalog.intents import IntentKind
 from appliance.exports.datastore.session import SessionStore
+from appliance.exports.smb.samba_folder import SambaFolder
 from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
 from appliance.service.hosts import open_host
-from appliance.service.recovery_server import IscsiNotServedError, sessions_folder
+from appliance.service.recovery_server import IscsiNotServedError, samba_folder, sessions_folder
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.hyperv_recovery import HypervRecovery
+from appliance.targets.hyperv_recovery_plan import ServedAt
 from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
 
@@ -101,22 +103,27 @@ def open_recovery_target(
 
     `server`: who shows sessions to hosts; None: the daemon, asked over its socket.
 
-    Raises: HostNotFoundError, UsageError, and as `open_host`.
+    Raises: HostNotFoundError, UsageError, DomainFileError, and as `open_host`.
     """
     with open_host(catalog, _one_host(catalog, host)) as opened:
         if isinstance(opened, HypervHost):
             serving = server or DaemonClient(home)
 
-            def portal_port() -> int:
+            def served_at() -> ServedAt:
                 if not serving.iscsi_port:
                     raise IscsiNotServedError(f"{opened.name} has its disks over iSCSI")
-                return serving.iscsi_port
+                return ServedAt(
+                    iscsi_port=serving.iscsi_port,
+                    smb_port=serving.smb_port,
+                    domain=SambaFolder(samba_folder(home)).domain(),
+                )
 
             yield HypervRecovery(
                 opened,
                 catalog.appliance_id,
-                portal_port=portal_port,
+                served_at=served_at,
                 chap=SessionStore(sessions_folder(home)).chap,
+                share_account=SambaFolder(samba_folder(home)).account,
             )
         else:
             yield VsphereRecovery(opened, catalog.appliance_id)

@@ -25,7 +25,7 @@ from types import TracebackType
 
 from appliance.base.backoff import Backoff
 from appliance.base.clock import Clock
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import ApplianceError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
@@ -34,7 +34,6 @@ from appliance.base.run_context import RunContext
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
-    GuestLogs,
     SourceVm,
     VmNotProtectableError,
 )

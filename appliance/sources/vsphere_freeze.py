@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.base.backoff import Backoff
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
@@ -30,7 +30,6 @@ from appliance.sources.changes import is_mistrusted
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
-    GuestLogs,
     SourceVm,
     VmNotProtectableError,
 )

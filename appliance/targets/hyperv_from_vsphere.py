@@ -79,10 +79,13 @@ def _disk_places(captured: CapturedVm, generation: int) -> dict[int, _Place]:
 
 def _boot_rank(captured: CapturedVm, disk: VsphereDisk) -> tuple[bool, int, str, int]:
     boots = next((d.device_key for d in captured.boot_order if d.kind is BootKind.DISK), None)
-    bus, _, _ = disk_address(captured, disk).partition(":")
+    by_hand = {key.lower(): value for key, value in captured.settings}.get("bios.hddorder", "")
+    place = disk_address(captured, disk)
+    bus, _, _ = place.partition(":")
+    is_first = disk.key == boots if boots is not None else place == by_hand.split(",")[0]
     family = bus.rstrip("0123456789")
     rank = _ORDER.index(family) if family in _ORDER else len(_ORDER)
-    return disk.key != boots, rank, bus, disk.unit_number
+    return not is_first, rank, bus, disk.unit_number
 
 
 def _places(generation: int) -> Iterator[_Place]:

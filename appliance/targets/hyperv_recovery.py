@@ -17,9 +17,10 @@ from typing import Any
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
 from appliance.exports.iscsi.target import Chap
+from appliance.exports.smb.share import ShareAccount
 from appliance.sources.hyperv_errors import hyperv_calls
 from appliance.sources.hyperv_host import HypervHost, patience_until
-from appliance.targets.hyperv_recovery_plan import HypervState, plan_recovery
+from appliance.targets.hyperv_recovery_plan import HypervState, ServedAt, plan_recovery
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
 from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
@@ -52,24 +53,26 @@ class HypervRecovery:
         host: HypervHost,
         appliance_id: str,
         *,
-        portal_port: Callable[[], int],
+        served_at: Callable[[], ServedAt],
         chap: Callable[[str], Chap],
+        share_account: Callable[[], ShareAccount],
     ) -> None:
-        """`portal_port`: where sessions are served; `chap`: of a session."""
+        """`chap`: of a session; `share_account`: of all shares."""
         self._host = host
         self._session = host.session
         self._appliance_id = appliance_id
-        self._portal_port = portal_port
+        self._served_at = served_at
         self._chap = chap
+        self._share_account = share_account
 
     @property
     def name(self) -> str:
         return self._host.name
 
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
-        port = self._portal_port()
+        place = self._served_at()
         with hyperv_calls(self.name):
-            return plan_recovery(self._host, self._appliance_id, port, request, Patience())
+            return plan_recovery(self._host, self._appliance_id, place, request, Patience())
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:
         known, patience = HypervState.parse(state), patience_until(cancel)
@@ -210,6 +213,7 @@ class HypervRecovery:
                 vm_folder=self._host.facts.vm_folder,
                 known=known,
                 chap=self._chap,
+                share_account=self._share_account,
                 patience=patience,
             )
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +19,7 @@ from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import disk_serial, target_name
+from appliance.exports.smb.share import share_name
 from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
@@ -34,6 +36,7 @@ from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
+from hyperv.mapped_share import MappedShare
 from hyperv.marker import SESSION, Marker, Purpose
 from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
@@ -41,7 +44,7 @@ from hyperv.private_switch import PrivateSwitch
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
-_PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
+_PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH, Presentation.SHARE)
 _NAME_MOST = 100
 _NAME_PREFIX = "holdfast-"
 
@@ -108,6 +111,7 @@ class HypervState(_Strict):
     disks: tuple[StateDisk, ...]
     isolated: StateSwitch | None = None  # made for the session, or for the group that it is of
     presentation: Presentation = Presentation.ISCSI
+    domain: str = ""  # with a share: that host and appliance are members of; empty: an account
 
     @classmethod
     def parse(cls, state: TargetState) -> HypervState:
@@ -116,6 +120,10 @@ class HypervState(_Strict):
             return cls.model_validate_json(state)
         except ValidationError as error:
             raise HypervStateDamagedError(str(error)) from error
+
+    @property
+    def share(self) -> MappedShare:
+        return MappedShare(server=self.portal, port=self.port, name=share_name(self.session_id))
 
     @property
     def disk(self) -> IscsiDisk:
@@ -155,17 +163,30 @@ class HypervState(_Strict):
         return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedAt:
+    """`domain`: that our Samba is a member of; empty: none."""
+
+    iscsi_port: int
+    smb_port: int
+    domain: str
+
+
 def plan_recovery(
-    host: HypervHost, appliance_id: str, port: int, request: RecoveryRequest, patience: Patience
+    host: HypervHost,
+    appliance_id: str,
+    place: ServedAt,
+    request: RecoveryRequest,
+    patience: Patience,
 ) -> RecoveryPlan:
-    """`port`: of our portal.
+    """`place`: where sessions are served.
 
     Raises: UsageError (ForeignPointError, SwitchNotFoundError, …), HypervError.
     """
     native = for_hyperv(request.hardware, request.disks)
     capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
@@ -184,7 +205,7 @@ def plan_recovery(
         marker=_marker(appliance_id, request.session_id),
         vm_name=name[:_NAME_MOST],
         portal=request.address or _own_address(host.login.address),
-        port=port,
+        port=place.smb_port if presentation is Presentation.SHARE else place.iscsi_port,
         keep_identity=_keeps(request.identity, original_is_there),
         adapters=adapters,
         disks=_disks(capture, request),
@@ -195,6 +216,7 @@ def plan_recovery(
         if is_isolated
         else None,
         presentation=presentation,
+        domain=place.domain if presentation is Presentation.SHARE else "",
     )
     return RecoveryPlan(
         vm_name=state.vm_name,
@@ -205,7 +227,7 @@ def plan_recovery(
         ),
         files={},
         address=state.portal,
-        clients=_initiators(host),
+        clients=_clients(host, presentation),
         state=TargetState(state.model_dump_json()),
         reasons=tuple(dict.fromkeys((*native.reasons, *reasons))),
         presentation=presentation,
@@ -298,14 +320,17 @@ def _keeps(wish: Keep, original_is_there: bool) -> bool:
     return wish is Keep.KEEP or (wish is Keep.AUTO and not original_is_there)
 
 
-def _initiators(host: HypervHost) -> tuple[str, ...]:
+def _clients(host: HypervHost, presentation: Presentation) -> tuple[str, ...]:
     """The host by its addresses as we know them, and by the names that its initiator has unless
-    somebody changed them; any of them lets it in, with the password."""
+    somebody changed them; any of them lets it in, with the password. On a share, by addresses and
+    its computer account."""
     try:
         found = socket.getaddrinfo(host.login.address, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UsageError(f"{host.login.address}: {error}") from error
     addresses = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    if presentation is Presentation.SHARE:
+        return (*addresses, f"{host.facts.computer_name}$")
     names = dict.fromkeys(
         f"{_MICROSOFT_INITIATOR}{name.lower()}"
         for name in (host.facts.fqdn, host.facts.computer_name)

@@ -2,6 +2,7 @@
 
     volume        one iSCSI disk; its NTFS volume holds VHDX files and the VM's own files
     pass-through  an iSCSI disk per disk, offline on the host, attached whole to the VM
+    share         an SMB share that holds VHDX files
 
 Invariant: `holds` names whatever of a VM would break were the session to end; so only a VM of which
 nothing is named has left.
@@ -16,10 +17,12 @@ from typing import Protocol
 
 from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import Chap
+from appliance.exports.smb.share import ShareAccount
 from appliance.targets.hyperv_recovery_plan import HypervState
 from appliance.targets.recovery import DowntimeNeededError
 from hyperv.host_session import HostSession
 from hyperv.iscsi_disk import IscsiDisk, connect, disconnect, hold_offline, is_on, offline, online
+from hyperv.mapped_share import is_on_share, map_share, unmap_share
 from hyperv.new_vm import NewDisk, import_disk, move, set_power
 from hyperv.patience import Patience
 from hyperv.script_types import Vm, VmDisk
@@ -43,6 +46,7 @@ class Side:
     vm_folder: str  # the host's own
     known: HypervState
     chap: Callable[[str], Chap]
+    share_account: Callable[[], ShareAccount]
     patience: Patience
 
 
@@ -80,6 +84,8 @@ class SessionStorage(Protocol):
 def storage_of(side: Side) -> SessionStorage:
     if side.known.presentation is Presentation.PASS_THROUGH:
         return PassThroughStorage(side)
+    if side.known.presentation is Presentation.SHARE:
+        return ShareStorage(side)
     return VolumeStorage(side)
 
 
@@ -193,3 +199,45 @@ class PassThroughStorage:
         for disk in side.known.whole_disks.values():
             offline(side.session, disk, side.patience)
         disconnect(side.session, side.known.disk, side.patience)
+
+
+class ShareStorage:
+    """A `SessionStorage`. The VM's own files are the host's from the start."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._share = side.known.share
+
+    def mount(self) -> None:
+        """In a domain with us the host's own account is let in, and there is nothing to be done."""
+        if self._side.known.domain:
+            return
+        account = self._side.share_account()
+        map_share(
+            self._side.session,
+            self._share,
+            user=account.user,
+            password=lambda: account.password.reveal().decode(),
+            patience=self._side.patience,
+        )
+
+    def making(self) -> VmMaking:
+        disks = self._side.known.new_disks(self._share.path)
+        return VmMaking(folder=self._side.vm_folder, disks=disks)
+
+    def holds_disk(self, disk: VmDisk) -> bool:
+        return is_on_share(self._share, disk.path)
+
+    def holds(self, vm: Vm) -> tuple[str, ...]:
+        return tuple(disk.path for disk in vm.disks if self.holds_disk(disk))
+
+    def is_used_by(self, vm: Vm) -> bool:
+        return bool(self.holds(vm))
+
+    def move(self, vm: Vm, folder: str, *, allow_downtime: bool) -> None:
+        folder = folder or f"{self._side.vm_folder}\\{self._side.known.vm_name}"
+        move(self._side.session, vm.id, folder, self._side.patience)
+
+    def unmount(self) -> None:
+        if not self._side.known.domain:
+            unmap_share(self._side.session, self._share, self._side.patience)

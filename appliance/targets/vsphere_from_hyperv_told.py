@@ -30,7 +30,8 @@ def told(old: hv.CapturedVm, vm: CapturedVm) -> Iterator[Reason]:
     if vm.disks:
         yield drivers_unchanged(
             f"VMware's {_controllers_used(vm)}, slower than a paravirtual controller,",
-            "Linux needs ahci and ata_piix in its initramfs, Windows storahci, intelide and atapi "
+            "Linux needs ahci and ata_piix in its initramfs (kernels made for clouds lack ahci: "
+            "hang their disks on a paravirtual controller), Windows storahci, intelide and atapi "
             "started at boot",
         )
     yield _SOFTWARE

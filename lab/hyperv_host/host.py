@@ -273,10 +273,14 @@ class HypervHost:
                     return vm, checkpoint
         raise NotFoundError(f"no checkpoint {instance_id}")
 
-    def start_checkpoint(self, vm: HypervVm, *, recovery: bool, consistency: int) -> Job:
+    def start_checkpoint(
+        self, vm: HypervVm, *, recovery: bool, consistency: int, backup_type: str = "copy"
+    ) -> Job:
         def work(job: Job) -> None:
             with self.own(vm):
-                create_checkpoint(vm, recovery=recovery, consistency=consistency, job=job)
+                create_checkpoint(
+                    vm, recovery=recovery, consistency=consistency, job=job, backup_type=backup_type
+                )
 
         return self.jobs.start("Creating Checkpoint", work)
 

@@ -22,10 +22,12 @@ from lab.hyperv_host.script_call import Script, ScriptHost
 from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
 from lab.hyperv_host.scripts_inventory import inventory_scripts
 from lab.hyperv_host.scripts_machine import machine_scripts
+from lab.hyperv_host.scripts_network import network_scripts
 from lab.hyperv_host.scripts_screen import screen_scripts
 from lab.hyperv_host.scripts_shadow import shadow_scripts
 from lab.hyperv_host.scripts_storage import storage_scripts
 from lab.hyperv_host.scripts_switch import switch_scripts
+from lab.hyperv_host.smb_client import SmbClient
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.wsman_server import WsmanServer
@@ -61,6 +63,8 @@ class PracticeHost:
         self.faults = self.host.faults
         self.iscsi = IscsiInitiator(run_folder)
         self.host.site.whole_disk = self.iscsi.serve
+        self.network = SmbClient()
+        self.host.volumes.network = self.network
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> PracticeHost:
@@ -83,7 +87,7 @@ class PracticeHost:
             stack.callback(holds.close)
             host.use_holds(holds)
             stack.callback(host.close)
-            scripts = all_scripts(host, self.iscsi, self.samba)
+            scripts = all_scripts(host, self.iscsi, self.samba, self.network)
             self.winrm = WsmanServer(
                 self._run_folder,
                 Programs(host.computer, ScriptHost(scripts, self.faults, host.computer)),
@@ -106,6 +110,7 @@ class PracticeHost:
         """End sessions, jobs, guests, disks and Samba; no process and no mount is left."""
         self.host.jobs.stopping.set()  # who waits inside a script, too
         self.iscsi.abandon_lost()
+        self.network.close()
         self._open.close()
 
     def describe(self) -> dict[str, Any]:
@@ -123,13 +128,16 @@ class PracticeHost:
         }
 
 
-def all_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
+def all_scripts(
+    host: HypervHost, iscsi: IscsiInitiator, samba: Samba, network: SmbClient
+) -> dict[str, Script]:
     """By name."""
     return {
         **inventory_scripts(host, iscsi, USER),
         **checkpoint_scripts(host),
         **machine_scripts(host, iscsi),
         **storage_scripts(host, iscsi, samba),
+        **network_scripts(host, network),
         **shadow_scripts(host),
         **switch_scripts(host),
         **screen_scripts(host),

@@ -165,7 +165,7 @@ def disk_file(host: HypervHost, path: WindowsPath) -> Document:
     """What Get-VHD tells of a file."""
     document = _unknown_file(str(path))
     try:
-        place = host.volumes.existing(path)
+        place = host.volumes.existing_file(path)
         disk = VhdxDisk(place, writable=False)
     except (HypervError, LogNotReplayedError, OSError) as error:
         return document | {"error": str(error)}
@@ -180,7 +180,7 @@ def disk_file(host: HypervHost, path: WindowsPath) -> Document:
             "type": kind,
             "virtual_disk_id": str(geometry.disk_id),
             "size_bytes": geometry.size_bytes,
-            "file_size_bytes": place.stat().st_size,
+            "file_size_bytes": disk.file_bytes,
             "logical_sector_bytes": geometry.logical_sector_bytes,
             "physical_sector_bytes": geometry.physical_sector_bytes,
             "parent_path": parent,

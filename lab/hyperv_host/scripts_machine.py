@@ -250,7 +250,7 @@ def _attach_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> 
         if vm.state is not VmState.OFF:
             raise HypervError("The practice host attaches disks to machines that are off.")
         if path is not None:
-            host.volumes.existing(path)
+            host.volumes.existing_file(path)
             _refuse_attached(host, path)
         else:
             _refuse_disk(host, iscsi, given.number("disk_number"))
@@ -368,7 +368,7 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
                 if vm.machine is not None:
                     vm.hold(name)
                 for path in old:
-                    host.volumes.place(path).unlink()
+                    host.volumes.file(path).unlink()
                 for checkpoint in vm.checkpoints:
                     if name in checkpoint.frozen:
                         frozen = disks_folder.joined(checkpoint.frozen[name].name)

@@ -83,6 +83,7 @@ class HypervVm:
         self.whole: dict[str, WholeDisk] = {}  # pass-through, while the machine runs
         self.tracked: dict[str, TrackedDisk] = {}
         self.started_at = 0.0
+        self.backups_told: list[str] = []  # copy or full, as the guest's writers heard of them
         self._operation = threading.RLock()
         self._holds: dict[str, list[Release]] = {}
         self._folder = site.run_folder / settings.vm_id[:8]
@@ -297,6 +298,8 @@ class HypervVm:
         )
         try:
             for place, path in enumerate(paths):
+                if path.share:
+                    continue  # held by who has it open
                 releases.append(self.site.holds.hold(path, alone=bool(busy) or place == 0))
         except BaseException:
             for release in releases:

@@ -123,6 +123,7 @@ def test_a_hyperv_point_boots_as_a_vsphere_vm(both: Both) -> None:
     assert (config.firmware, config.memory_mib, config.guest_id) == ("bios", 256, "otherGuest64")
     assert [(nic.kind, nic.network) for nic in config.nics] == [("e1000e", "VM Network")]
     assert config.disks[0].controller_key == 200 and config.disks[0].unit == 0
+    assert config.extra["bios.hddOrder"] == "ide0:0"
     guest = RunningGuest(machine)
     guest.say("journal start")
     guest.wait_for(5)

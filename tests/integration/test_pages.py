@@ -145,6 +145,7 @@ def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, 
         "job.check_file_systems": "true",
         "job.select.names[]": "web*",
         "policy.schedule.at[]": "06:00",
+        "policy.guest_logs": "truncate",
         "policy.rto": "15min",
         "policy.rpo": "26h",
     }
@@ -157,6 +158,7 @@ def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, 
     assert isinstance(saved.job, VerificationJob)
     assert (saved.job.where, saved.job.memory_mib, saved.job.hash_share) == ("both", 1024, 0.5)
     assert saved.job.probes == ("tcp:22", "http:80/ status=200")
+    assert saved.policy.guest_logs == "truncate"
     assert (saved.policy.rto, saved.policy.rpo) == ("15min", "26h")
     address = "/jobs/proof/edit"
     assert 'value="15min"' in client.call("GET", address).body.decode()

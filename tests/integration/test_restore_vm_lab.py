@@ -14,7 +14,8 @@ from pyVmomi import vim
 from appliance.base.errors import ApplianceError
 from appliance.base.run_context import CancelToken, Progress, RunContext
 from appliance.jobs.cbt_audit import AuditPolicy
-from appliance.jobs.disk_transfer import DiskOutcome, ReadMode
+from appliance.jobs.disk_transfer import DiskOutcome
+from appliance.jobs.read_plan import ReadMode
 from appliance.jobs.rollback_checks import (
     DisksDifferError,
     HalfRolledBackError,

@@ -310,6 +310,17 @@ def test_a_bios_linux_on_a_paravirtual_controller() -> None:
     }
 
 
+def test_the_order_of_disks_that_was_set_by_hand_is_kept() -> None:
+    """As an advanced setting, where no device is named."""
+    vm = vsphere_vm(
+        controllers=(controller("ParaVirtualSCSIController", 1000),),
+        disks=(vsphere_disk(2000, 1000, 0), vsphere_disk(2001, 1000, 1)),
+        settings=(("bios.hddOrder", "scsi0:1,scsi0:0"),),
+    )
+    native = hyperv_from_vsphere.translate(vm, wanted_of_vsphere(vm))
+    assert [disk.place for disk in native.disks] == ["ide0:1", "ide0:0"]
+
+
 @pytest.mark.parametrize(
     ("guest", "template"),
     [

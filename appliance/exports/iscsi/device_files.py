@@ -1,7 +1,8 @@
-"""Devices as files of one folder, for programs that know nothing but files: tgt, mkntfs.
+"""Devices as files, for programs that know nothing but files: tgt, smbd, mkntfs.
 
     program -> kernel -> libfuse2 -> fusepy -> `_Files` -> a `BlockDevice` per file
 
+A name may have one folder in front; the folder is there as long as a file of it is.
 Invariant: nothing is kept in the kernel (direct_io), so a file and its device agree at any time.
 
 Life: the mount ends with `close`, with `fusermount -u`, or with the process: a guard unmounts then.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import logging
 import os
 import signal
@@ -92,9 +94,19 @@ class DeviceFiles:
             guard.end()
         self.folder.rmdir()
 
-    def add(self, name: str, device: BlockDevice, *, read_only: bool = False) -> Path:
-        """Show a device, which stays the caller's, and return the path of its file."""
-        self._files.devices[name] = _Shown(device, read_only)
+    def add(
+        self,
+        name: str,
+        device: BlockDevice,
+        *,
+        read_only: bool = False,
+        removable: bool = False,
+    ) -> Path:
+        """Show a device, which stays the caller's, and return the path of its file.
+
+        `removable`: a client may remove the file; it is shown again by the next `add`.
+        """
+        self._files.devices[name] = _Shown(device, read_only, removable)
         return self.folder / name
 
     def remove(self, name: str) -> None:
@@ -116,6 +128,8 @@ class DeviceFiles:
                 max_read=_TRANSFER_BYTES,
                 attr_timeout=0,
                 entry_timeout=0,
+                use_ino=True,
+                hard_remove=True,
                 fsname="holdfast-devices",
                 subtype="holdfast",
             )
@@ -160,9 +174,10 @@ def _fuse_fds() -> set[int]:
 class _Shown:
     """A device, and who is inside it."""
 
-    def __init__(self, device: BlockDevice, read_only: bool) -> None:
+    def __init__(self, device: BlockDevice, read_only: bool, removable: bool) -> None:
         self.device = device
         self.read_only = read_only
+        self.removable = removable
         self._idle = threading.Condition()
         self._inside = 0
         self._ended = False
@@ -216,14 +231,14 @@ class _Files:
         self.started.set()
 
     def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
-        if path == "/":
-            return _attributes(stat.S_IFDIR | 0o700, 0)
+        if path == "/" or self._inside(path):
+            return _attributes(stat.S_IFDIR | 0o700, 0, path)
         shown = self._shown(path)
         mode = stat.S_IFREG | (0o400 if shown.read_only else 0o600)
-        return _attributes(mode, shown.device.size_bytes)
+        return _attributes(mode, shown.device.size_bytes, path)
 
     def readdir(self, path: str, handle: int) -> list[str]:
-        return [".", "..", *self.devices]
+        return [".", "..", *self._inside(path)]
 
     def open(self, path: str, flags: int) -> int:
         if self._shown(path).read_only and flags & os.O_ACCMODE != os.O_RDONLY:
@@ -255,11 +270,37 @@ class _Files:
             raise OSError(errno.EPERM, path)
         return 0
 
+    def unlink(self, path: str) -> int:
+        if not self._shown(path).removable:
+            raise OSError(errno.EPERM, path)
+        self.devices.pop(path.removeprefix("/"), None)
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        total = sum(shown.device.size_bytes for shown in list(self.devices.values()))
+        blocks = -(-total // _TRANSFER_BYTES)
+        return {
+            "f_bsize": _TRANSFER_BYTES,
+            "f_frsize": _TRANSFER_BYTES,
+            "f_blocks": 2 * blocks,
+            "f_bfree": blocks,
+            "f_bavail": blocks,
+            "f_namemax": 255,
+        }
+
     def flush(self, path: str, handle: int) -> int:
         return 0
 
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
         return 0
+
+    def _inside(self, path: str) -> list[str]:
+        """The names in a folder; none: there is no such folder, unless it is the root."""
+        folder = path.strip("/")
+        names = list(self.devices)
+        if not folder:
+            return list(dict.fromkeys(name.partition("/")[0] for name in names))
+        return [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
 
     def _shown(self, path: str) -> _Shown:
         shown = self.devices.get(path.removeprefix("/"))
@@ -268,8 +309,9 @@ class _Files:
         return shown
 
 
-def _attributes(mode: int, size_bytes: int) -> dict[str, int]:
+def _attributes(mode: int, size_bytes: int, path: str) -> dict[str, int]:
     return {
+        "st_ino": _inode(path),
         "st_mode": mode,
         "st_nlink": 1,
         "st_size": size_bytes,
@@ -278,3 +320,8 @@ def _attributes(mode: int, size_bytes: int) -> dict[str, int]:
         "st_uid": os.getuid(),
         "st_gid": os.getgid(),
     }
+
+
+def _inode(path: str) -> int:
+    """The same for the same name, as smbd tells files by it."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:7], "big") | 1

@@ -52,7 +52,7 @@ _SHOWN = re.compile(
     r"|select\.(names|folders|tags|runs_on|hosts|exclude)\[\]"
     r"|select\.everything|select\.exclude\.(names|folders|tags)\[\])"
     r"|policy\.(name|time_zone|windows\[\]|schedule\.(at|days|days_of_month)\[\]"
-    r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|vms_at_once"
+    r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|guest_logs|vms_at_once"
     r"|retries\.(attempts|wait_minutes)|cbt_audit_percent|rto|rpo|bandwidth\.\d+\.(limit|window)"
     r"|(before|after)\.(argv\[\]|timeout_s))|days"
 )
