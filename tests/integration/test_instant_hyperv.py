@@ -31,7 +31,6 @@ from tests.support.hyperv_instant import (
     wait_for,
 )
 from tests.support.hyperv_lab import HypervLab
-from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
 
@@ -101,7 +100,6 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
 def test_a_generation_2_vm_boots_with_secure_boot_moves_and_is_backed_up(here: Here) -> None:
     """UEFI finds the boot disk among two and starts what its template trusts; the moved VM, which
     runs on, is backed up whole and then by what changed."""
-    needs("mkfs.vfat", "mcopy")
     original = here.lab.add_uefi("second", secure_boot=OTHER_VENDORS_TEMPLATE)
     add_disk_before_the_first(here.lab, original)
     holdfast_program.run(here.home, "backup", "vm", "second", "--quiesce", "crash", "--quiet")
