@@ -186,7 +186,7 @@ def plan_recovery(
     native = for_hyperv(request.hardware, request.disks)
     capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
