@@ -14,13 +14,6 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.base.run_context import CancelToken
-from appliance.exports.datastore.session import SessionStore
-from appliance.repository.repository import Repository
-from appliance.service.home import Home
-from appliance.service.recoveries import open_recovery_target
-from appliance.service.recovery_server import sessions_folder
-from appliance.targets.recovery import StillThereError, TargetState
 from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE, VmState
@@ -31,6 +24,7 @@ from tests.support.hyperv_instant import (
     Here,
     acknowledged,
     assert_nothing_is_left,
+    do_every_step_twice,
     instant_on_hyperv,
     journal,
     tgtd_of,
@@ -85,24 +79,7 @@ def test_every_step_may_be_done_twice(here: Here) -> None:
     """As after a crash or a lost reply: it looks before it acts, and makes nothing twice."""
     with serving(here.home, *SERVE, "--iscsi-port", "0"):
         started = here.instant("start", here.point, "--address", "127.0.0.1", "--reserve", "0")
-        record = SessionStore(sessions_folder(here.home)).get(started["session_id"])
-        state, cancel = TargetState(record.target_state), CancelToken()
-        with (
-            Home(here.home).open_catalog() as catalog,
-            Repository.open(here.home / "repository") as repository,
-            open_recovery_target(catalog, here.home, "hv1") as target,
-        ):
-            hardware = repository.points.find(here.point).hardware
-            target.mount(state, cancel)
-            again = target.register(state, hardware, cancel)
-            assert again.key == record.vm_key
-            assert len(here.vm(started["vm"]).settings.drives) == 1
-            with pytest.raises(StillThereError):
-                target.unmount(state)
-            for _ in range(2):
-                target.take_away(state, again.key)
-            for _ in range(2):
-                target.unmount(state)
+        do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
     assert_nothing_is_left(here)
 
