@@ -107,6 +107,7 @@ def test_a_new_vm_has_the_points_disk_and_configuration(
     assert left_overs(here) == before
 
 
+@pytest.mark.timeout(600)
 def test_an_operator_restores_a_vm_which_boots_and_rolls_it_back_while_it_runs(
     appliance: HypervAppliance, here: HypervRestoring, lab: HypervLab
 ) -> None:
