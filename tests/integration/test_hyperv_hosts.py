@@ -101,6 +101,12 @@ def host(tmp_path: Path) -> Iterator[ScriptedHost]:
     handlers = {
         "host_facts": lambda _p: FACTS,
         "list_vms": lambda _p: {"vms": VMS},
+        "list_switches": lambda _p: {
+            "switches": [
+                {"id": str(number), "name": name, "type": "external"}
+                for number, name in enumerate(("Storage", "LAN", "holdfast-isolated"))
+            ]
+        },
         "list_cluster": lambda _p: {
             "name": "CLU1",
             "nodes": [{"name": "HV1", "state": 0}, {"name": "HV2", "state": 1}],
@@ -115,7 +121,7 @@ def host(tmp_path: Path) -> Iterator[ScriptedHost]:
 def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
     tmp_path: Path, host: ScriptedHost
 ) -> None:
-    """With its own login; every VM that cannot be protected says why."""
+    """With its own login; every VM that cannot be protected says why; switches are offered."""
     assert host.server is not None
     home = tmp_path / "home"
     home.mkdir()
@@ -141,6 +147,8 @@ def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
         tested = client.api("POST", "/hosts/hv1/test").document
         assert tested["product"] == "Hyper-V on Windows Server 2022" and tested["lacking"] == []
         shown = {each["name"]: each for each in client.api("GET", "/vms").document["vms"]}
+        (places,) = client.api("GET", "/places?wait_s=60").document
+        assert (places["networks"], places["datastores"]) == (["LAN", "Storage"], [])
     codes = {name: [reason["code"] for reason in each["obstacles"]] for name, each in shown.items()}
     assert codes == {
         "web": [],
