@@ -150,6 +150,7 @@ class Policy(Strict):
     cbt_audit_percent: float = Field(default=1.0, ge=0, le=100)
     rto: DurationText | None = None  # how long a VM may take until it is ready
     rpo: DurationText | None = None  # how old its newest point may be
+    evidence_days: int = Field(default=90, ge=1, le=36_500)  # of verifications, beside certificates
 
     @property
     def zone(self) -> ZoneInfo:

@@ -126,6 +126,8 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """What the model takes; an option that the type does not have is a mistake, as in the API."""
     if args.digest_only and args.occasions:
         raise UsageError("--digest-only and --on exclude each other")
+    if args.digest_only and args.digest_at is None:
+        raise UsageError("--digest-only needs --digest-at, else nothing is told")
     fields = {
         "name": args.name,
         "kind": args.type,

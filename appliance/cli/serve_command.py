@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
+    from appliance.service.places import PlacesCache
     from appliance.service.recovery_server import RecoveryServer
     from appliance.service.recovery_service import RecoveryService
     from appliance.service.repository_figures import RepositoryFigures
@@ -132,6 +133,7 @@ def run_serve(args: argparse.Namespace) -> int:
             repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
+            places=_places(stack, catalog),
             jobs=jobs,
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
@@ -247,6 +249,14 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     post.start()
     stack.callback(post.stop)
     return post
+
+
+def _places(stack: ExitStack, catalog: Catalog) -> PlacesCache:
+    from appliance.service.places import PlacesCache
+
+    places = PlacesCache(catalog)
+    stack.callback(places.stop)
+    return places
 
 
 def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:

@@ -12,8 +12,16 @@ from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.hosts import HostKind, HostRecord
-from appliance.sources import hyperv_host, hyperv_listing, vsphere_host, vsphere_listing
+from appliance.sources import (
+    hyperv_host,
+    hyperv_listing,
+    hyperv_places,
+    vsphere_host,
+    vsphere_listing,
+    vsphere_places,
+)
 from appliance.sources.host_about import HostAbout
+from appliance.sources.host_places import HostPlaces
 from appliance.sources.hyperv_host import HypervHost, HypervLogin
 from appliance.sources.hyperv_nodes import HypervNodes
 from appliance.sources.listed_vm import ListedVm
@@ -162,3 +170,10 @@ def list_vms(host: RegisteredHost) -> list[ListedVm]:
     if isinstance(host, HypervHost):
         return hyperv_listing.list_vms(host)
     return vsphere_listing.list_vms(host)
+
+
+def places_of(host: RegisteredHost) -> HostPlaces:
+    """Where it could put a VM. Raises: as `open_host`."""
+    if isinstance(host, HypervHost):
+        return hyperv_places.places_of(host)
+    return vsphere_places.places_of(host)

@@ -115,7 +115,7 @@ def open_recovery_target(
                 return ServedAt(
                     iscsi_port=serving.iscsi_port,
                     smb_port=serving.smb_port,
-                    domain=SambaFolder(samba_folder(home)).domain(),
+                    domain=SambaFolder(samba_folder(home)).domain,
                 )
 
             yield HypervRecovery(

@@ -23,9 +23,9 @@ from appliance.sources.hyperv_errors import HypervUnreachableError, hyperv_calls
 from appliance.sources.hyperv_node import NodeAddress, as_text, from_text
 from hyperv import pinned_http
 from hyperv.host_session import TRIES, HostSession
-from hyperv.inventory import host_facts
+from hyperv.inventory import cluster, host_facts
 from hyperv.patience import Patience
-from hyperv.script_types import HostFacts
+from hyperv.script_types import HostFacts, Vm
 from hyperv.smb_files import PORT as SMB_PORT
 from hyperv.smb_files import Protection, SmbLogin
 from hyperv.winrm_session import Endpoint, Login, Scheme
@@ -201,6 +201,15 @@ class HypervHost:
         """Who the VMs of this host belong to: one that moves within a cluster stays the same."""
         facts = self.facts
         return f"hyperv/{(facts.cluster or facts.fqdn).lower()}"
+
+    def knows_vm(self, vm_id: str, here: Sequence[Vm], patience: Patience) -> bool:
+        """Whether the VM is among those `here`, or belongs to any node of the cluster.
+
+        Raises HypervError.
+        """
+        if any(vm.id == vm_id for vm in here):
+            return True
+        return bool(self.facts.cluster) and bool(cluster(self.session, patience).owner_of(vm_id))
 
     def lacking_purposes(self) -> list[LackingPurpose]:
         """Return what stands in the way of backups on this host; empty: nothing."""

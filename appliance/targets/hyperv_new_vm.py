@@ -43,6 +43,7 @@ from hyperv.inventory import read_vm
 from hyperv.new_vm import NewDisk, attach, find_marked, remove, unmark
 from hyperv.new_vm import new_vm as make_vm
 from hyperv.shares import share_for_writing, unshare
+from hyperv.vm_configuration import apply_settings
 from hyperv.windows_path import drive_of
 
 log = EventLog(__name__)
@@ -106,11 +107,12 @@ class _Build:
         self._shares: dict[str, str] | None = None
         self._vm_id = ""
         self._is_finished = False
+        self._reasons: list[Reason] = []
         self._log = log.bind(host=tools.host.name, vm=plan.name, run=run_id)
 
     @property
     def reasons(self) -> Sequence[Reason]:
-        return self._plan.reasons
+        return (*self._plan.reasons, *self._reasons)
 
     @property
     def same_vm(self) -> bool:
@@ -178,6 +180,16 @@ class _Build:
             raise TargetError(f"{self._plan.name}: a disk was not written to its end")
         with hyperv_calls(self._host.name, self._context.cancel):
             attach(self._session, self._vm_id, self._marker, self._drives(), self._patience)
+            refused = apply_settings(
+                self._session,
+                self._vm_id,
+                self._marker,
+                self._plan.captured,
+                is_copy=not self._plan.same_vm,
+                patience=self._patience,
+            )
+            if refused:
+                self._reasons.append(_not_set(refused))
             vm = read_vm(self._session, self._vm_id, self._patience)
             unmark(
                 self._session,
@@ -230,4 +242,12 @@ def _not_removed(name: str, error: ApplianceError) -> Reason:
         "restore.vm-not-removed",
         f"what the restore of {name} needed could not be taken away ([{error.code}] {error})",
         "none at once: the next run or clean-up removes it by its mark",
+    )
+
+
+def _not_set(refused: Sequence[str]) -> Reason:
+    return Reason(
+        "restore.settings-not-set",
+        f"the host refused some settings that the VM had: {', '.join(refused)}",
+        "compare them with the original's in Hyper-V Manager",
     )

@@ -90,7 +90,7 @@ def plan_build(
     vms = list_vms(host.session, patience)
     if any(vm.name.casefold() == request.name.casefold() for vm in vms):
         raise NameTakenError(f"{host.name} has a VM called {request.name!r}")
-    original_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
+    original_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
     reasons = [*native.reasons, *([_NEW_TPM] if capture.vm.security.tpm else [])]
     same_vm = _keeps(request.identity, original_there)
     adapters = planned_adapters(

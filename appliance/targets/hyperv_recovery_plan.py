@@ -10,7 +10,7 @@ the host.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -165,11 +165,11 @@ class HypervState(_Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedAt:
-    """`domain`: that our Samba is a member of; empty: none."""
+    """`domain`: that our Samba is a member of, asked for shares alone; empty: none."""
 
     iscsi_port: int
     smb_port: int
-    domain: str
+    domain: Callable[[], str]
 
 
 def plan_recovery(
@@ -186,7 +186,7 @@ def plan_recovery(
     native = for_hyperv(request.hardware, request.disks)
     capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = native.is_foreign or any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
@@ -216,7 +216,7 @@ def plan_recovery(
         if is_isolated
         else None,
         presentation=presentation,
-        domain=place.domain if presentation is Presentation.SHARE else "",
+        domain=place.domain() if presentation is Presentation.SHARE else "",
     )
     return RecoveryPlan(
         vm_name=state.vm_name,

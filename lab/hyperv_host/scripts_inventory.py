@@ -238,9 +238,9 @@ def _capture_vm(host: HypervHost, given: Parameters) -> Document:
         "security": {"tpm": settings.tpm, "shielded": False, "encrypt_state": False},
         "checkpoint_type": settings.checkpoint_type,
         "automatic_checkpoints": settings.automatic_checkpoints,
-        "start_action": 3,
-        "start_delay_s": 0,
-        "stop_action": 3,
+        "start_action": settings.start_action,
+        "start_delay_s": settings.start_delay_s,
+        "stop_action": settings.stop_action,
         "critical_error_action": 1,
         "clustered": _clustered(host, vm),
         "adapters": [_adapter(host, vm, one) for one in settings.adapters],
@@ -249,7 +249,7 @@ def _capture_vm(host: HypervHost, given: Parameters) -> Document:
             *({"type": "scsi", "number": number} for number in range(len(settings.scsi_ids))),
         ],
         "dvds": []
-        if second
+        if second or not settings.has_dvd
         else [{"controller": "ide", "controller_number": 1, "location": 0, "path": ""}],
         "integration": [
             *({"id": one, "enabled": enabled} for one, enabled in _INTEGRATION.items()),

@@ -19,6 +19,7 @@ from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
 from lab.hyperv_host.scripts_inventory import find_vm
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import (
+    DVD_SLOT,
     Adapter,
     ControllerType,
     Drive,
@@ -61,6 +62,12 @@ def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script
             partial(_configure, host),
             frozenset({"vm_id", "processors", "nested", "memory", "secure_boot"})
             | {"secure_boot_template", "boot_disk", "adapters"},
+        ),
+        "apply_settings": Script(
+            partial(_apply_settings, host),
+            ours
+            | {"start_action", "start_delay_s", "stop_action", "checkpoint_type"}
+            | {"automatic_checkpoints", "processor", "memory", "adapters"},
         ),
         "swap_disks": Script(partial(_swap_disks, host), frozenset({"vm_id", "disks"})),
     }
@@ -151,6 +158,34 @@ def _configure(host: HypervHost, given: Parameters) -> Document:
     return {"id": vm.settings.vm_id}
 
 
+def _apply_settings(host: HypervHost, given: Parameters) -> Document:
+    """What this host knows of; the rest it takes as a real one would."""
+    vm = _marked_vm(host, given)
+    settings = vm.settings
+    refused = ["adapters"] if len(given.records("adapters")) > len(settings.adapters) else []
+    for name in ("reserve", "limit", "weight"):
+        given.record("processor").number(name)
+    for name in ("buffer", "weight"):
+        given.record("memory").number(name)
+    if given.number("start_action") in (2, 3, 4) and given.number("stop_action") in (2, 3, 4):
+        settings = replace(
+            settings,
+            start_action=given.number("start_action"),
+            start_delay_s=given.number("start_delay_s"),
+            stop_action=given.number("stop_action"),
+        )
+    else:
+        refused.append("actions")
+    vm.update(
+        replace(
+            settings,
+            checkpoint_type=given.number("checkpoint_type"),
+            automatic_checkpoints=given.flag("automatic_checkpoints"),
+        )
+    )
+    return {"refused": refused}
+
+
 def _switch(host: HypervHost, name: str) -> None:
     try:
         host.switch(name)
@@ -226,7 +261,10 @@ def _attach_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> 
             path=path,
             disk_number=None if path is not None else given.number("disk_number"),
         )
-        settings = vm.settings.with_drive(drive)
+        settings = vm.settings
+        if drive.slot == DVD_SLOT:
+            settings = replace(settings, has_dvd=False)
+        settings = settings.with_drive(drive)
         if given.flag("boot_first") and settings.generation == 2:
             settings = replace(settings, boot_first=drive.name)
         vm.update(settings)

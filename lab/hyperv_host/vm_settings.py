@@ -34,6 +34,9 @@ class ControllerType(StrEnum):
     SCSI = "scsi"
 
 
+DVD_SLOT = (ControllerType.IDE, 1, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
     """A virtual hard disk in its slot: a file, or a disk of the host (`disk_number`)."""
@@ -104,6 +107,10 @@ class VmSettings:
     checkpoint_type: int = 3
     automatic_checkpoints: bool = False
     vss_service: bool = True
+    has_dvd: bool = True  # of generation 1: the drive that a new machine has
+    start_action: int = 3
+    start_delay_s: int = 0
+    stop_action: int = 3
 
     @property
     def vmcx_path(self) -> WindowsPath:
@@ -140,8 +147,8 @@ class VmSettings:
         if drive.controller is ControllerType.IDE:
             numbers = 2 if self.generation == 1 else 0
         free = drive.slot not in {one.slot for one in self.drives}
-        if self.generation == 1 and drive.slot == (ControllerType.IDE, 1, 0):
-            free = False  # the DVD drive
+        if self.generation == 1 and self.has_dvd and drive.slot == DVD_SLOT:
+            free = False
         inside = 0 <= drive.location < _LOCATIONS[drive.controller]
         if not (0 <= drive.controller_number < numbers and inside and free):
             raise ParameterError(

@@ -133,6 +133,21 @@ def test_the_command_line_from_elsewhere_follows_a_recovery_and_a_restore_to_the
     assert made["result"]["vm"] == "fourth" and "fourth" in here.traces()["vms"]
 
 
+def test_the_wizards_offer_what_the_inventory_has(here: InstantLab, client: Client) -> None:
+    """Networks, datastores with their room, hosts, folders and pools; each as it can be taken."""
+    (places,) = client.api("GET", "/places?wait_s=60").document
+    assert places["failure"] is None
+    assert {"ds1", "ds2"} <= {store["name"] for store in places["datastores"]}
+    assert places["networks"] and places["machines"] and places["pools"]
+    vms = client.api("GET", "/vms").document["vms"]
+    assert {vm["folder"] for vm in vms} <= set(places["folders"])
+    assert {vm["runs_on"] for vm in vms} <= set(places["machines"])
+    for way in ("restore", "instant"):
+        page = client.call("GET", f"/points/{here.point}/{way}").body.decode()
+        for offered in ("ds2", places["networks"][0], places["pools"][0]):
+            assert f'<option value="{offered}">' in page
+
+
 @pytest.mark.timeout(300)
 def test_a_restore_makes_a_new_vm_and_a_wrong_wish_says_why(
     here: InstantLab, client: Client

@@ -157,6 +157,77 @@ def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
     assert shown["old"]["change_tracking"] == "unsupported"
 
 
+def test_the_nodes_of_a_cluster_are_one_host(tmp_path: Path, host: ScriptedHost) -> None:
+    """Over the API: each with its own certificate; VMs of all nodes, one that moves meanwhile too,
+    and one whose node is not registered."""
+    moving = vm("moving", 9)
+    roles = [
+        {"vm_id": each["id"], "name": each["name"], "owner": owner}
+        for each, owner in (
+            (VMS[0], "HV1"),
+            (moving, "HV1"),
+            (vm("far", 10), "HV3"),
+        )
+    ]
+    cluster = {
+        "name": "CLU1",
+        "nodes": [{"name": name, "state": 0} for name in ("HV1", "HV2", "HV3")],
+        "vms": roles,
+        "volumes": [],
+    }
+    host.handlers["list_cluster"] = lambda _p: cluster
+    # It comes when both nodes have been asked for all that they have.
+    host.handlers["list_vms"] = lambda p: {"vms": [moving] if p["vm_id"] else [VMS[0]]}
+    second_handlers = {
+        "host_facts": lambda _p: FACTS | {"computer_name": "HV2", "fqdn": "hv2"},
+        "list_vms": lambda _p: {"vms": [vm("local", 11, clustered=False)]},
+    }
+    (tmp_path / "second").mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    with (
+        scripted_host(tmp_path / "second", second_handlers) as second,
+        api_serving(home) as (services, port),
+    ):
+        assert host.server is not None and second.server is not None
+        services.catalog.accounts.create(
+            "admin", Secret.of_text(ADMIN_PASSWORD), Role.ADMINISTRATOR
+        )
+        client = Client(port)
+        assert client.log_in("admin", ADMIN_PASSWORD).status == 204
+        node = {
+            "address": "127.0.0.1",
+            "port": second.server.https_port,
+            "fingerprint": second.server.fingerprint,
+        }
+        body = {
+            "name": "clu1",
+            "kind": "hyperv",
+            "address": "127.0.0.1",
+            "port": host.server.https_port,
+            "user": USER,
+            "password": PASSWORD,
+            "fingerprint": host.server.fingerprint,
+        }
+        wrong = client.api(
+            "POST", "/hosts", body | {"nodes": [node | {"fingerprint": host.server.fingerprint}]}
+        )
+        assert wrong.document["code"] == "hyperv.certificate"
+        added = client.api("POST", "/hosts", body | {"nodes": [node]})
+        assert added.status == 200, added.body
+        tested = client.api("POST", "/hosts/clu1/test").document
+        assert list(tested["missing_nodes"]) == ["HV3"]
+        shown = {each["name"]: each for each in client.api("GET", "/vms").document["vms"]}
+    assert {name: each["runs_on"] for name, each in shown.items()} == {
+        "web": "HV1",
+        "moving": "HV1",
+        "local": "HV2",
+        "far": "HV3",
+    }
+    assert [reason["code"] for reason in shown["far"]["obstacles"]] == ["vm.node-not-asked"]
+    assert shown["moving"]["obstacles"] == []
+
+
 def test_the_command_line_names_the_other_nodes_of_a_cluster(
     tmp_path: Path, host: ScriptedHost
 ) -> None:

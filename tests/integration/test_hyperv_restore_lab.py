@@ -100,12 +100,14 @@ def test_a_new_vm_has_the_points_disk_and_configuration(
     assert [one.switch for one in new.settings.adapters] == [one.switch for one in old.adapters]
     assert {one.mac for one in new.settings.adapters}.isdisjoint({one.mac for one in old.adapters})
     assert new.settings.notes == old.notes
+    assert (old.start_action, new.settings.start_action) == (3, 2), "a copy starts when told to"
     assert new.settings.identity.bios_guid != old.identity.bios_guid, "the original is there"
     assert result.disks[0].written_bytes < 64 * MIB < result.disks[0].size_bytes
     remove(lab, new.settings.name)
     assert left_overs(here) == before
 
 
+@pytest.mark.timeout(600)
 def test_an_operator_restores_a_vm_which_boots_and_rolls_it_back_while_it_runs(
     appliance: HypervAppliance, here: HypervRestoring, lab: HypervLab
 ) -> None:
@@ -144,7 +146,13 @@ def test_a_lost_vm_comes_back_as_itself(here: HypervRestoring, lab: HypervLab) -
     """With its identity and addresses, its disk id and notes, in the host's own folder."""
     lost = lab.add_tiny("lost", start=False)
     adapter = replace(lost.settings.adapters[0], mac="02AABBCCDD01", dynamic_mac=False)
-    lost.update(replace(lost.settings, notes="of the sales people", adapters=(adapter,)))
+    lost.update(
+        replace(
+            lost.settings, notes="of the sales people", adapters=(adapter,), start_action=4,
+            start_delay_s=30, stop_action=2, checkpoint_type=4, has_dvd=False,
+            drives=(replace(lost.settings.drives[0], controller_number=1),),
+        )
+    )  # fmt: skip
     [result] = here.appliance.back_up("lost")
     assert result.backup is not None, result.error
     old = lost.settings
@@ -153,7 +161,23 @@ def test_a_lost_vm_comes_back_as_itself(here: HypervRestoring, lab: HypervLab) -
     new = named(lab, "lost").settings
     assert (new.identity, new.notes, new.folder) == (old.identity, old.notes, old.folder)
     assert [one.mac for one in new.adapters] == [one.mac for one in old.adapters]
+    assert [drive.slot for drive in new.drives] == [drive.slot for drive in old.drives]
+    assert (new.start_action, new.start_delay_s, new.stop_action, new.checkpoint_type) == (
+        4, 30, 2, 4
+    )  # fmt: skip
     remove(lab, "lost")
+
+
+def test_a_setting_that_the_host_refuses_is_said(here: HypervRestoring, lab: HypervLab) -> None:
+    """The VM is restored all the same."""
+    odd = lab.add_tiny("odd", start=False)
+    odd.update(replace(odd.settings, stop_action=9))
+    [result] = here.appliance.back_up("odd")
+    assert result.backup is not None, result.error
+    made = here.restore(here.point("odd"), name="even")
+    assert [reason.code for reason in made.reasons] == ["restore.settings-not-set"]
+    remove(lab, "odd")
+    remove(lab, "even")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +264,8 @@ def test_a_cancelled_restore_leaves_nothing(here: HypervRestoring) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["make_disk_files", "new_vm", "attach_disk", "set_notes", "list_switches"]
+    "script",
+    ["make_disk_files", "new_vm", "attach_disk", "apply_settings", "set_notes", "list_switches"],
 )
 def test_a_script_that_fails_leaves_nothing(
     here: HypervRestoring, lab: HypervLab, script: str

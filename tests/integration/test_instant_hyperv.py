@@ -14,13 +14,6 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.base.run_context import CancelToken
-from appliance.exports.datastore.session import SessionStore
-from appliance.repository.repository import Repository
-from appliance.service.home import Home
-from appliance.service.recoveries import open_recovery_target
-from appliance.service.recovery_server import sessions_folder
-from appliance.targets.recovery import StillThereError, TargetState
 from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE, VmState
@@ -31,13 +24,13 @@ from tests.support.hyperv_instant import (
     Here,
     acknowledged,
     assert_nothing_is_left,
+    do_every_step_twice,
     instant_on_hyperv,
     journal,
     tgtd_of,
     wait_for,
 )
 from tests.support.hyperv_lab import HypervLab
-from tests.support.needs import needs
 
 pytestmark = pytest.mark.integration
 
@@ -86,24 +79,7 @@ def test_every_step_may_be_done_twice(here: Here) -> None:
     """As after a crash or a lost reply: it looks before it acts, and makes nothing twice."""
     with serving(here.home, *SERVE, "--iscsi-port", "0"):
         started = here.instant("start", here.point, "--address", "127.0.0.1", "--reserve", "0")
-        record = SessionStore(sessions_folder(here.home)).get(started["session_id"])
-        state, cancel = TargetState(record.target_state), CancelToken()
-        with (
-            Home(here.home).open_catalog() as catalog,
-            Repository.open(here.home / "repository") as repository,
-            open_recovery_target(catalog, here.home, "hv1") as target,
-        ):
-            hardware = repository.points.find(here.point).hardware
-            target.mount(state, cancel)
-            again = target.register(state, hardware, cancel)
-            assert again.key == record.vm_key
-            assert len(here.vm(started["vm"]).settings.drives) == 1
-            with pytest.raises(StillThereError):
-                target.unmount(state)
-            for _ in range(2):
-                target.take_away(state, again.key)
-            for _ in range(2):
-                target.unmount(state)
+        do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
     assert_nothing_is_left(here)
 
@@ -124,7 +100,6 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
 def test_a_generation_2_vm_boots_with_secure_boot_moves_and_is_backed_up(here: Here) -> None:
     """UEFI finds the boot disk among two and starts what its template trusts; the moved VM, which
     runs on, is backed up whole and then by what changed."""
-    needs("mkfs.vfat", "mcopy")
     original = here.lab.add_uefi("second", secure_boot=OTHER_VENDORS_TEMPLATE)
     add_disk_before_the_first(here.lab, original)
     holdfast_program.run(here.home, "backup", "vm", "second", "--quiesce", "crash", "--quiet")

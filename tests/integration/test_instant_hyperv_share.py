@@ -20,6 +20,7 @@ from tests.support.hyperv_instant import (
     Here,
     acknowledged,
     assert_nothing_is_left,
+    do_every_step_twice,
     instant_on_hyperv,
     journal,
     wait_for,
@@ -115,6 +116,7 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
         vm = here.vm(started["vm"])
         assert journal(vm) == []  # the host reads the disk through SMB and VHDX
         smbd = smbd_of(process.pid)
+        do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
         assert not Path(f"/proc/{smbd}").exists()
     assert_no_share_is_left(here)

@@ -22,6 +22,7 @@ from tests.support.hyperv_instant import (
     Here,
     acknowledged,
     assert_nothing_is_left,
+    do_every_step_twice,
     instant_on_hyperv,
     journal,
     tgtd_of,
@@ -87,6 +88,7 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
         assert started["phase"] == "registered"
         place = here.lab.practice.host.volumes.place(here.vm(started["vm"]).settings.folder)
         assert place.is_dir()
+        do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
         assert not place.exists()
         assert not here.lab.practice.iscsi.connected(started["session_id"])

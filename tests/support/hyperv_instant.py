@@ -9,18 +9,27 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.base.run_context import CancelToken
+from appliance.exports.datastore.session import SessionStore
 from appliance.jobs.instant_recovery import wanted_disks
 from appliance.repository.repository import Repository
 from appliance.service.home import Home
 from appliance.service.recoveries import open_recovery_target
+from appliance.service.recovery_server import sessions_folder
 from appliance.targets.contract import Keep, WantedVmPlace
-from appliance.targets.recovery import Breadth, RecoveryPlan, RecoveryRequest
+from appliance.targets.recovery import (
+    Breadth,
+    RecoveryPlan,
+    RecoveryRequest,
+    StillThereError,
+    TargetState,
+)
 from lab.guests.journal import read_journal
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
@@ -124,6 +133,35 @@ def journal(vm: HypervVm) -> list[int]:
 def tgtd_of(daemon_pid: int) -> int:
     """The child of ours, not anybody's."""
     return int(says("pgrep", "-P", str(daemon_pid), "-x", "tgtd"))
+
+
+def do_every_step_twice(here: Here, session_id: str) -> None:
+    """Of a session with a registered VM, by the target alone; nothing is made twice, and while the
+    VM is there, or carries no mark any more, nothing is taken from it."""
+    record = SessionStore(sessions_folder(here.home)).get(session_id)
+    state, cancel = TargetState(record.target_state), CancelToken()
+    with (
+        Home(here.home).open_catalog() as catalog,
+        Repository.open(here.home / "repository") as repository,
+        open_recovery_target(catalog, here.home, "hv1") as target,
+    ):
+        hardware = repository.points.find(here.point).hardware
+        target.mount(state, cancel)
+        again = target.register(state, hardware, cancel)
+        assert again.key == record.vm_key
+        vm = here.vm(record.vm)
+        assert len(vm.settings.drives) == 1
+        with pytest.raises(StillThereError):
+            target.unmount(state)
+        marked = vm.settings
+        vm.update(replace(marked, notes="somebody's"))
+        with pytest.raises(StillThereError):
+            target.take_away(state, again.key)
+        vm.update(marked)
+        for _ in range(2):
+            target.take_away(state, again.key)
+        for _ in range(2):
+            target.unmount(state)
 
 
 def assert_nothing_is_left(here: Here) -> None:

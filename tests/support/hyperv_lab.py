@@ -54,6 +54,9 @@ class HypervLab:
 
     def add_uefi(self, name: str, *, secure_boot: str = "", **more: Any) -> HypervVm:
         """Of generation 2, off."""
+        needs("mkfs.vfat", "mcopy")
+        if not Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd").exists():
+            missing_reason("missing Debian package: ovmf")
         return self.practice.host.add_guest(
             name,
             build(GuestKind.UEFI),
