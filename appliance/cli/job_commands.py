@@ -12,7 +12,7 @@ from appliance.base.errors import UsageError
 from appliance.cli.job_options import add_create_options, job_of, policy_of
 from appliance.cli.options import home_path
 from appliance.cli.output import ExitCode, note, show, table
-from appliance.cli.run_commands import exit_code_of, follow
+from appliance.cli.run_commands import show_begun
 
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
@@ -189,16 +189,7 @@ def run_run(args: argparse.Namespace) -> int:
     from appliance.service.daemon_client import DaemonClient
 
     client = DaemonClient(home_path(args))
-    run = client.run_job(args.name)
-    if not args.wait:
-        show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
-        return ExitCode.SUCCESS
-    ended = follow(args, client, run["run_id"])
-    end = ended["outcome"] or ended["state"]
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
-    if ended["error"]:
-        note(f"[{ended['error_code']}] {ended['error']}")
-    return exit_code_of(end)
+    return show_begun(args, client, client.run_job(args.name))
 
 
 def run_change(args: argparse.Namespace) -> int:

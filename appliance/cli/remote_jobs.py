@@ -9,7 +9,7 @@ from appliance.base.errors import UsageError
 from appliance.cli.job_commands import changes_text
 from appliance.cli.job_options import job_of, policy_of
 from appliance.cli.output import ExitCode, described, note, show, table
-from appliance.cli.run_commands import detail_lines, exit_code_of, follow
+from appliance.cli.run_commands import detail_lines, show_begun
 
 if TYPE_CHECKING:
     from appliance.service.appliance_client import ApplianceClient
@@ -63,16 +63,7 @@ def apply_jobs(args: argparse.Namespace, client: ApplianceClient) -> int:
 
 
 def run_job(args: argparse.Namespace, client: ApplianceClient) -> int:
-    run = client.run_job(args.name)
-    if not args.wait:
-        show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
-        return ExitCode.SUCCESS
-    ended = follow(args, client, run["run_id"])
-    end = ended["outcome"] or ended["state"]
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
-    if ended["error"]:
-        note(f"[{ended['error_code']}] {ended['error']}")
-    return exit_code_of(end)
+    return show_begun(args, client, client.run_job(args.name))
 
 
 def change_job(args: argparse.Namespace, client: ApplianceClient) -> int:

@@ -196,26 +196,14 @@ def _exit_code(reasons: Sequence[Reason]) -> ExitCode:
 def _show_new(
     args: argparse.Namespace, opened: OpenedTarget, made: VmRestoreResult, point_id: str
 ) -> ExitCode:
+    from appliance.service.recovery_results import restored_result
+
     note_reasons(made.reasons)
     document = {
         "point_id": point_id,
         "host": opened.target.name,
-        "vm": made.vm,
-        "id": made.key,
         "in_place": False,
-        "transport": made.transport,
-        "powered_on": made.powered_on,
-        "disks": [
-            {
-                "number": disk.number,
-                "label": disk.label,
-                "size_bytes": disk.size_bytes,
-                "written_bytes": disk.written_bytes,
-                "seconds": round(disk.seconds, 3),
-            }
-            for disk in made.disks
-        ],
-        "seconds": round(made.seconds, 3),
+        **restored_result(made),
         "reasons": [reason.as_json() for reason in made.reasons],
     }
     written = sum(disk.written_bytes for disk in made.disks)

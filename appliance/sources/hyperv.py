@@ -23,7 +23,8 @@ from appliance.base.run_context import RunContext
 from appliance.sources.contract import FreezeRequest, Orphan, SourceVm
 from appliance.sources.frozen import FrozenVm
 from appliance.sources.hyperv_errors import hyperv_calls
-from appliance.sources.hyperv_freeze import FreezeTools, frozen_vm
+from appliance.sources.hyperv_freeze import frozen_vm
+from appliance.sources.hyperv_freeze_run import FreezeTools
 from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.hyperv_listing import vm_identity, vm_obstacles, volume_label
 from appliance.sources.hyperv_nodes import HypervNodes, UnseenVm

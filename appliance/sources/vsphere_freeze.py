@@ -33,6 +33,7 @@ from appliance.sources.contract import (
     SourceVm,
     VmNotProtectableError,
 )
+from appliance.sources.freeze_reasons import no_disks
 from appliance.sources.frozen import FrozenDisk, FrozenVm, SkippedDisk
 from appliance.sources.intents import Intents, Made
 from appliance.sources.reopening_reader import ReopeningReader
@@ -147,7 +148,7 @@ class _Freeze:
         )
         disks, skipped = self._disks(at, stack)
         if not disks:
-            raise VmNotProtectableError(vm.name, _no_disks(skipped))
+            raise VmNotProtectableError(vm.name, no_disks("a snapshot", skipped))
         hardware = config_capture.capture(self._session, vm.moref, taken.moref)
         self._reasons += _not_captured(hardware)
         return FrozenVm(
@@ -315,15 +316,6 @@ def _not_captured(hardware: Mapping[str, Any]) -> list[Reason]:
         for lost in hardware["not_captured"]
         if lost["part"] not in _NEVER_CAPTURED
     ]
-
-
-def _no_disks(skipped: Sequence[SkippedDisk]) -> Reason:
-    words = "; ".join(f"[{disk.reason.code}] {disk.reason.text}" for disk in skipped)
-    return Reason(
-        "vm.no-disks",
-        f"no disk can be covered by a snapshot ({words or 'the VM has none'})",
-        "see what is said of each disk",
-    )
 
 
 def _tracking_failed(error: VsphereError) -> Reason:

@@ -15,7 +15,7 @@ from appliance.base.backoff import Backoff
 from appliance.base.consistency import Consistency
 from appliance.catalog.runs import RunOutcome
 from appliance.jobs.vm_backup import VmResult
-from appliance.sources import hyperv_freeze, hyperv_smb_reader
+from appliance.sources import hyperv_freeze, hyperv_recovery_checkpoint, hyperv_smb_reader
 from hyperv import checkpoints
 from hyperv.checkpoints import BackupType, Level, list_checkpoints
 from hyperv.marker import Marker
@@ -127,8 +127,8 @@ def test_a_vm_that_moved_between_backups_is_read_by_what_changed(here: Here) -> 
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        (hyperv_freeze, "take_checkpoint"),
-        (hyperv_freeze, "read_disks"),
+        (hyperv_recovery_checkpoint, "take_checkpoint"),
+        (hyperv_recovery_checkpoint, "read_disks"),
         (hyperv_freeze, "capture_vm"),
         (checkpoints, "_name"),
     ],

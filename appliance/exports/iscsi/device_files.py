@@ -29,10 +29,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from appliance.base.errors import ApplianceError, StorageFullError
 from appliance.base.units import KIB
 from appliance.blocks.device import BlockDevice
 from appliance.exports.fuse import MountError, check_folder, load_fuse
+from appliance.exports.fuse_operations import FuseOperations
 from appliance.exports.iscsi.guard import Guard
 
 _MOUNT_WITHIN_S = 20.0
@@ -200,7 +200,7 @@ class _Shown:
             self._idle.wait_for(lambda: not self._inside)
 
 
-class _Files:
+class _Files(FuseOperations):
     """The operations, as fusepy calls them: by name, with the path first."""
 
     use_ns = True
@@ -208,24 +208,6 @@ class _Files:
     def __init__(self) -> None:
         self.devices: dict[str, _Shown] = {}
         self.started = threading.Event()
-
-    def __call__(self, operation: str, *arguments: Any) -> Any:
-        """Raises nothing but OSError with an errno, which fusepy hands to the kernel."""
-        try:
-            method = getattr(self, operation, None)
-            if method is None:
-                raise OSError(errno.ENOSYS, operation)
-            return method(*arguments)
-        except OSError as error:
-            raise OSError(error.errno or errno.EIO, operation) from error
-        except StorageFullError as error:
-            raise OSError(errno.ENOSPC, operation) from error
-        except ApplianceError as error:
-            log.error("%s %s: [%s] %s", operation, arguments[0], error.code, error)
-            raise OSError(errno.EIO, operation) from error
-        except Exception as error:
-            log.exception("%s %s", operation, arguments[0])
-            raise OSError(errno.EIO, operation) from error
 
     def init(self, path: str) -> None:
         self.started.set()
