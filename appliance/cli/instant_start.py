@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _KEEP = ("keep", "new")
 _ISOLATED = "isolated"
+RESERVE = "1G"
 PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through", "share": "share"}
 
 
@@ -81,7 +82,7 @@ def add_start(start: argparse.ArgumentParser) -> None:
         " or VHDX files on an SMB share (default: volume)",
     )
     start.add_argument(
-        "--reserve", default="1G", metavar="SIZE", help="space kept free where guests' writes go"
+        "--reserve", default=RESERVE, metavar="SIZE", help="space kept free where guests' writes go"
     )
     instant_local.add_options(start)
     start.set_defaults(run=run_start)

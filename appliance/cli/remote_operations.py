@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from appliance.base.errors import UsageError
-from appliance.cli.instant_start import PRESENTATIONS, wanted_networks
+from appliance.cli.instant_start import PRESENTATIONS, RESERVE, wanted_networks
 from appliance.cli.output import ExitCode, described, note, show, table
 from appliance.cli.run_commands import exit_code_of, live_lines
 from appliance.cli.vm_restore_commands import check_together, network_pairs
@@ -38,6 +38,8 @@ def start_session(args: argparse.Namespace, client: ApplianceClient) -> int:
         raise UsageError("name a recovery point, or a session with --resume")
     if args.target == "local" or args.probe:
         raise UsageError(f"--target local {_HERE_ONLY}")
+    if args.reserve != RESERVE:
+        raise UsageError(f"--reserve {_HERE_ONLY}: its daemon has its own")
     life = {"power_on": args.power_on, "heartbeat_within_s": args.heartbeat_timeout}
     if args.resume:
         return _followed(args, client, client.post("recoveries", args.resume, "resume", body=life))
