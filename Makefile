@@ -3,11 +3,11 @@ PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -
 VENV := .venv
 BIN := $(VENV)/bin
 
-DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2 tgt ntfs-3g
-DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common samba libiscsi-bin qemu-block-extra ovmf mtools dosfstools
+DEBIAN_RUN := python3-venv qemu-system-x86 qemu-utils fuse3 libfuse2 tgt ntfs-3g samba
+DEBIAN_LAB := busybox-static mmdebstrap e2fsprogs fdisk grub-pc-bin grub-common samba-vfs-modules libiscsi-bin qemu-block-extra ovmf mtools dosfstools
 DEBIAN_CHECK := dosfstools xfsprogs
 DEBIAN_TEST := $(DEBIAN_CHECK) chromium libnfs-utils libnbd-bin python3-libnbd nbdkit fio openssl git libvhdi-utils
-DEBIAN_BENCH := borgbackup restic
+DEBIAN_BENCH := borgbackup restic smbclient
 DEBIAN_OVA := mmdebstrap grub-pc-bin grub-common mtools dosfstools e2fsprogs fdisk qemu-utils
 DEBIAN_TEST_OVA := qemu-system-x86 ovmf openssh-client
 STAMP := $(VENV)/.installed

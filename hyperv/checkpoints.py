@@ -13,7 +13,7 @@ Source: design notes section 3; Msvm_VirtualSystemSnapshotService.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -98,8 +98,12 @@ def take_checkpoint(
     levels: Sequence[Level],
     backup_type: BackupType,
     patience: Patience,
+    on_made: Callable[[str], None] = lambda _: None,
 ) -> TakenCheckpoint:
     """Make a recovery checkpoint with the first of `levels` that the VM allows.
+
+    Args:
+        on_made: is told the id of the checkpoint before it is named.
 
     Raises:
         ConsistencyError: none of `levels` could be reached.
@@ -120,6 +124,7 @@ def take_checkpoint(
                 raise ConsistencyError(f"{host.address}: {error}") from error
             findings.append(_downgraded(error))
             continue
+        on_made(made)
         try:
             _name(host, made, marker, patience.unstoppable())
             patience.check()

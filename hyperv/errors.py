@@ -122,9 +122,15 @@ class SharingError(HypervError):
 
 
 class FileError(HypervError):
-    """A file of the host cannot be read over SMB; the message names it and the status."""
+    """A file of the host cannot be read or written over SMB; the message names it and why."""
 
     code = "hyperv.file"
+
+
+class FullError(FileError):
+    """The volume of the host that is written to has no room left."""
+
+    code = "hyperv.full"
 
 
 class FileUnreachableError(FileError):
@@ -132,3 +138,9 @@ class FileUnreachableError(FileError):
 
     code = "hyperv.smb-unreachable"
     retryable = True
+
+
+class UnprotectedError(FileUnreachableError):
+    """An answer over SMB bore no valid signature or seal of the host; nothing of it was used."""
+
+    code = "hyperv.smb-unprotected"

@@ -30,7 +30,7 @@ from hyperv.winrm_session import Endpoint, WinrmSession
 
 CALL_DEADLINE_S: Final = 300.0
 SHELLS: Final = 4  # at once and per host; a user may have 30
-_TRIES = 4
+TRIES: Final = 4
 _PAUSE_S = 2.0
 _NOT_REPEATABLE = frozenset(
     {
@@ -38,6 +38,7 @@ _NOT_REPEATABLE = frozenset(
         "convert_to_reference_point",
         "create_checkpoint",
         "create_shadow",
+        "import_disk",
         "new_vm",
         "swap_disks",
     }
@@ -74,6 +75,7 @@ class HostSession:
         *,
         deadline_s: float = CALL_DEADLINE_S,
         patience: Patience | None = None,
+        tries: int = TRIES,
     ) -> AnswerT:
         """Run a script, repeating it where that is safe. Blocks.
 
@@ -81,7 +83,7 @@ class HostSession:
         """
         patience = patience or self._patience
         pause_s = _PAUSE_S
-        for remaining in range(_TRIES - 1, -1, -1):
+        for remaining in range(tries - 1, -1, -1):
             patience.check()
             try:
                 with self._shell() as shell:

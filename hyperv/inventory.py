@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final
 
 from hyperv.errors import GoneError
-from hyperv.host_session import HostSession
+from hyperv.host_session import TRIES, HostSession
 from hyperv.patience import Patience
 from hyperv.script_types import Cluster, HostFacts, Vm, VmDisk, Vms, VmState
 from hyperv.windows_path import is_unc
@@ -44,9 +44,11 @@ class Way(Enum):
     SHADOW_COPY = "shadow-copy"
 
 
-def host_facts(host: HostSession, patience: Patience | None = None) -> HostFacts:
+def host_facts(
+    host: HostSession, patience: Patience | None = None, *, tries: int = TRIES
+) -> HostFacts:
     """Raises HypervError."""
-    return host.call("host_facts", {}, HostFacts, patience=patience)
+    return host.call("host_facts", {}, HostFacts, patience=patience, tries=tries)
 
 
 def list_vms(host: HostSession, patience: Patience | None = None) -> list[Vm]:

@@ -1,6 +1,7 @@
 """A disk that a Hyper-V host reaches over iSCSI: logged in to, brought online, and given back.
 
     connect -> online (folder of ours) -> … -> offline -> disconnect
+            -> hold_offline (number of a disk for pass-through) -> … -> offline -> disconnect
 
 The login does not outlive a restart of the host. Each call may be repeated.
 Thread model: functions; they block. Source: scripts `connect_iscsi`, `online_disk`, `offline_disk`,
@@ -71,6 +72,15 @@ def online(host: HostSession, disk: IscsiDisk, patience: Patience) -> str:
     """Return the folder that shows the disk's volume. Raises HypervError."""
     parameters = {"serial": disk.serial, "marker": disk.marker, "mount": True}
     return host.call("online_disk", parameters, _Online, patience=patience).folder
+
+
+def hold_offline(host: HostSession, disk: IscsiDisk, patience: Patience) -> int:
+    """Return the host's number of the disk, which stays offline, as a VM takes it whole.
+
+    Raises HypervError.
+    """
+    parameters = {"serial": disk.serial, "marker": disk.marker, "mount": False}
+    return host.call("online_disk", parameters, _Online, patience=patience).disk_number
 
 
 def offline(host: HostSession, disk: IscsiDisk, patience: Patience) -> None:

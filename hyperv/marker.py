@@ -18,6 +18,8 @@ _APPLIANCE_ID = re.compile(_UUID)
 _RUN_ID = re.compile(_RUN)
 _TEXT = re.compile(rf"holdfast-({_UUID})-({_RUN})-(backup|restore)")
 _LIMIT_CHARS = 99
+SESSION = "instant-"
+"""Begins the run id of what an instant recovery session made: it lives as long as the session."""
 
 
 class Purpose(StrEnum):
@@ -42,6 +44,10 @@ class Marker:
     @property
     def text(self) -> str:
         return f"{prefix(self.appliance_id)}{self.run_id}-{self.purpose}"
+
+    @property
+    def is_of_session(self) -> bool:
+        return self.run_id.startswith(SESSION)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:

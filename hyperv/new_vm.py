@@ -1,11 +1,11 @@
-"""A VM made from a captured configuration, with disk files that are on the host already.
+"""A VM made from a captured configuration, with disks that the host has already.
 
-    find_marked -> new_vm -> attach (per disk) -> set_power … unmark, or remove
+    find_marked -> new_vm -> attach (per disk) -> set_power … import_disk, unmark, or remove
 
 What is made carries the marker in its notes until `unmark`; only what carries it is removed. A step
 whose end is not known is looked at before it is done again.
 Thread model: functions; they block. Source: scripts `new_vm`, `attach_disk`, `set_power`,
-`set_notes`, `move_storage`, `remove_vm`.
+`set_notes`, `move_storage`, `import_disk`, `remove_vm`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from hyperv.captured_vm import CapturedVm
+from hyperv.errors import HypervError
 from hyperv.host_session import HostSession
 from hyperv.inventory import list_vms, read_vm
 from hyperv.patience import Patience
 from hyperv.script_types import Answer, Vm
+from hyperv.vm_configuration import memory_parameters
 
 MOVE_DEADLINE_S = 24 * 3600.0
 _POWER_DEADLINE_S = 900.0
@@ -39,10 +43,21 @@ class NewDisk:
     controller_number: int
     location: int
     boot_first: bool
+    disk_number: int = -1  # of a disk of the host, for pass-through; `path` is empty then
 
     @property
     def place(self) -> str:
         return f"{self.controller}{self.controller_number}:{self.location}"
+
+
+class _Switch(Answer):
+    id: str
+    name: str
+    type: str
+
+
+class _Switches(Answer):
+    switches: list[_Switch] = Field(max_length=4096)
 
 
 class _Made(Answer):
@@ -62,9 +77,19 @@ class _Moved(Answer):
     disk_paths: list[str]
 
 
+class _Imported(Answer):
+    copied: bool
+
+
 class _Removed(Answer):
     found: bool
     disk_paths: list[str]
+
+
+def list_switches(host: HostSession, patience: Patience) -> list[str]:
+    """The names of the host's virtual switches. Raises HypervError."""
+    found = host.call("list_switches", {}, _Switches, patience=patience)
+    return [switch.name for switch in found.switches]
 
 
 def find_marked(host: HostSession, marker: str, patience: Patience) -> Vm | None:
@@ -94,12 +119,7 @@ def new_vm(
         "version": "",
         "processors": captured.processor.count,
         "nested": captured.processor.nested,
-        "memory": {
-            "startup_bytes": captured.memory.startup_bytes,
-            "minimum_bytes": captured.memory.minimum_bytes,
-            "maximum_bytes": captured.memory.maximum_bytes,
-            "dynamic": captured.memory.dynamic,
-        },
+        "memory": memory_parameters(captured),
         "secure_boot": firmware.secure_boot if firmware else False,
         "secure_boot_template": firmware.secure_boot_template if firmware else "",
         "tpm": captured.security.tpm,
@@ -134,22 +154,29 @@ def attach(
             "controller_number": disk.controller_number,
             "location": disk.location,
             "path": disk.path,
-            "disk_number": -1,
+            "disk_number": disk.disk_number,
             "boot_first": disk.boot_first,
         }
         host.call("attach_disk", parameters, _Attached, patience=patience)
 
 
-def set_power(host: HostSession, vm_id: str, power: str, patience: Patience) -> None:
+def set_power(
+    host: HostSession,
+    vm_id: str,
+    power: str,
+    patience: Patience,
+    *,
+    deadline_s: float = _POWER_DEADLINE_S,
+) -> None:
     """`power`: on, off (at once) or shutdown. In the wanted state already: nothing happens.
 
-    Raises HypervError.
+    Raises: DeadlineError: it may still go on; HypervError.
     """
     host.call(
         "set_power",
         {"vm_id": vm_id, "power": power},
         _Power,
-        deadline_s=_POWER_DEADLINE_S,
+        deadline_s=deadline_s,
         patience=patience,
     )
 
@@ -165,11 +192,47 @@ def move(host: HostSession, vm_id: str, folder: str, patience: Patience) -> None
     )
 
 
+def import_disk(
+    host: HostSession,
+    vm_id: str,
+    marker: str,
+    disk: NewDisk,
+    *,
+    serial: str,
+    patience: Patience,
+) -> None:
+    """Copy what the VM, which is off, has as pass-through into the file `disk.path`, and attach
+    that in its place. A file of that name is made anew, unless it is attached.
+
+    Raises HypervError: the VM has what it had.
+    """
+    host.call(
+        "import_disk",
+        {
+            "vm_id": vm_id,
+            "marker": marker,
+            "controller": disk.controller,
+            "controller_number": disk.controller_number,
+            "location": disk.location,
+            "serial": serial,
+            "path": disk.path,
+        },
+        _Imported,
+        deadline_s=MOVE_DEADLINE_S,
+        patience=patience,
+    )
+
+
 def unmark(host: HostSession, vm: Vm, marker: str, notes: str, patience: Patience) -> None:
     """Make it a VM like any other, with the notes of the original. Raises HypervError."""
-    if marker in vm.notes:
-        parameters = {"vm_id": vm.id, "marker": marker, "name": vm.name, "notes": notes}
+    if marker not in vm.notes:
+        return
+    parameters = {"vm_id": vm.id, "marker": marker, "name": vm.name, "notes": notes}
+    try:
         host.call("set_notes", parameters, _Made, patience=patience)
+    except HypervError:
+        if marker in read_vm(host, vm.id, patience).notes:  # else only the answer was lost
+            raise
 
 
 def remove(host: HostSession, vm_id: str, marker: str, patience: Patience) -> None:

@@ -103,7 +103,8 @@ class ClusterNode(Answer):
 
 
 class ClusterVm(Answer):
-    vm_id: str
+    vm_id: str = Field(max_length=64)
+    name: str = Field(max_length=1024)  # of its role, which is the VM's unless somebody renamed it
     owner: str
 
 
@@ -116,9 +117,25 @@ class ClusterVolume(Answer):
 
 class Cluster(Answer):
     name: str
-    nodes: list[ClusterNode]
-    vms: list[ClusterVm]
-    volumes: list[ClusterVolume]
+    nodes: list[ClusterNode] = Field(max_length=256)
+    vms: list[ClusterVm] = Field(max_length=_MANY)
+    volumes: list[ClusterVolume] = Field(max_length=_MANY)
+
+    def owner_of(self, vm_id: str) -> str:
+        """The node that a VM belongs to now; "": it is not one of the cluster's."""
+        return next((vm.owner for vm in self.vms if vm.vm_id == vm_id), "")
+
+    def coordinator_of(self, path: str) -> str:
+        """The node that coordinates the shared volume a file lies on; "": it is on none."""
+        folded = path.casefold()
+        return next(
+            (
+                volume.owner
+                for volume in self.volumes
+                if folded.startswith(volume.path.rstrip("\\").casefold() + "\\")
+            ),
+            "",
+        )
 
 
 class Checkpoint(Answer):
@@ -223,6 +240,7 @@ class VmState(Answer):
     operational_status: list[int]
     heartbeat: int
     addresses: list[str]
+    guest_name: str = Field(max_length=_TEXT)
     disk_paths: list[str]
     uptime_s: int
 

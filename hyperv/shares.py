@@ -18,10 +18,28 @@ def share_drives(
     host: HostSession, drives: Sequence[str], marker: Marker, patience: Patience
 ) -> dict[str, str]:
     """Return share by drive letter, for reading. Raises HypervError."""
+    return _share(host, drives, marker, patience, writable=False)
+
+
+def share_for_writing(
+    host: HostSession, drives: Sequence[str], marker: Marker, patience: Patience
+) -> dict[str, str]:
+    """As `share_drives`, for a restore. Raises HypervError."""
+    return _share(host, drives, marker, patience, writable=True)
+
+
+def _share(
+    host: HostSession,
+    drives: Sequence[str],
+    marker: Marker,
+    patience: Patience,
+    *,
+    writable: bool,
+) -> dict[str, str]:
     return {
         drive: host.call(
             "share_folder",
-            {"marker": marker.text, "folder": f"{drive}:\\", "writable": False},
+            {"marker": marker.text, "folder": f"{drive}:\\", "writable": writable},
             Share,
             patience=patience,
         ).share

@@ -1,22 +1,22 @@
 """Disk files of a Hyper-V host, read over SMB 3: pipelined, and signed or encrypted.
 
-Data path: `vhdx` readers ask an `SmbFile` (structurally a `vhdx.source.BatchSource`) -> smbprotocol
--> the host's admin share, or a share made for it. One `SmbConnection` per disk: its files share a
-TCP connection, and disks do not wait for each other.
+Data path: `vhdx` readers ask an `SmbFile` (structurally a `vhdx.source.BatchSource`) -> `smb_reads`
+-> the host's admin share, or a share made for it. smbprotocol logs in, opens and closes; what is
+read goes past it. One `SmbConnection` per disk: its files share a TCP connection, and disks do not
+wait for each other. `smb_writing` opens files for a restore.
 
-Invariants: files are opened for reading only, and others may go on doing what they like with them
-(share read, write, delete), so that a VM is never in our way nor we in its; every handle is closed
-when `close` returns, which is what the merge of a checkpoint waits for. Every message is signed or
-encrypted. Waiting for the host is bounded.
+Invariants: files are opened here for reading only, and others may go on doing what they like with
+them (share read, write, delete), so that a VM is never in our way nor we in its; every handle is
+closed when `close` returns, which is what the merge of a checkpoint waits for. Every message is
+signed or encrypted. Waiting for the host is bounded.
 
-Thread model: any thread; requests of one connection take turns, each keeping several reads under
-way. Source: [MS-SMB2] 2.2.19, 3.2.4.1.2 (credits); smbprotocol 1.17.
+Thread model: any thread; opening and closing take turns, reads go on together.
+Source: smbprotocol 1.17.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,7 +44,6 @@ from smbprotocol.open import (
     ImpersonationLevel,
     Open,
     ShareAccess,
-    SMB2ReadResponse,
 )
 from smbprotocol.session import Session
 from smbprotocol.tree import TreeConnect
@@ -54,19 +53,26 @@ from hyperv.errors import (
     AccessError,
     FileError,
     FileUnreachableError,
+    FullError,
     GoneError,
     HypervError,
     LoginError,
     SharingError,
+    UnprotectedError,
+)
+from hyperv.smb_messages import CREDIT_BYTES, cost
+from hyperv.smb_reads import (
+    ANSWER_TIMEOUT_S,
+    READ_BYTES,
+    WANTED_CREDITS,
+    ReadRefusedError,
+    ReadTarget,
+    SmbReads,
 )
 from hyperv.windows_path import SharedPath
 
 PORT: Final = 445
 CONNECT_TIMEOUT_S: Final = 20
-ANSWER_TIMEOUT_S: Final = 120  # of one read; a disk under load may take its time
-READ_BYTES: Final = 1 << 20  # of one request
-_CREDIT_BYTES = 65536
-_WANTED_CREDITS = 128  # eight reads of 1 MiB under way
 _FIRST_DIALECT = 0x0300
 _SHARE_ANY = (
     ShareAccess.FILE_SHARE_READ | ShareAccess.FILE_SHARE_WRITE | ShareAccess.FILE_SHARE_DELETE
@@ -111,10 +117,11 @@ class SmbConnection:
                     auth_protocol="kerberos" if login.is_kerberos else "negotiate",
                 )
                 self._session.connect()
+                self._reads = SmbReads(self._connection, self._session)
                 self._connection.echo(
                     self._session.session_id,
                     timeout=CONNECT_TIMEOUT_S,
-                    credit_request=_WANTED_CREDITS,
+                    credit_request=WANTED_CREDITS,
                 )
             except BaseException:
                 self._drop()
@@ -132,6 +139,17 @@ class SmbConnection:
             GoneError: no such share or file; AccessError, LoginError.
             FileUnreachableError: the connection broke; FileError.
         """
+        handle, name = self.opened(where, _READ, _SHARE_ANY)
+        file = SmbFile(self, handle, name)
+        with self._lock:
+            self._files.append(file)
+        return file
+
+    def opened(self, where: SharedPath, access: int, sharing: int) -> tuple[Open, str]:
+        """Open a file that exists; return its handle and its name for messages.
+
+        Raises: as `open_file`.
+        """
         name = f"\\\\{self._login.address}\\{where.share}\\{where.path}"
         with self._lock, _translated(name):
             tree = self._trees.get(where.share)
@@ -142,24 +160,52 @@ class SmbConnection:
             handle = Open(tree, where.path)
             handle.create(
                 ImpersonationLevel.Impersonation,
-                _READ,
+                access,
                 FileAttributes.FILE_ATTRIBUTE_NORMAL,
-                _SHARE_ANY,
+                sharing,
                 CreateDisposition.FILE_OPEN,
                 CreateOptions.FILE_NON_DIRECTORY_FILE,
             )
-            file = SmbFile(self, handle, name)
-            self._files.append(file)
-            return file
+            return handle, name
 
-    def read(self, handle: Open, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Read ranges that lie inside the file, several requests under way at a time."""
-        pieces = [list(_cut(offset, length, self._read_bytes)) for offset, length in ranges]
-        todo = deque(piece for of_range in pieces for piece in of_range)
+    @property
+    def write_bytes(self) -> int:
+        """The most that one write moves."""
+        if not self._connection.supports_multi_credit:
+            return CREDIT_BYTES
+        return min(READ_BYTES, int(self._connection.max_write_size))
+
+    def begin(self, handle: Open, name: str, message: Any, moved_bytes: int) -> Any | None:
+        """Send a message of smbprotocol without waiting for its answer; None: the host has granted
+        no credits for it, so answers to others have to be taken first. Raises: as `open_file`."""
         with self._lock, _translated(name):
-            blocks = self._pipelined(handle, name, todo)
-        found = iter(blocks)
-        return [b"".join(next(found) for _ in of_range) for of_range in pieces]
+            window = self._connection.sequence_window
+            if window["high"] - window["low"] < cost(moved_bytes):
+                return None
+            return self._connection.send(
+                message,
+                sid=self._session.session_id,
+                tid=handle.tree_connect.tree_connect_id,
+                credit_request=cost(moved_bytes),  # as many as it uses up
+            )
+
+    def end(self, name: str, request: Any) -> bytes:
+        """Wait for the answer. Raises: as `open_file`, FullError."""
+        with _translated(name):
+            answer = self._connection.receive(request, timeout=ANSWER_TIMEOUT_S)
+            return bytes(answer["data"].get_value())
+
+    def read(self, handle: Open, name: str, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill the buffers from ranges that lie inside the file."""
+        tree = handle.tree_connect
+        target = ReadTarget(
+            tree_id=int(tree.tree_connect_id),
+            file_id=bytes(handle.file_id),
+            is_sealed=bool(self._session.encrypt_data or tree.encrypt_data),
+            is_dfs=bool(tree.is_dfs_share),
+        )
+        with _translated(name):
+            self._reads.fill(target, wanted)
 
     def close(self) -> None:
         """Close every handle and the connection; idempotent, never raises."""
@@ -170,46 +216,6 @@ class SmbConnection:
             self._drop()
 
     # Under the lock
-
-    @property
-    def _read_bytes(self) -> int:
-        if not self._connection.supports_multi_credit:
-            return _CREDIT_BYTES
-        return min(READ_BYTES, int(self._connection.max_read_size))
-
-    def _pipelined(self, handle: Open, name: str, todo: deque[tuple[int, int]]) -> list[bytes]:
-        connection = self._connection
-        blocks: list[bytes] = []
-        under_way: deque[tuple[Any, int]] = deque()
-        while todo or under_way:
-            while todo and self._has_credits(todo[0][1]):
-                offset, length = todo.popleft()
-                message, _ = handle.read(offset, length, send=False)
-                request = connection.send(
-                    message,
-                    sid=self._session.session_id,
-                    tid=handle.tree_connect.tree_connect_id,
-                    credit_request=_cost(length),  # as many as it uses up
-                )
-                under_way.append((request, length))
-            if not under_way:
-                raise FileUnreachableError(f"{name}: the host grants no credits")
-            request, length = under_way.popleft()
-            answer = SMB2ReadResponse()
-            answer.unpack(connection.receive(request, timeout=ANSWER_TIMEOUT_S)["data"].get_value())
-            block = answer["buffer"].get_value()
-            if len(block) != length:
-                raise FileError(f"{name}: a read of {length} bytes gave {len(block)}")
-            blocks.append(block)
-        return blocks
-
-    @property
-    def _credits(self) -> int:
-        window = self._connection.sequence_window
-        return int(window["high"] - window["low"])
-
-    def _has_credits(self, length: int) -> bool:
-        return self._credits >= _cost(length)
 
     def _drop(self) -> None:
         self._trees.clear()
@@ -243,12 +249,22 @@ class SmbFile:
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return what `read_at` would for each (offset, length), in the order of `ranges`."""
+        buffers = [
+            bytearray(max(min(length, self._size_bytes - offset), 0)) for offset, length in ranges
+        ]
+        self.read_many_into(
+            [(offset, memoryview(each)) for (offset, _), each in zip(ranges, buffers, strict=True)]
+        )
+        return [bytes(each) for each in buffers]
+
+    def read_many_into(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill every buffer (writable, bytes) from its offset; all of it lies inside the file.
+
+        Raises: as `SmbConnection.open_file`; then the buffers hold anything.
+        """
         if self._is_closed:
             raise FileError(f"{self.name} was closed while it was read")
-        inside = [
-            (offset, max(min(length, self._size_bytes - offset), 0)) for offset, length in ranges
-        ]
-        return self._connection.read(self._handle, self.name, inside)
+        self._connection.read(self._handle, self.name, wanted)
 
     def close(self) -> None:
         """Idempotent, never raises: a handle that cannot be closed ends with the connection."""
@@ -259,24 +275,19 @@ class SmbFile:
             self._handle.close()
 
 
-def _cut(offset: int, length: int, most_bytes: int) -> Iterator[tuple[int, int]]:
-    end = offset + length
-    while offset < end:
-        yield offset, min(most_bytes, end - offset)
-        offset += most_bytes
-
-
-def _cost(length: int) -> int:
-    """Credits of a read, [MS-SMB2] 3.1.5.2."""
-    return max(length - 1, 0) // _CREDIT_BYTES + 1
-
-
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
+    except UnprotectedError as error:
+        raise UnprotectedError(f"{name}: {error}") from error
     except HypervError:
         raise
+    except ReadRefusedError as error:
+        if not error.status:
+            text = f"{name}: a read of {error.asked} bytes gave {error.length}"
+            raise FileError(text) from error
+        raise _by_status(name, error.status) from error
     except (SMBAuthenticationError, LogonFailure, SpnegoError) as error:
         raise LoginError(f"{name}: the SMB login is refused") from error
     except SharingViolation as error:
@@ -286,7 +297,7 @@ def _translated(name: str) -> Iterator[None]:
     except (ObjectNameNotFound, ObjectPathNotFound) as error:
         raise GoneError(f"{name} does not exist") from error
     except SMBResponseException as error:
-        raise _by_status(name, error) from error
+        raise _by_status(name, error.status) from error
     except (SMBConnectionClosed, OSError) as error:
         raise FileUnreachableError(f"{name}: {error}") from error
     except (SMBException, ValueError, KeyError, TypeError) as error:
@@ -295,12 +306,15 @@ def _translated(name: str) -> Iterator[None]:
 
 
 _BAD_NETWORK_NAME = 0xC00000CC
+_DISK_FULL = frozenset({0xC000007F, 0xC0000044})  # or a quota of the account
 _GONE_STATUSES = frozenset({0xC00000C9, 0xC0000203, 0xC000020C, 0xC000035C})  # name, session, link
 
 
-def _by_status(name: str, error: SMBResponseException) -> HypervError:
-    if error.status == _BAD_NETWORK_NAME:
+def _by_status(name: str, status: int) -> HypervError:
+    if status == _BAD_NETWORK_NAME:
         return GoneError(f"{name}: the host has no such share")
-    if error.status in _GONE_STATUSES:
-        return FileUnreachableError(f"{name}: the SMB session ended (status {error.status:#010x})")
-    return FileError(f"{name}: status {error.status:#010x}")
+    if status in _DISK_FULL:
+        return FullError(f"{name}: the volume has no room left")
+    if status in _GONE_STATUSES:
+        return FileUnreachableError(f"{name}: the SMB session ended (status {status:#010x})")
+    return FileError(f"{name}: status {status:#010x}")

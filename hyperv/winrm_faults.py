@@ -9,6 +9,11 @@ import ssl
 from typing import Final
 
 import requests
+from requests_credssp.exceptions import (
+    AuthenticationException,
+    InvalidConfigurationException,
+    NTStatusException,
+)
 from spnego.exceptions import SpnegoError
 from winrm.exceptions import (
     InvalidCredentialsError,
@@ -39,10 +44,18 @@ _BUSY: Final = {
     2147943418: "the registry could not be read",  # seen at log-off; it passes
 }
 _ACCESS_DENIED: Final = 5
+_REFUSED: Final = (
+    InvalidCredentialsError,
+    PermissionError,
+    SpnegoError,
+    AuthenticationException,
+    InvalidConfigurationException,
+    NTStatusException,
+)
 _QUOTED_CHARS = 500
 
 FOREIGN_ERRORS: Final = (
-    SpnegoError,
+    *_REFUSED,
     WinRMError,
     WinRMTransportError,
     WinRMOperationTimeoutError,
@@ -61,7 +74,7 @@ FOREIGN_ERRORS: Final = (
 
 def translate(error: BaseException, where: str) -> HypervError:
     """Return our error for one of `FOREIGN_ERRORS`; `where` names host and call."""
-    if isinstance(error, InvalidCredentialsError | PermissionError | SpnegoError):
+    if isinstance(error, _REFUSED):
         return LoginError(f"{where}: user name or password, or the kind of login, is refused")
     if isinstance(error, WSManFaultError):
         return _fault(error, where)

@@ -25,6 +25,7 @@ from winrm.exceptions import WinRMError, WinRMOperationTimeoutError
 from winrm.protocol import Protocol
 
 from hyperv import envelope, pinned_http
+from hyperv.credssp_sealing import CredsspEncryption
 from hyperv.envelope import AnswerT
 from hyperv.errors import (
     BusyError,
@@ -236,6 +237,8 @@ class WinrmSession:
         pinned_http.prepare(session, pinned_http.digits(pin) if pin else None)
         if sealed:
             protocol.transport.setup_encryption(session)
+            if endpoint.login is Login.CREDSSP:
+                protocol.transport.encryption = CredsspEncryption(session)
         return protocol
 
     def _abandon(self) -> None:

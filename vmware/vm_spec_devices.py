@@ -19,7 +19,13 @@ from typing import Any
 
 from pyVmomi import vim
 
-from vmware.captured_vm import CapturedController, CapturedDisk, CapturedNic, CapturedVm
+from vmware.captured_vm import (
+    CapturedController,
+    CapturedDevice,
+    CapturedDisk,
+    CapturedNic,
+    CapturedVm,
+)
 from vmware.errors import VsphereError
 from vmware.findings import Finding, Weight
 from vmware.network_choice import ChosenNetwork
@@ -53,6 +59,7 @@ _OF_EVERY_VM = (
     "VirtualVideoCard",
     "VirtualVMCIDevice",
 )
+_DRIVES = ("VirtualCdrom", "VirtualFloppy")
 _FAMILIES = {
     "VirtualAHCIController": "sata",
     "VirtualNVMEController": "nvme",
@@ -310,6 +317,12 @@ def _made_controller(controller: CapturedController, key: int) -> Any:
 
 def nics_that_can_be_made(nics: Iterable[CapturedNic]) -> tuple[CapturedNic, ...]:
     return tuple(nic for nic in nics if nic.kind in _NICS)
+
+
+def left_out_devices(vm: CapturedVm) -> tuple[CapturedDevice, ...]:
+    """What a VM of another hypervisor has no place for: neither every VM's, nor an empty drive."""
+    known = (*_OF_EVERY_VM, *_DRIVES)
+    return tuple(device for device in vm.other_devices if device.kind not in known)
 
 
 _PASSTHROUGH = Finding(

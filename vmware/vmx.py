@@ -16,16 +16,17 @@ from __future__ import annotations
 import re
 import unicodedata
 import uuid as uuids
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vmware.captured_vm import CapturedController, CapturedNic, CapturedVm
+from vmware.captured_vm import BootKind, CapturedController, CapturedNic, CapturedVm
 from vmware.errors import VsphereError
 from vmware.kept_settings import kept_settings
 from vmware.network_choice import ChosenNetwork
 from vmware.vm_spec_devices import MacPolicy, disk_address, nics_that_can_be_made
 
 VMX_BYTES_MAX = 1 << 20
+_BOOT_DISKS_MOST = 8
 
 _KEY = re.compile(r"\.?[A-Za-z][A-Za-z0-9_.:-]{0,127}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -106,6 +107,7 @@ def build_vmx(vm: CapturedVm, choices: VmxChoices) -> bytes:
     settings |= {key: value for key, value in kept if key.lower() not in taken and _plain(value)}
     settings |= _controllers(vm.controllers)
     settings |= _disks(vm, choices.disk_files)
+    settings |= _boot_order(vm, choices.disk_files, nics)
     for number, nic in enumerate(nics):
         settings |= _nic(f"ethernet{number}", nic, choices.networks[nic.key], choices.mac)
     settings[choices.mark[0]] = choices.mark[1]
@@ -207,6 +209,23 @@ def _disks(vm: CapturedVm, files: Mapping[int, str]) -> dict[str, str]:
             f"{place}.fileName": _file(files[disk.key]),
         }
     return settings
+
+
+def _boot_order(
+    vm: CapturedVm, files: Mapping[int, str], nics: Sequence[CapturedNic]
+) -> dict[str, str]:
+    """Of a BIOS, where disks have an order (Broadcom KB 326326); EFI keeps its own in the NVRAM."""
+    disks = {disk.key: disk_address(vm, disk) for disk in vm.disks if disk.key in files}
+    cards = {nic.key: f"ethernet{number}" for number, nic in enumerate(nics)}
+    places = [disks[device.device_key] for device in vm.boot_order if device.device_key in disks]
+    if vm.firmware == "efi" or not places:
+        return {}
+    kinds = {BootKind.DISK: "hdd", BootKind.CDROM: "cdrom", BootKind.FLOPPY: "floppy"}
+    names = [kinds.get(each.kind) or cards.get(each.device_key, "") for each in vm.boot_order]
+    return {
+        "bios.bootOrder": ",".join(dict.fromkeys(name for name in names if name)),
+        "bios.hddOrder": ",".join(places[:_BOOT_DISKS_MOST]),
+    }
 
 
 def _nic(prefix: str, nic: CapturedNic, chosen: ChosenNetwork, mac: MacPolicy) -> dict[str, str]:

@@ -51,8 +51,10 @@ def local_application(server: RecoveryServer, jobs: JobService) -> web.Applicati
             {
                 "version": __version__,
                 "pid": os.getpid(),
+                "address": server.address,
                 "nfs_port": server.port,
                 "iscsi_port": server.iscsi_port,
+                "smb_port": server.smb_port,
             }
         )
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.catalog.catalog import Catalog
+from appliance.machine.layout import Layout
 from appliance.repository.repository import Repository
 from appliance.service.deletion import Deletion
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
+from appliance.service.places import PlacesCache
 from appliance.service.proofs import Proofs
 from appliance.service.recovery_server import RecoveryServer
 from appliance.service.recovery_service import RecoveryService
@@ -29,12 +31,14 @@ class Services:
     repository_path: Path
     recovery: RecoveryServer
     inventory: InventoryCache
+    places: PlacesCache
     jobs: JobService
     recover: RecoveryService
     feed: LiveFeed
     post: Post
     deletion: Deletion
     figures: RepositoryFigures
+    machine: Layout = field(default_factory=Layout)
     setup_token: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     """Printed on the console; makes the first account, once."""
     on_set_up: Callable[[], None] = lambda: None
@@ -44,4 +48,4 @@ class Services:
 
     def __post_init__(self) -> None:
         self.proofs = Proofs(self.home)
-        self.security = SecurityCheck(self.catalog, self.repository, self.home)
+        self.security = SecurityCheck(self.catalog, self.repository, self.home, self.machine)

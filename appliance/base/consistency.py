@@ -1,4 +1,4 @@
-"""What can be said of the guest's data at the moment its disks were frozen."""
+"""What is asked of a guest when its disks are frozen, and what can be said of its data then."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ class Consistency(StrEnum):
     FILE_SYSTEM = "file-system"
     APPLICATION = "application"
     OFFLINE = "offline"
+
+
+class GuestLogs(StrEnum):
+    """What applications in the guest do with their logs once they know of a backup."""
+
+    KEEP = "keep"
+    TRUNCATE = "truncate"

@@ -1,7 +1,7 @@
 """Crash-safe copy-on-write: the writes of a recovery session over a base that never changes.
 
     reads, writes -> Overlay -> data file (what was written) | base.read_at (what was not)
-                        flush -> fdatasync(data), journal group, fdatasync(journal)
+                        flush -> overlay_durability
 
 Why it looks like this. Data lies in a sparse file, in slots of one 8 MiB segment: offsets stay
 small on a 62 TiB disk, sequential stays sequential, and a second write to a block goes in place, so
@@ -10,33 +10,30 @@ journal (`overlay_journal`), which names data after it is durable. So after a cr
 what a flush had acknowledged, or something written after that: what a disk promises. Contents carry
 no checksum: they change in place, as on a disk.
 
-A flush when nothing was written costs nothing, one that changed no block's place one fdatasync, any
-other one two. If an fsync fails, what reached the disk is unknown and asking again would lie (the
-kernel forgets the error), so every later write and flush raises OverlayFailedError; reads go on.
-
 Thread model: every method from any thread. `_lock` covers the change of a block's place: file write
 and map update of one segment, and taking the changes for a flush. It is not held during an fsync
-or while the base is read. Reads take no lock (see `overlay_map`). Order: the group commit's
-turn before `_lock`; nothing else is taken under `_lock`.
+or while the base is read. Reads take no lock (see `overlay_reader`). Order: see
+`overlay_durability`; nothing else is taken under `_lock`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.base.errors import StorageFullError, UsageError
-from appliance.base.units import KIB, MIB
+from appliance.base.errors import UsageError
 from appliance.blocks import overlay_files as files
 from appliance.blocks.device import BlockReader, check_range
-from appliance.blocks.extents import ExtentKind, MappedExtent
-from appliance.blocks.overlay_commit import GroupCommit
-from appliance.blocks.overlay_errors import OverlayCorruptError, OverlayFailedError
-from appliance.blocks.overlay_journal import Journal, Record
-from appliance.blocks.overlay_map import BASE, DATA, MAX_SEGMENTS, MIXED, ZERO, Geometry, OverlayMap
+from appliance.blocks.extents import MappedExtent
+from appliance.blocks.overlay_data import DataFile
+from appliance.blocks.overlay_durability import Durability
+from appliance.blocks.overlay_errors import OverlayCorruptError
+from appliance.blocks.overlay_journal import Journal
+from appliance.blocks.overlay_map import BASE, DATA, MAX_SEGMENTS, ZERO, Geometry, OverlayMap
+from appliance.blocks.overlay_reader import OverlayReader
 from appliance.blocks.overlay_session import (
     Identity,
     Session,
@@ -48,13 +45,6 @@ from appliance.blocks.overlay_session import (
     remove_session,
     remove_unfinished,
 )
-
-_ZEROS = bytes(MIB)
-_MAX_EXTENTS = 1 << 16
-_MAX_RUNS_AT_ONCE = 8  # of a read on the event loop
-_MAX_COPY_AT_ONCE_BYTES = MIB  # about 0.1 ms of an event loop
-_COMPACT_MIN_RECORDS = 64 * KIB  # 2 MiB of journal: replayed in about 0.1 s
-_COMPACT_FACTOR = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,26 +68,24 @@ class Overlay:
         self._block_mask = session.block_bytes - 1
         self._segment_bytes = session.geometry.segment_bytes
         self._lock = threading.Lock()
-        self._group_commit = GroupCommit(self._commit)
-        self._failure: BaseException | None = None
-        self._unsynced = False
-        self._unjournaled: list[Record] = []  # a full storage refused them
         self._map = OverlayMap(session.size_bytes, session.geometry)
         self._lock_fd = lock_fd
-        self._data_fd = -1
         self._journal = Journal(journal_path(folder), session.journal_header)
-        try:
-            self._map.replay(self._journal.replay())
-            self._data_fd = os.open(data_path(folder), os.O_RDWR | os.O_CLOEXEC)
-            self._compact_at = _COMPACT_MIN_RECORDS
-            self._compact_if_long()
-        except BaseException as error:
-            self._close_files()  # but neither lock nor base, which are still the caller's
-            if isinstance(error, FileNotFoundError):
+        with ExitStack() as opened:  # lock and base stay the caller's if this fails
+            opened.callback(self._journal.close)
+            try:
+                self._map.replay(self._journal.replay())
+                self._data = DataFile(data_path(folder))
+                opened.callback(self._data.close)
+                self._durability = Durability(
+                    folder, self._lock, self._map, self._data, self._journal
+                )
+            except FileNotFoundError as error:
                 raise OverlayCorruptError(f"the session in {folder} lacks a file") from error
-            if isinstance(error, OSError):
+            except OSError as error:
                 raise files.storage_error(f"cannot open the session in {folder}", error) from error
-            raise
+            opened.pop_all()
+        self._reader = OverlayReader(session.size_bytes, base, self._map, self._data)
 
     @classmethod
     def create(
@@ -153,93 +141,16 @@ class Overlay:
     # reading
 
     def read_at(self, offset: int, length: int) -> bytes:
-        check_range(offset, length, self._size_bytes)
-        if not length:
-            return b""
-        kind = self._map.kind_of(offset, length)
-        if kind != MIXED:
-            return self._read_run(kind, offset, length)
-        return b"".join([self._read_run(*run) for run in self._map.runs(offset, length)])
-
-    def _read_run(self, kind: int, offset: int, length: int) -> bytes:
-        if kind == BASE:
-            return self._base.read_at(offset, length)
-        if kind == ZERO:
-            return bytes(length)
-        try:
-            return files.pread_exactly(self._data_fd, length, self._map.data_offset(offset))
-        except OSError as error:
-            raise files.storage_error(f"cannot read {data_path(self._folder)}", error) from error
+        return self._reader.read_at(offset, length)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        length = len(buffer)
-        check_range(offset, length, self._size_bytes)
-        for kind, run_offset, run_length in self._map.runs(offset, length):
-            start = run_offset - offset
-            part = buffer[start : start + run_length]
-            if kind == BASE:
-                self._base.read_into(run_offset, part)
-            elif kind == ZERO:
-                _fill_zeros(part)
-            else:
-                self._read_data_into(run_offset, part)
-
-    def _read_data_into(self, offset: int, part: memoryview) -> None:
-        try:
-            files.preadv_exactly(self._data_fd, part, self._map.data_offset(offset))
-        except OSError as error:
-            raise files.storage_error(f"cannot read {data_path(self._folder)}", error) from error
+        self._reader.read_into(offset, buffer)
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
-        check_range(offset, length, self._size_bytes)
-        if not length:
-            return b""
-        kind = self._map.kind_of(offset, length)
-        if kind != MIXED:
-            return self._try_read_run(kind, offset, length)
-        parts: list[bytes | memoryview] = []
-        for run in self._map.runs(offset, length):
-            part = self._try_read_run(*run) if len(parts) < _MAX_RUNS_AT_ONCE else None
-            if part is None:
-                return None
-            parts.append(part)
-        return b"".join(parts)
-
-    def _try_read_run(self, kind: int, offset: int, length: int) -> bytes | memoryview | None:
-        if kind == BASE:
-            return self._base.try_read_at(offset, length)
-        if kind == ZERO:
-            return memoryview(_ZEROS)[:length] if length <= len(_ZEROS) else bytes(length)
-        if length > _MAX_COPY_AT_ONCE_BYTES:
-            return None
-        try:
-            return files.pread_cached(self._data_fd, length, self._map.data_offset(offset))
-        except OSError:
-            return None  # the blocking read reports it
+        return self._reader.try_read_at(offset, length)
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
-        check_range(offset, length, self._size_bytes)
-        result: list[MappedExtent] = []
-        for extent in self._extents(offset, length):
-            last = result[-1] if result else None
-            if last is not None and last.kind is extent.kind:
-                result[-1] = MappedExtent(last.offset, extent.end - last.offset, last.kind)
-            elif len(result) == _MAX_EXTENTS:
-                break
-            else:
-                result.append(extent)
-        return result
-
-    def _extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
-        for kind, start, run_length in self._map.runs(offset, length):
-            if kind == BASE:
-                known = self._base.map_extents(start, run_length)
-                yield from known
-                if known[-1].end < start + run_length:
-                    return
-            else:
-                extent_kind = ExtentKind.ZERO if kind == ZERO else ExtentKind.DATA
-                yield MappedExtent(start, run_length, extent_kind)
+        return self._reader.map_extents(offset, length)
 
     # writing
 
@@ -306,14 +217,10 @@ class Overlay:
 
     def _store(self, start: int, end: int, buffers: list[files.Buffer]) -> None:
         """Write one segment's part into its slot; the map follows only when all of it is there."""
-        self._check_usable()
+        self._durability.begin_change()
         segment, inner = divmod(start, self._segment_bytes)
         position = self._map.assign_slot(segment) * self._segment_bytes + inner
-        self._unsynced = True
-        try:
-            files.pwrite_all(self._data_fd, buffers, position)
-        except OSError as error:
-            raise files.storage_error(f"cannot write {data_path(self._folder)}", error) from error
+        self._data.write(buffers, position)
         self._map.mark_data(start, end)
 
     def zero_at(self, offset: int, length: int) -> None:
@@ -335,82 +242,24 @@ class Overlay:
 
     def _zero_blocks(self, start: int, end: int) -> None:
         with self._lock:
-            self._check_usable()
-            self._unsynced = True
+            self._durability.begin_change()
             freed = self._map.mark_zero(start, end)
             # Under the lock: a later write to the same blocks must not fall into the hole. The
             # journal may still call them data after a crash; a hole reads as the zeros asked for.
             for position, length in freed:
-                try:
-                    files.punch_hole(self._data_fd, position, length)
-                except OSError as error:
-                    action = f"cannot free space in {data_path(self._folder)}"
-                    raise files.storage_error(action, error) from error
-
-    # durability
+                self._data.free(position, length)
 
     def flush(self) -> None:
-        """As BlockDevice.flush.
-
-        Raises:
-            StorageFullError: no space for the journal; not durable, but a later flush may be.
-            OverlayFailedError: nothing can be made durable any more.
-        """
-        self._group_commit.run()
-
-    def _commit(self) -> None:
-        with self._lock:
-            self._check_usable()
-            if not self._unsynced:
-                return
-            self._unsynced = False
-            changes = self._unjournaled + self._map.take_changes()
-            self._unjournaled = changes
-            long = self._journal.record_count + len(changes) > self._compact_at
-            whole = self._map.all_records() if long else None
-        try:
-            os.fdatasync(self._data_fd)
-            if changes and (whole is None or not self._replaced_journal(whole)):
-                self._journal.append(changes)
-        except StorageFullError:
-            self._unsynced = True
-            raise
-        except BaseException as error:
-            self._failure = error
-            raise OverlayFailedError(f"the session in {self._folder} failed: {error}") from error
-        self._unjournaled = []
-
-    def _replaced_journal(self, whole: list[Record]) -> bool:
-        try:
-            self._journal.replace(whole)
-        except StorageFullError:
-            return False
-        self._compact_at = max(_COMPACT_MIN_RECORDS, _COMPACT_FACTOR * len(whole))
-        return True
-
-    def _compact_if_long(self) -> None:
-        if self._journal.record_count > self._compact_at:
-            whole = self._map.all_records()
-            self._compact_at = max(_COMPACT_MIN_RECORDS, _COMPACT_FACTOR * len(whole))
-            if self._journal.record_count > self._compact_at:
-                self._replaced_journal(whole)
-
-    def _check_usable(self) -> None:
-        if self._lock_fd < 0:
-            raise OverlayFailedError(f"the session in {self._folder} is closed")
-        if self._failure is not None:
-            raise OverlayFailedError(
-                f"the session in {self._folder} failed earlier: {self._failure}"
-            ) from self._failure
+        """As BlockDevice.flush; raises what `Durability.flush` raises."""
+        self._durability.flush()
 
     # the session
 
     def stats(self) -> OverlayStats:
-        file_system = os.fstatvfs(self._data_fd)
         return OverlayStats(
             dirty_bytes=self._map.data_blocks * self._block_bytes,
-            allocated_bytes=os.fstat(self._data_fd).st_blocks * 512 + self._journal.size_bytes,
-            free_bytes=file_system.f_bavail * file_system.f_frsize,
+            allocated_bytes=self._data.allocated_bytes + self._journal.size_bytes,
+            free_bytes=self._data.free_bytes,
             journal_bytes=self._journal.size_bytes,
             discarded_journal_bytes=self._journal.discarded_bytes,
         )
@@ -424,7 +273,7 @@ class Overlay:
         if self._lock_fd < 0:
             return
         try:
-            if self._failure is None:
+            if not self._durability.failed:
                 self.flush()
         finally:
             self._release()
@@ -442,19 +291,9 @@ class Overlay:
 
     def _release(self) -> None:
         with self._lock:  # a write that comes too late must not meet a reused descriptor
-            self._close_files()
+            self._durability.close()
+            self._journal.close()
+            self._data.close()
             os.close(self._lock_fd)
             self._lock_fd = -1
         self._base.close()
-
-    def _close_files(self) -> None:
-        self._journal.close()
-        if self._data_fd >= 0:
-            os.close(self._data_fd)
-            self._data_fd = -1
-
-
-def _fill_zeros(part: memoryview) -> None:
-    for start in range(0, len(part), len(_ZEROS)):
-        piece = part[start : start + len(_ZEROS)]
-        piece[:] = memoryview(_ZEROS)[: len(piece)]

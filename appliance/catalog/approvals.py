@@ -42,6 +42,7 @@ class Guard(StrEnum):
 class ApprovalKind(StrEnum):
     FORGET_POINTS = "forget-points"
     LOWER_GUARD = "lower-guard"
+    DELETE_REPOSITORY = "delete-repository"  # carried out by who asked, not by the approval
 
 
 class ApprovalState(StrEnum):

@@ -29,7 +29,7 @@ _TEXT_LIMIT = 256
 _COLUMNS = "name, kind, address, port, user, fingerprint, server_id, settings, added_at"
 
 
-LOGIN_SETTINGS = ("login", "scheme", "smb_port", "smb_protection")
+LOGIN_SETTINGS = ("login", "scheme", "smb_port", "smb_protection", "nodes")
 """Of `HostRecord.settings`: how and where the password is used, of Hyper-V hosts."""
 
 

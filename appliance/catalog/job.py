@@ -113,7 +113,7 @@ class VerificationJob(_Base, Checks):
     select: PointSelection = PointSelection()
     where: Where = Where.SANDBOX
     host: _Pattern | None = None  # registered one to boot on; none: the only one
-    address: str = Field(default="", max_length=256)  # where hosts reach our NFS; none: found out
+    address: str = Field(default="", max_length=256)  # where hosts reach us; none: found out
     hash_share: float = Field(default=0.0, ge=0, le=1)  # of the chunks, read and proven
     check_file_systems: bool = False
     vms: Annotated[tuple[VmChecks, ...], Field(max_length=1000)] = ()  # the first that fits counts

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import UsageError
 from appliance.base.units import KIB, parse_duration, parse_size
 from appliance.catalog.schedule import Schedule, Strict, WindowText, ZoneName
@@ -141,6 +141,7 @@ class Policy(Strict):
     windows: tuple[WindowText, ...] = Field(default=(), max_length=64)  # none: at any time
     retention: Retention = Retention()
     consistency: Ladder = Ladder()
+    guest_logs: GuestLogs = GuestLogs.KEEP
     before: Script | None = None
     after: Script | None = None
     vms_at_once: int | None = Field(default=None, ge=1, le=64)  # none: the appliance's own limit
@@ -149,6 +150,7 @@ class Policy(Strict):
     cbt_audit_percent: float = Field(default=1.0, ge=0, le=100)
     rto: DurationText | None = None  # how long a VM may take until it is ready
     rpo: DurationText | None = None  # how old its newest point may be
+    evidence_days: int = Field(default=90, ge=1, le=36_500)  # of verifications, beside certificates
 
     @property
     def zone(self) -> ZoneInfo:

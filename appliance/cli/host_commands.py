@@ -19,6 +19,7 @@ from appliance.cli.prompts import interruptible
 if TYPE_CHECKING:
     from appliance.catalog.hosts import HostRecord
     from appliance.service.hosts import AnyLogin
+    from appliance.sources.hyperv_node import NodeAddress
 
 _ADDRESS = re.compile(r"[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_:-]{1,63})*\.?")
 DEFAULT_PORT = 443
@@ -58,7 +59,16 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     adding.add_argument(
         "--accept-fingerprint",
         metavar="FP",
-        help="SHA-256 or SHA-1 of the server's certificate (default: show it and ask)",
+        action="append",
+        help="SHA-256 or SHA-1 of the server's certificate (default: show it and ask); once more "
+        "for each --node, in their order",
+    )
+    adding.add_argument(
+        "--node",
+        metavar="A[:PORT[:SMB_PORT]]",
+        action="append",
+        default=[],
+        help="another node of a Hyper-V host's failover cluster; may be repeated",
     )
     adding.add_argument(
         "--auth",
@@ -115,6 +125,30 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
     return address, int(port_text or default_port)
 
 
+def parse_node(text: str, port: int, smb_port: int) -> NodeAddress:
+    """Split `A`, `A:PORT`, `A:PORT:SMB_PORT`, `[A]:PORT`; `port` and `smb_port` are the defaults.
+
+    Raises UsageError.
+    """
+    from appliance.sources.hyperv_node import NodeAddress
+
+    host, ports = text, ""
+    if text.startswith("[") or text.count(":") <= 2:
+        head, colon, rest = text.partition("]:" if text.startswith("[") else ":")
+        if colon:
+            host, ports = head + ("]" if text.startswith("[") else ""), rest
+    main, _, smb = ports.partition(":")
+    address, found = parse_address(f"{host}:{main}" if main else host, port)
+    if smb and not (smb.isascii() and smb.isdigit()):
+        raise UsageError(f"not a node's ADDRESS[:PORT[:SMB_PORT]]: {text!r}")
+    try:
+        return NodeAddress(
+            address=address, port=found, smb_port=int(smb or smb_port), fingerprint=""
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def run_add(args: argparse.Namespace) -> int:
     from appliance.service.home import Home
     from appliance.service.hosts import add_host
@@ -123,7 +157,7 @@ def run_add(args: argparse.Namespace) -> int:
     with Home(home_path(args)).open_catalog() as catalog:
         catalog.hosts.check_free(login.name)
         if args.scheme == "https":
-            login = replace(login, fingerprint=_fingerprint(args, login))
+            login = _with_fingerprints(args, login)
         added = add_host(catalog, login, read_password(args, login.user))
     about = added.about
     show(
@@ -138,8 +172,8 @@ def run_add(args: argparse.Namespace) -> int:
 def _vsphere_login(args: argparse.Namespace) -> AnyLogin:
     from appliance.sources.vsphere_host import HostLogin
 
-    if args.scheme != "https":
-        raise UsageError("vSphere is reached over https only")
+    if args.scheme != "https" or args.node:
+        raise UsageError("vSphere is reached over https only, and its hosts through the vCenter")
     address, port = parse_address(args.address)
     return HostLogin(name=args.name, address=address, port=port, user=args.user, fingerprint="")
 
@@ -149,7 +183,7 @@ def _hyperv_login(args: argparse.Namespace) -> AnyLogin:
 
     is_plain = args.scheme == "http"
     address, port = parse_address(args.address, HTTP_PORT if is_plain else HTTPS_PORT)
-    return HypervLogin.from_settings(
+    login = HypervLogin.from_settings(
         {
             "login": args.auth,
             "scheme": args.scheme,
@@ -162,14 +196,34 @@ def _hyperv_login(args: argparse.Namespace) -> AnyLogin:
         user=args.user,
         fingerprint="",
     )
+    nodes = [parse_node(text, port, args.smb_port) for text in args.node]
+    return replace(login, nodes=tuple(nodes))
 
 
-def _fingerprint(args: argparse.Namespace, login: AnyLogin) -> str:
-    """The certificate's fingerprint, accepted by option or by a person."""
+def _with_fingerprints(args: argparse.Namespace, login: AnyLogin) -> AnyLogin:
+    """With those of the server and of its other nodes, accepted by option or by a person."""
+    from appliance.sources.hyperv_host import HypervLogin
+
+    others = login.others if isinstance(login, HypervLogin) else []
+    given: list[str] = args.accept_fingerprint or []
+    if given and len(given) != 1 + len(others):
+        raise UsageError("give --accept-fingerprint once, and once more for each --node")
+    accepted = [
+        _fingerprint(each, given[place] if given else None)
+        for place, each in enumerate([login, *others])
+    ]
+    if isinstance(login, HypervLogin):
+        pinned = zip(login.nodes, accepted[1:], strict=True)
+        nodes = tuple(replace(node, fingerprint=found) for node, found in pinned)
+        return replace(login, fingerprint=accepted[0], nodes=nodes)
+    return replace(login, fingerprint=accepted[0])
+
+
+def _fingerprint(login: AnyLogin, accepted: str | None) -> str:
     from appliance.service.hosts import accepted_fingerprint, shown_fingerprint
 
-    if args.accept_fingerprint:
-        return accepted_fingerprint(login, args.accept_fingerprint)
+    if accepted:
+        return accepted_fingerprint(login, accepted)
     return accepted_by_person(shown_fingerprint(login), f"{login.address}:{login.port}")
 
 
@@ -233,14 +287,14 @@ def _as_json(host: HostRecord) -> dict[str, Any]:
 def run_test(args: argparse.Namespace) -> int:
     """Exit code 1: backups would fail; 3: they work, something optional does not."""
     from appliance.service.home import Home
-    from appliance.service.hosts import cluster_nodes, open_host
+    from appliance.service.hosts import cluster_reach, open_host
 
     with Home(home_path(args)).open_catalog() as catalog:
         record = catalog.hosts.get(args.name)
         with open_host(catalog, record) as host:
             about = host.about
             lacking = host.lacking_purposes()
-            nodes = cluster_nodes(host)
+            reach = cluster_reach(host)
     step = (
         f"give them to the role of {record.user} at the root of the inventory, with propagation; "
         "leave out the purposes that you do not use"
@@ -252,13 +306,18 @@ def run_test(args: argparse.Namespace) -> int:
         **asdict(about),
         "missing_privileges": [asdict(item) for item in lacking],
         "next_step": step if lacking else None,
-        "cluster_nodes": nodes,
+        "cluster_nodes": reach.nodes,
+        "missing_nodes": dict(reach.missing),
     }
 
     def text() -> str:
         lines = [f"{record.name}: {about.product} {about.version} build {about.build}, logged in"]
-        if nodes:
-            lines.append(f"one of a cluster of {', '.join(nodes)}: register each of them")
+        if reach.nodes:
+            lines.append(f"one of a cluster of {', '.join(reach.nodes)}")
+        lines += [
+            f"{why}; VMs that it owns are not backed up: see `host add --node`"
+            for why in reach.missing.values()
+        ]
         for item in lacking:
             mark = "" if item.needed_to_back_up else ", optional"
             lines += [f"missing for {item.purpose}{mark}:", *(f"  {p}" for p in item.privileges)]
@@ -267,7 +326,7 @@ def run_test(args: argparse.Namespace) -> int:
     show(args, document, text)
     if any(item.needed_to_back_up for item in lacking):
         return ExitCode.FAILED
-    return ExitCode.WARNING if lacking else ExitCode.SUCCESS
+    return ExitCode.WARNING if lacking or reach.missing else ExitCode.SUCCESS
 
 
 def run_remove(args: argparse.Namespace) -> int:

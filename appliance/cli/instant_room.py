@@ -72,6 +72,7 @@ def session_document(record: SessionRecord) -> dict[str, Any]:
         "vm_key": record.vm_key,
         "host": record.host,
         "phase": record.phase,
+        "presentation": record.presentation,
         "datastore": record.datastore,
         "created_at": record.created_at,
         "steps": [{"name": step.name, "seconds": round(step.seconds, 3)} for step in record.steps],

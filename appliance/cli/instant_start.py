@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _KEEP = ("keep", "new")
 _ISOLATED = "isolated"
+RESERVE = "1G"
+PRESENTATIONS = {"volume": "iscsi", "pass-through": "pass-through", "share": "share"}
 
 
 def add_start(start: argparse.ArgumentParser) -> None:
@@ -62,7 +64,10 @@ def add_start(start: argparse.ArgumentParser) -> None:
         "--heartbeat-timeout", type=float, default=600.0, metavar="SECONDS", help="(default: 600)"
     )
     start.add_argument(
-        "--address", default="", metavar="A", help="where hosts reach this machine's NFS server"
+        "--address",
+        default="",
+        metavar="A",
+        help="where hosts reach this machine's NFS or iSCSI server",
     )
     start.add_argument(
         "--mount-on",
@@ -71,7 +76,13 @@ def add_start(start: argparse.ArgumentParser) -> None:
         help="which hosts get the datastore (default: the one that runs the VM)",
     )
     start.add_argument(
-        "--reserve", default="1G", metavar="SIZE", help="space kept free where guests' writes go"
+        "--presentation",
+        choices=tuple(PRESENTATIONS),
+        help="how a Hyper-V host sees the disks: VHDX files on an iSCSI volume, whole iSCSI disks,"
+        " or VHDX files on an SMB share (default: volume)",
+    )
+    start.add_argument(
+        "--reserve", default=RESERVE, metavar="SIZE", help="space kept free where guests' writes go"
     )
     instant_local.add_options(start)
     start.set_defaults(run=run_start)
@@ -104,11 +115,12 @@ def run_start(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -> RecoveryRequest:
+    from appliance.exports.datastore.session import Presentation
     from appliance.jobs.instant_recovery import wanted_disks
     from appliance.targets.contract import Keep, WantedVmPlace
     from appliance.targets.recovery import Breadth, RecoveryRequest
 
-    networks, isolated, isolate_all = _networks(args.network)
+    networks, isolated, isolate_all = wanted_networks(args.network)
     return RecoveryRequest(
         session_id=room.store.new_id(),
         name=args.name,
@@ -123,10 +135,13 @@ def _request(args: argparse.Namespace, room: RecoveryRoom, manifest: Manifest) -
         identity=Keep(args.uuid or "auto"),
         address=args.address,
         breadth=Breadth(args.mount_on),
+        presentation=Presentation(PRESENTATIONS[args.presentation]) if args.presentation else None,
     )
 
 
-def _networks(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], frozenset[str], bool]:
+def wanted_networks(
+    words: Sequence[str],
+) -> tuple[tuple[tuple[str, str], ...], frozenset[str], bool]:
     """Pairs, what is isolated, whether all is. Raises UsageError."""
     pairs: list[tuple[str, str]] = []
     isolated: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ from appliance.base.errors import UsageError
 from appliance.cli.job_options import add_create_options, job_of, policy_of
 from appliance.cli.options import home_path
 from appliance.cli.output import ExitCode, note, show, table
-from appliance.cli.run_commands import exit_code_of, follow
+from appliance.cli.run_commands import show_begun
 
 if TYPE_CHECKING:
     from appliance.catalog.catalog import Catalog
     from appliance.service.job_book import JobBook
-    from appliance.service.job_changes import EntryChange, JobFileChanges
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -152,23 +151,24 @@ def run_apply(args: argparse.Namespace) -> int:
     if not args.dry_run:
         _tell_daemon(args)
     document = {"dry_run": args.dry_run, **changes.as_json()}
-    show(args, document, lambda: _changes_text(changes))
+    show(args, document, lambda: changes_text(document["changes"]))
     if changes.not_in_file:
         note(f"not in the file, left as they are: {', '.join(changes.not_in_file)}")
     return ExitCode.SUCCESS
 
 
-def _changes_text(changes: JobFileChanges) -> str:
-    if not changes.changed:
+def changes_text(changes: Sequence[dict[str, Any]]) -> str:
+    """What a job file would change, as documents; here and at an appliance elsewhere."""
+    if not changes:
         return "nothing differs"
-    return "\n".join(line for entry in changes.changed for line in _entry_lines(entry))
+    return "\n".join(line for entry in changes for line in _entry_lines(entry))
 
 
-def _entry_lines(entry: EntryChange) -> Iterator[str]:
-    yield f"{entry.action} {entry.section} {entry.name}"
-    for field in entry.fields:
-        old = "" if field.old is None else f"{field.old!r} -> "
-        yield f"  {field.field}: {old}{field.new!r}"
+def _entry_lines(entry: dict[str, Any]) -> Iterator[str]:
+    yield f"{entry['action']} {entry['section']} {entry['name']}"
+    for field in entry["fields"]:
+        old = "" if field["old"] is None else f"{field['old']!r} -> "
+        yield f"  {field['field']}: {old}{field['new']!r}"
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -189,16 +189,7 @@ def run_run(args: argparse.Namespace) -> int:
     from appliance.service.daemon_client import DaemonClient
 
     client = DaemonClient(home_path(args))
-    run = client.run_job(args.name)
-    if not args.wait:
-        show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
-        return ExitCode.SUCCESS
-    ended = follow(args, client, run["run_id"])
-    end = ended["outcome"] or ended["state"]
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
-    if ended["error"]:
-        note(f"[{ended['error_code']}] {ended['error']}")
-    return exit_code_of(end)
+    return show_begun(args, client, client.run_job(args.name))
 
 
 def run_change(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from appliance.cli.output import ExitCode, note, show, table
 from appliance.cli.prompts import interruptible
 
 if TYPE_CHECKING:
+    from appliance.catalog.channel import Channel
     from appliance.catalog.notifications import ChannelState
 
 _OCCASIONS = ("failed", "warning", "recovered", "success")
@@ -94,19 +95,11 @@ def _add_adding(parser: argparse.ArgumentParser) -> None:
 
 
 def run_add(args: argparse.Namespace) -> int:
-    from pydantic import ValidationError
-
-    from appliance.catalog.channel import CHANNEL
     from appliance.service.home import Home
 
-    try:
-        channel = CHANNEL.validate_python(_fields(args))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        raise UsageError(f"{where}: {first['msg']}") from error
+    channel = channel_of(args)
     with Home(home_path(args)).open_catalog() as catalog:
-        catalog.notifications.add(channel, _secret(args))
+        catalog.notifications.add(channel, channel_secret(args))
     show(
         args,
         {"channel": channel.name, "kind": channel.kind},
@@ -115,10 +108,26 @@ def run_add(args: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def channel_of(args: argparse.Namespace) -> Channel:
+    """The channel that the options say. Raises UsageError."""
+    from pydantic import ValidationError
+
+    from appliance.catalog.channel import CHANNEL
+
+    try:
+        return CHANNEL.validate_python(_fields(args))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        raise UsageError(f"{where}: {first['msg']}") from error
+
+
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """What the model takes; an option that the type does not have is a mistake, as in the API."""
     if args.digest_only and args.occasions:
         raise UsageError("--digest-only and --on exclude each other")
+    if args.digest_only and args.digest_at is None:
+        raise UsageError("--digest-only needs --digest-at, else nothing is told")
     fields = {
         "name": args.name,
         "kind": args.type,
@@ -153,7 +162,8 @@ def _ca_pem(path: Path | None) -> str | None:
         raise UsageError(f"{path} is not PEM") from error
 
 
-def _secret(args: argparse.Namespace) -> Secret | None:
+def channel_secret(args: argparse.Namespace) -> Secret | None:
+    """Of the channel, from a file, the standard input or the keyboard. Raises UsageError."""
     if args.type == "syslog" or (args.type == "email" and args.user is None):
         return None
     file, word = (

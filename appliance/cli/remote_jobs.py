@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from appliance.base.errors import UsageError
+from appliance.cli.job_commands import changes_text
+from appliance.cli.job_options import job_of, policy_of
 from appliance.cli.output import ExitCode, described, note, show, table
-from appliance.cli.run_commands import detail_lines, exit_code_of, follow
+from appliance.cli.run_commands import detail_lines, show_begun
 
 if TYPE_CHECKING:
     from appliance.service.appliance_client import ApplianceClient
@@ -34,17 +37,33 @@ def show_job(args: argparse.Namespace, client: ApplianceClient) -> int:
     return ExitCode.SUCCESS
 
 
+def create_job(args: argparse.Namespace, client: ApplianceClient) -> int:
+    policy, job = policy_of(args), job_of(args)
+    body = {"job": job.model_dump(mode="json", exclude_unset=True)}
+    if policy is not None:
+        body["policy"] = policy.model_dump(mode="json", exclude_unset=True)
+    made = client.post("jobs", body=body)
+    show(args, made, lambda: described(made))
+    return ExitCode.SUCCESS
+
+
+def apply_jobs(args: argparse.Namespace, client: ApplianceClient) -> int:
+    """Policies and jobs of the file; its hosts have to be there as they are."""
+    try:
+        text = args.file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{args.file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{args.file} is not UTF-8") from error
+    done = client.post("job-file", body={"text": text, "dry_run": args.dry_run})
+    show(args, done, lambda: changes_text(done["changed"]))
+    if done["not_in_file"]:
+        note(f"not in the file, left as they are: {', '.join(done['not_in_file'])}")
+    return ExitCode.SUCCESS
+
+
 def run_job(args: argparse.Namespace, client: ApplianceClient) -> int:
-    run = client.run_job(args.name)
-    if not args.wait:
-        show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
-        return ExitCode.SUCCESS
-    ended = follow(args, client, run["run_id"])
-    end = ended["outcome"] or ended["state"]
-    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
-    if ended["error"]:
-        note(f"[{ended['error_code']}] {ended['error']}")
-    return exit_code_of(end)
+    return show_begun(args, client, client.run_job(args.name))
 
 
 def change_job(args: argparse.Namespace, client: ApplianceClient) -> int:

@@ -1,10 +1,12 @@
-"""`notify …` and `approval list` at an appliance elsewhere."""
+"""`notify …`, `approval list` and `approval require` at an appliance elsewhere."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from appliance.base.errors import UsageError
+from appliance.cli.notify_commands import channel_of, channel_secret
 from appliance.cli.output import ExitCode, show, table
 
 if TYPE_CHECKING:
@@ -23,6 +25,16 @@ def list_channels(args: argparse.Namespace, client: ApplianceClient) -> int:
         return table(rows, ("NAME", "KIND", "AT ONCE", "DIGEST", "LAST DELIVERY"))
 
     show(args, channels, text)
+    return ExitCode.SUCCESS
+
+
+def add_channel(args: argparse.Namespace, client: ApplianceClient) -> int:
+    channel = channel_of(args).model_dump(mode="json")
+    secret = channel_secret(args)
+    body = {"channel": channel, "secret": secret.reveal().decode() if secret else None}
+    added = client.post("notifications", body=body)
+    name = added["name"]
+    show(args, added, lambda: f"added {name}; `holdfast notify test {name}` sends a test")
     return ExitCode.SUCCESS
 
 
@@ -53,3 +65,18 @@ def list_approvals(args: argparse.Namespace, client: ApplianceClient) -> int:
 
     show(args, {"require": guard, "requests": requests}, text)
     return ExitCode.SUCCESS
+
+
+def require_approval(args: argparse.Namespace, client: ApplianceClient) -> int:
+    """In the name of the token's account."""
+    if args.account or args.password_file or args.code:
+        raise UsageError("the token says who asks; leave out --account")
+    asked = client.put("approvals", "guard", body={"require": args.guard})
+    show(args, asked, lambda: _asked_words(asked, args.guard))
+    return ExitCode.SUCCESS
+
+
+def _asked_words(asked: dict[str, Any], guard: str) -> str:
+    if asked["approval"] is None:
+        return f"deletion by hand requires: {guard}"
+    return f"request {asked['approval']['id']} waits for another administrator"

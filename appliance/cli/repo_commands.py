@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from appliance.base.units import format_size
+from appliance.cli import repo_delete
 from appliance.cli.options import (
     open_repository,
     passphrase,
@@ -59,6 +60,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     change.add_argument("--new-passphrase-file", required=True, metavar="FILE")
     change.set_defaults(run=run_change_passphrase)
+
+    repo_delete.add(verbs, common)
 
 
 def run_init(args: argparse.Namespace) -> int:

@@ -62,6 +62,19 @@ def follow(args: argparse.Namespace, client: RunClient, run_id: str) -> dict[str
             return run
 
 
+def show_begun(args: argparse.Namespace, client: RunClient, run: dict[str, Any]) -> ExitCode:
+    """Show the run of a job that has begun; with `--wait`, its end. Raises as `follow`."""
+    if not args.wait:
+        show(args, run, lambda: f"run {run['run_id']} of job {args.name}")
+        return ExitCode.SUCCESS
+    ended = follow(args, client, run["run_id"])
+    end = ended["outcome"] or ended["state"]
+    show(args, ended, lambda: f"run {ended['run_id']} of job {args.name}: {end}")
+    if ended["error"]:
+        note(f"[{ended['error_code']}] {ended['error']}")
+    return exit_code_of(end)
+
+
 def live_lines(live: dict[str, Any] | None) -> list[str]:
     """What a run is doing: a line in all, and one per disk that is being read."""
     if live is None:

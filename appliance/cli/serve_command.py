@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
+    from appliance.service.places import PlacesCache
     from appliance.service.recovery_server import RecoveryServer
     from appliance.service.recovery_service import RecoveryService
     from appliance.service.repository_figures import RepositoryFigures
@@ -49,6 +50,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         default=3260,
         metavar="N",
         help="used while there is a session for Hyper-V; 0: a free one",
+    )
+    serve.add_argument(
+        "--smb-port",
+        type=int,
+        default=445,
+        metavar="N",
+        help="used while there is a session on a share for Hyper-V; 0: a free one",
     )
     serve.add_argument(
         "--portmap",
@@ -125,6 +133,7 @@ def run_serve(args: argparse.Namespace) -> int:
             repository_path=repository_path(args),
             recovery=server,
             inventory=InventoryCache(catalog),
+            places=_places(stack, catalog),
             jobs=jobs,
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
@@ -146,6 +155,7 @@ def run_serve(args: argparse.Namespace) -> int:
             "web": {"address": args.bind, "port": port, "fingerprint": fingerprint(home)},
             "nfs": {"address": args.bind, "port": server.port},
             "iscsi": {"address": args.bind, "port": server.iscsi_port},
+            "smb": {"address": args.bind, "port": server.smb_port},
             "sessions": len(server.sessions()),
             "jobs": len(catalog.jobs.list()),
         }
@@ -162,7 +172,8 @@ def _started_recovery(
     from appliance.exports.datastore.session import SessionStore
     from appliance.exports.iscsi.server import IscsiServer
     from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
-    from appliance.service.recovery_server import RecoveryServer, sessions_folder
+    from appliance.exports.smb.server import SmbServer
+    from appliance.service.recovery_server import RecoveryServer, samba_folder, sessions_folder
 
     nfs = NfsServer(
         key=handle_key(home / "nfs-handles.key"),
@@ -175,6 +186,7 @@ def _started_recovery(
         repository,
         nfs,
         iscsi=IscsiServer(home / "luns", host=args.bind, port=args.iscsi_port),
+        smb=SmbServer(samba_folder(home), home / "shares", host=args.bind, port=args.smb_port),
         reserve_bytes=parse_size(args.reserve),
     )
     stack.callback(server.stop)
@@ -237,6 +249,14 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     post.start()
     stack.callback(post.stop)
     return post
+
+
+def _places(stack: ExitStack, catalog: Catalog) -> PlacesCache:
+    from appliance.service.places import PlacesCache
+
+    places = PlacesCache(catalog)
+    stack.callback(places.stop)
+    return places
 
 
 def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> RepositoryFigures:

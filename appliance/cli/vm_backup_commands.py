@@ -140,10 +140,10 @@ def run_backup_vm(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> VmBackupOptions:
-    from appliance.base.consistency import Consistency
+    from appliance.base.consistency import Consistency, GuestLogs
     from appliance.jobs.cbt_audit import AuditPolicy
     from appliance.jobs.vm_backup import VmBackupOptions
-    from appliance.sources.contract import ConsistencyPolicy, GuestLogs
+    from appliance.sources.contract import ConsistencyPolicy
 
     if _CONSISTENCIES.index(args.quiesce) > _CONSISTENCIES.index(args.quiesce_least):
         raise UsageError(

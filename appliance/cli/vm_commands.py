@@ -64,9 +64,9 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def _inventory(catalog: Catalog, record: HostRecord) -> list[ListedVm]:
-    from appliance.service.hosts import list_vms, open_host
+    from appliance.service.hosts import list_vms, open_to_read
 
-    with open_host(catalog, record) as host:
+    with open_to_read(catalog, record) as host:
         return list_vms(host)
 
 

@@ -51,12 +51,17 @@ def _add_new(new: Any) -> None:
         action="append",
         default=[],
         metavar="T",
-        help="write its disks in this way only: hot-add, nfc-lease; may be repeated",
+        help="write its disks in this way only: hot-add, nfc-lease (vSphere), smb (Hyper-V); "
+        "may be repeated",
     )
     new.add_argument("--name", metavar="N", help="of the new VM (default: that of the original)")
     new.add_argument("--datastore", metavar="D", help="vSphere datastore for all its files")
-    new.add_argument("--folder", metavar="F", help="inventory path of the folder")
-    new.add_argument("--pool", metavar="P", help="inventory path of the resource pool")
+    new.add_argument(
+        "--folder",
+        metavar="F",
+        help="inventory path of the folder; on Hyper-V a folder of the host",
+    )
+    new.add_argument("--pool", metavar="P", help="vSphere inventory path of the resource pool")
     new.add_argument("--on", metavar="ESX", help="name of the ESXi host")
     new.add_argument(
         "--disconnect",
@@ -96,7 +101,7 @@ def run_restore_vm(args: argparse.Namespace) -> int:
     from appliance.service.source_tools import source_tools
     from appliance.service.vm_sources import clean_up, open_target
 
-    _check_together(args)
+    check_together(args)
     context = RunContext(args.cancel, Progress())
     with (
         Home(home_path(args)).open_catalog() as catalog,
@@ -123,7 +128,7 @@ def run_restore_vm(args: argparse.Namespace) -> int:
             return _show_new(args, opened, made, manifest.point_id)
 
 
-def _check_together(args: argparse.Namespace) -> None:
+def check_together(args: argparse.Namespace) -> None:
     """Raises UsageError: an option that does not go with (or without) --in-place."""
     wrong = _NEW_ONLY if args.in_place else _IN_PLACE_ONLY
     for name in wrong:
@@ -134,7 +139,7 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError("--network needs --configuration when rolling back in place")
 
 
-def _networks(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def network_pairs(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Raises UsageError."""
     pairs = []
     for word in words:
@@ -157,7 +162,7 @@ def _options(args: argparse.Namespace) -> VmRestoreOptions:
             machine=args.on or "",
             datastore=args.datastore or "",
         ),
-        networks=_networks(args.network),
+        networks=network_pairs(args.network),
         unconnected=frozenset(args.disconnect),
         mac=Keep(args.mac or "auto"),
         identity=Keep(args.uuid or "auto"),
@@ -174,7 +179,7 @@ def _rollback_options(args: argparse.Namespace) -> RollbackOptions:
         power_on=args.power_on,
         verify=not args.no_verify,
         configuration=args.configuration,
-        networks=_networks(args.network),
+        networks=network_pairs(args.network),
     )
 
 
@@ -191,26 +196,14 @@ def _exit_code(reasons: Sequence[Reason]) -> ExitCode:
 def _show_new(
     args: argparse.Namespace, opened: OpenedTarget, made: VmRestoreResult, point_id: str
 ) -> ExitCode:
+    from appliance.service.recovery_results import restored_result
+
     note_reasons(made.reasons)
     document = {
         "point_id": point_id,
         "host": opened.target.name,
-        "vm": made.vm,
-        "id": made.key,
         "in_place": False,
-        "transport": made.transport,
-        "powered_on": made.powered_on,
-        "disks": [
-            {
-                "number": disk.number,
-                "label": disk.label,
-                "size_bytes": disk.size_bytes,
-                "written_bytes": disk.written_bytes,
-                "seconds": round(disk.seconds, 3),
-            }
-            for disk in made.disks
-        ],
-        "seconds": round(made.seconds, 3),
+        **restored_result(made),
         "reasons": [reason.as_json() for reason in made.reasons],
     }
     written = sum(disk.written_bytes for disk in made.disks)

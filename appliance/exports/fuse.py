@@ -7,7 +7,7 @@ Thread model: libfuse runs in the thread that calls `serve`, one request at a ti
 threads would only fight for the GIL); read_ahead adds one decoding thread per disk.
 
 Only the owner of the mount may look into it unless `allow_other` is set. No exception leaves an
-operation: fusepy 3.0.1 would not survive all of them.
+operation: see `fuse_operations`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.units import KIB
 from appliance.blocks.device import BlockReader, CachingReader
 from appliance.blocks.read_ahead import ReadAheadReader
+from appliance.exports.fuse_operations import FuseOperations
 
 _READ_MOST_BYTES = 128 * KIB  # libfuse2 asks for no more at once
 _BLOCK_BYTES = 4 * KIB
@@ -170,7 +171,7 @@ def _default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Files:
+class _Files(FuseOperations):
     """The operations, as fusepy calls them: by name, with the path first."""
 
     use_ns = True
@@ -185,22 +186,6 @@ class _Files:
         self._disks = disks
         self._created_ns = int(created_at.timestamp()) * 10**9 + created_at.microsecond * 1000
         self._folder_mode, self._file_mode = (0o555, 0o444) if shared else (0o500, 0o400)
-
-    def __call__(self, operation: str, *arguments: Any) -> Any:
-        """Raises nothing but OSError with an errno, which fusepy hands to the kernel."""
-        try:
-            method = getattr(self, operation, None)
-            if method is None:
-                raise OSError(errno.ENOSYS, operation)
-            return method(*arguments)
-        except OSError as error:
-            raise OSError(error.errno or errno.EIO, operation) from error
-        except ApplianceError as error:
-            log.error("%s %s: [%s] %s", operation, arguments[0], error.code, error)
-            raise OSError(errno.EIO, operation) from error
-        except Exception as error:
-            log.exception("%s %s", operation, arguments[0])
-            raise OSError(errno.EIO, operation) from error
 
     def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
         if path == "/":

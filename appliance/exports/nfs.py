@@ -8,6 +8,7 @@ closed here nor touched after `stop` or `withdraw` has returned.
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -88,6 +89,15 @@ class NfsServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def address(self) -> str:
+        """The one address that it is bound to; "": it listens on all, or on those of a name."""
+        try:
+            bound = ipaddress.ip_address(self._host)
+        except ValueError:
+            return ""
+        return "" if bound.is_unspecified else str(bound)
 
     @property
     def counters(self) -> Counters:

@@ -25,8 +25,9 @@ from appliance.base.run_context import RunContext
 from appliance.base.version import __version__
 from appliance.jobs.backup_plan import BackupPlan
 from appliance.jobs.broken_run import BrokenRunJournal
-from appliance.jobs.disk_transfer import DiskOutcome, DiskTransfer, ReadMode
+from appliance.jobs.disk_transfer import DiskOutcome, DiskTransfer
 from appliance.jobs.point_identity import hardware_document
+from appliance.jobs.read_plan import ReadMode
 from appliance.repository.manifest import DiskEntry, Manifest
 from appliance.repository.repository import Repository
 from appliance.repository.write_run import WriteRun

@@ -1,8 +1,8 @@
 """What a broken run had stored, so that the next one need not read it again.
 
-Data path: `disk_transfer` notes every segment it has looked at; now and then the run makes what it
-has written durable, and the noted leaves are appended to a journal in the state folder. A run that
-breaks (kill -9 included) leaves the journal; the next run of the VM asks the source what has
+Data path: `stored_segments` notes every segment that was looked at; now and then the run makes what
+it has written durable, and the noted leaves are appended to a journal in the state folder. A run
+that breaks (kill -9 included) leaves the journal; the next run of the VM asks the source what has
 changed since *that* run's snapshot, takes the journal's leaves for what has not, and reads the
 rest. A committed run removes the journal.
 

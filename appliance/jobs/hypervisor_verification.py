@@ -1,11 +1,11 @@
 """One guest of a verification on a hypervisor: an instant recovery that is always discarded.
 
-    point -> session, shown over NFS -> VM on an isolated network -> heartbeat -> screenshot -> gone
+    point -> session, shown to hosts -> VM on an isolated network -> heartbeat -> screenshot -> gone
 
 The network has no uplink and the appliance is not on it, so probes do not reach the guest: what
-says that it works is the heartbeat of the tools inside it. One without tools never passes by
-waiting (`verdict_of`). The session carries the run that made it; one whose run is dead is debris,
-and removed by `discard_debris`.
+says that it works is the heartbeat of the tools (on Hyper-V: integration services) inside it. One
+without tools never passes by waiting (`verdict_of`). The session carries the run that made it; one
+whose run is dead is debris, and removed by `discard_debris`.
 
 The guests of a group boot in order, on one network and one machine: those of the first.
 Thread model: one thread per guest.
@@ -57,7 +57,8 @@ log = EventLog(__name__)
 NO_TOOLS = Reason(
     "verify.no-tools",
     "nothing in the guest reports a heartbeat, so it cannot be told whether it works",
-    "look at the screenshot; install tools in the guest, or boot it in the sandbox with a probe",
+    "look at the screenshot; install VMware Tools or Hyper-V's services in the guest, or boot it in"
+    " the sandbox with a probe",
 )
 NETWORK_ISOLATED = Reason(
     "verify.network-isolated",
@@ -74,7 +75,7 @@ NO_GUEST_ACCOUNT = Reason(
 SCREEN_UNAVAILABLE = Reason(
     "verify.screen-unavailable",
     "the hypervisor gave no screenshot",
-    "see the detail; the account needs VirtualMachine.Interact.CreateScreenshot",
+    "see the detail; on vSphere the account needs VirtualMachine.Interact.CreateScreenshot",
 )
 
 _STEPS: tuple[tuple[StageName, tuple[str, ...]], ...] = (
@@ -92,7 +93,7 @@ class Hypervisor:
     room: RecoveryRoom
     target: WitnessedTarget
     run_id: RunId  # that owns the sessions
-    address: str = ""  # where hosts reach this machine's NFS server; empty: found out
+    address: str = ""  # where hosts reach this machine's NFS or iSCSI server; empty: found out
     reserve_bytes: int = 0
 
 

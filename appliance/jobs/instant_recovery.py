@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.base.errors import ApplianceError, CancelledError, UsageError
 from appliance.base.reasons import Reason
@@ -70,14 +70,18 @@ def start(
 ) -> StartResult:
     """Make a session of the point and a VM of the session.
 
+    A request that names no address of ours takes the one that the server is bound to; where it
+    listens on all, the target finds out by which its hosts reach us.
+
     Raises:
-        UsageError, NotAVmPointError, NoRoomForSessionsError: nothing was made.
+        UsageError, NotAVmPointError, NoRoomForSessionsError, DaemonUnreachableError: nothing was
+            made.
         SourceError, TargetError, DaemonRefusedError: the session stays; resume or discard it.
         CancelledError: nothing is left, unless the error's notes say so.
     """
     refuse_without_room(room.folder, options.reserve_bytes)
     began_s = room.clock.monotonic_s()
-    plan = target.plan(request)
+    plan = target.plan(replace(request, address=request.address or room.server.address))
     context.cancel.check()
     planned_s = room.clock.monotonic_s() - began_s
     room.step_ends("plan", planned_s)
@@ -156,7 +160,7 @@ def _record(
         tree_id=secrets.randbits(63) | 1,
         clients=plan.clients,
         host=target.name,
-        presentation=target.presentation,
+        presentation=plan.presentation,
         target_state=plan.state,
         power_on=options.power_on,
         owner_run=options.owner_run,

@@ -28,6 +28,21 @@ T = TypeVar("T")
 class SessionServer(Protocol):
     """Who shows sessions to hosts: the daemon."""
 
+    @property
+    def address(self) -> str:
+        """The one address that it is bound to; "": hosts reach it at any of this machine."""
+        ...
+
+    @property
+    def iscsi_port(self) -> int:
+        """Where sessions for iSCSI are shown; 0: nowhere."""
+        ...
+
+    @property
+    def smb_port(self) -> int:
+        """Where sessions for SMB are shown; 0: nowhere."""
+        ...
+
     def serve(self, session_id: str) -> None: ...
 
     def withdraw(self, session_id: str) -> None: ...

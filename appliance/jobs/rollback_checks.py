@@ -38,8 +38,8 @@ class VmRunsError(ApplianceError):
 
 
 class VmHasSnapshotsError(ApplianceError):
-    """The VM has snapshots (or disk files that are not merged), which rolling back would break.
-    Remove them in the vSphere client, or restore the point as a new VM."""
+    """The VM has snapshots or checkpoints (or disk files that are not merged), which rolling back
+    would break. Remove them in the hypervisor's client, or restore the point as a new VM."""
 
     code = "restore.vm-has-snapshots"
 

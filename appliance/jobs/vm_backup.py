@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base.backoff import Backoff
+from appliance.base.consistency import GuestLogs
 from appliance.base.errors import ApplianceError, CancelledError
 from appliance.base.ids import RunId
 from appliance.base.log import EventLog
@@ -53,7 +54,6 @@ from appliance.repository.repository import Repository
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
-    GuestLogs,
     VmNotProtectableError,
 )
 from appliance.sources.frozen import FrozenDisk

@@ -305,5 +305,5 @@ def not_started(error: ApplianceError) -> Reason:
     return Reason(
         "restore.not-started",
         f"the VM is restored, but could not be powered on ([{error.code}] {error})",
-        "look at the VM in the vSphere client and power it on there",
+        "look at the VM in its hypervisor's client and power it on there",
     )

@@ -290,7 +290,7 @@ def _disk_left(disk: ExistingDisk) -> Reason:
     return Reason(
         "restore.disk-left-alone",
         f"{disk.label} is not in the recovery point and was left as it is",
-        "remove it in the vSphere client if the VM did not have it then",
+        "remove it in the hypervisor's client if the VM did not have it then",
     )
 
 

@@ -7,7 +7,8 @@ that can be locked belongs to nobody alive, and whoever finds it removes it. Bes
 files without content that are never removed:
 
 - `locks/gc`: garbage collection holds it exclusively, from mark to the end of the sweep.
-- `locks/index`: backups and garbage collection share it, rebuild-index holds it exclusively.
+- `locks/index`: backups and garbage collection share it, rebuild-index and delete hold it
+  exclusively.
 - `locks/unlisted`: a reader that cannot write its session file (the storage is full or read-only)
   shares it, garbage collection holds it exclusively. So one can always restore from a full
   repository, and garbage collection, whose own session file may fail, can always make room.
@@ -31,6 +32,7 @@ Rows start while columns run. A dot: both go on and neither notices.
 | gc (mark)      | 2      | 1    | 1     | 8      | refused | refused  | refused       |
 | gc (sweep)     | 3      | 4    | 4     | 8      | -       | -        | -             |
 | rebuild-index  | refused| 5    | 5     | .      | refused | refused  | refused       |
+| delete         | refused| 12   | 12    | 12     | refused | refused  | refused       |
 
 "read" is restore, export, instant recovery and diff; a backup is one of its parent point as well.
 
@@ -77,6 +79,9 @@ Rows start while columns run. A dot: both go on and neither notices.
    entries: taking in looks, inside its transaction, whether the segment is still there and still
    unknown. Killed anywhere, the sweep leaves packs that no segment or index lists, or records that
    nobody uses: the next collection's work.
+12. While a repository is deleted backup, gc, rebuild-index and another delete are refused. Readers
+   are looked for once its session is visible, and then it is refused itself; who begins to read
+   later finds no key slot, or no point, which is an orderly error.
 
 Thread model: any thread, any process of one machine (or of several, where flock works across them).
 A process that holds a session must not fork children that outlive it.
@@ -113,6 +118,7 @@ class SessionKind(StrEnum):
     READER = "reader"
     GC = "gc"
     REBUILD_INDEX = "rebuild-index"
+    DELETE = "delete"
 
 
 _SESSION_FILE = re.compile(rf"({'|'.join(SessionKind)})-[0-9A-Za-z-]{{1,64}}\.lock")
@@ -127,6 +133,7 @@ _TAKES: dict[SessionKind, tuple[_Lock, ...]] = {
         (_UNLISTED, LockMode.EXCLUSIVE),
     ),
     SessionKind.REBUILD_INDEX: ((_INDEX, LockMode.EXCLUSIVE),),
+    SessionKind.DELETE: ((_INDEX, LockMode.EXCLUSIVE), (_UNLISTED, LockMode.EXCLUSIVE)),
 }
 _UNLISTED_TAKES: dict[SessionKind, tuple[_Lock, ...]] = {
     SessionKind.READER: ((_UNLISTED, LockMode.SHARED),),

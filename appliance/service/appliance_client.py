@@ -79,6 +79,9 @@ class ApplianceClient:
     def post(self, *path: str, body: Any = None) -> Any:
         return self.call("POST", path, body=body)
 
+    def put(self, *path: str, body: Any) -> Any:
+        return self.call("PUT", path, body=body)
+
     def delete(self, *path: str) -> Any:
         return self.call("DELETE", path)
 
@@ -105,6 +108,34 @@ class ApplianceClient:
 
         Raises: ApplianceUnreachableError, ApplianceCertificateError, ApplianceRefusedError.
         """
+        status, answer = self._answer(method, path, query, body)
+        return _document(self._where, status, answer)
+
+    def fetch(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: dict[str, str | int | None] | None = None,
+        body: Any = None,
+    ) -> bytes:
+        """Return the answer as it comes: a report, a picture. Raises as `call`."""
+        status, answer = self._answer(method, path, query, body)
+        if not 200 <= status < 300:
+            _document(self._where, status, answer)
+        return answer
+
+    @property
+    def _where(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    def _answer(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        query: dict[str, str | int | None] | None,
+        body: Any,
+    ) -> tuple[int, bytes]:
         target = "/".join((PREFIX, *(quote(part, safe="") for part in path)))
         words = {name: value for name, value in (query or {}).items() if value is not None}
         if words:
@@ -119,7 +150,7 @@ class ApplianceClient:
             raw = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         connection = _Connection(self._host, self._port, self._digest)
-        where = f"{self._host}:{self._port}"
+        where = self._where
         try:
             connection.request(method, target, raw, headers)
             response = connection.getresponse()
@@ -132,7 +163,7 @@ class ApplianceClient:
             connection.close()
         if len(answer) > _ANSWER_BYTES_MAX:
             raise ApplianceRefusedError(f"{where} answers more than {_ANSWER_BYTES_MAX} bytes")
-        return _document(where, response.status, answer)
+        return response.status, answer
 
 
 class _Connection(http.client.HTTPSConnection):

@@ -51,9 +51,24 @@ class DaemonClient:
         self._path = socket_path(home)
 
     def about(self) -> dict[str, Any]:
-        """Version, pid, ports of NFS and iSCSI. Raises DaemonUnreachableError."""
+        """Version, pid, address, ports of NFS, iSCSI and SMB. Raises DaemonUnreachableError."""
         answer: dict[str, Any] = self._ask("GET", "/v1/daemon")
         return answer
+
+    @property
+    def address(self) -> str:
+        """See `SessionServer`. Raises DaemonUnreachableError, DaemonRefusedError."""
+        return str(self.about()["address"])
+
+    @property
+    def iscsi_port(self) -> int:
+        """0: it serves none. Raises DaemonUnreachableError."""
+        return int(self.about()["iscsi_port"])
+
+    @property
+    def smb_port(self) -> int:
+        """0: it serves none. Raises DaemonUnreachableError."""
+        return int(self.about()["smb_port"])
 
     def sessions(self) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = self._ask("GET", "/v1/sessions")

@@ -113,11 +113,16 @@ class Deletion:
             self._carry_out(approval)
 
     def _carry_out(self, approval: Approval) -> Approval:
-        if approval.kind is ApprovalKind.FORGET_POINTS:
-            used = self._in_use()
-            self._forget([parse_point_id(each) for each in approval.objects if each not in used])
-        else:
-            self._catalog.approvals.set_guard(Guard.NOTHING)
+        match approval.kind:
+            case ApprovalKind.FORGET_POINTS:
+                used = self._in_use()
+                self._forget(
+                    [parse_point_id(each) for each in approval.objects if each not in used]
+                )
+            case ApprovalKind.LOWER_GUARD:
+                self._catalog.approvals.set_guard(Guard.NOTHING)
+            case ApprovalKind.DELETE_REPOSITORY:  # `repository_deletion.py` carries it out
+                return approval
         return self._catalog.approvals.done(approval.id)
 
     def _forget(self, points: Sequence[RecoveryPointId]) -> None:
@@ -131,9 +136,16 @@ class Deletion:
                 raise PointInUseError(f"session {used[point]} runs from {point}")
 
     def _ask(self, kind: ApprovalKind, objects: Sequence[str], by: str, reason: str) -> Approval:
-        approval = self._catalog.approvals.ask(kind, objects, by=by, reason=reason)
-        self._catalog.notifications.announce(_message(approval))
-        return approval
+        return announced_request(self._catalog, kind, objects, by, reason)
+
+
+def announced_request(
+    catalog: Catalog, kind: ApprovalKind, objects: Sequence[str], by: str, reason: str
+) -> Approval:
+    """Ask for it, and tell people."""
+    approval = catalog.approvals.ask(kind, objects, by=by, reason=reason)
+    catalog.notifications.announce(_message(approval))
+    return approval
 
 
 def refuse_while_guarded(catalog: Catalog, what: str) -> None:
@@ -159,6 +171,8 @@ def _message(approval: Approval) -> Message:
     if approval.kind is ApprovalKind.FORGET_POINTS:
         count = len(approval.objects)
         what = f"{count} recovery point{'s' * (count != 1)} shall be forgotten"
+    elif approval.kind is ApprovalKind.DELETE_REPOSITORY:
+        what = f"repository {approval.objects[0]} shall be deleted with all its recovery points"
     return Message(
         event="approval",
         severity=Severity.WARNING,

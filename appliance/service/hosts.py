@@ -5,15 +5,25 @@ Thread model: as the catalog and the adapters: any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.hosts import HostKind, HostRecord
-from appliance.sources import hyperv_host, hyperv_listing, vsphere_host, vsphere_listing
+from appliance.sources import (
+    hyperv_host,
+    hyperv_listing,
+    hyperv_places,
+    vsphere_host,
+    vsphere_listing,
+    vsphere_places,
+)
 from appliance.sources.host_about import HostAbout
+from appliance.sources.host_places import HostPlaces
 from appliance.sources.hyperv_host import HypervHost, HypervLogin
+from appliance.sources.hyperv_nodes import HypervNodes
 from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vsphere_host import HostLogin, VsphereHost
 
@@ -93,6 +103,14 @@ def open_host(catalog: Catalog, record: HostRecord) -> RegisteredHost:
     return VsphereHost.connect(login, lambda: catalog.hosts.password(record))
 
 
+def open_to_read(catalog: Catalog, record: HostRecord) -> RegisteredHost:
+    """As `open_host`, for what any node of a Hyper-V cluster serves: the first that answers."""
+    login = login_of(record)
+    if isinstance(login, HypervLogin):
+        return HypervHost.connect_any(login, lambda: catalog.hosts.password(record))
+    return open_host(catalog, record)
+
+
 def login_of(record: HostRecord) -> AnyLogin:
     """Raises UsageError: a record that this version does not know."""
     if record.kind is HostKind.HYPERV:
@@ -116,18 +134,35 @@ def login_of(record: HostRecord) -> AnyLogin:
 def open_vsphere(catalog: Catalog, record: HostRecord) -> VsphereHost:
     """As `open_host`, for what only vSphere can do yet. Raises UsageError: it is another kind."""
     if record.kind is not HostKind.VSPHERE:
-        raise UsageError(f"host {record.name!r} is not vSphere; VMs are not restored to it yet")
+        raise UsageError(
+            f"host {record.name!r} is not vSphere; VMs are not started there to be checked yet"
+        )
     opened = open_host(catalog, record)
     assert isinstance(opened, VsphereHost)
     return opened
 
 
-def cluster_nodes(host: RegisteredHost) -> tuple[str, ...]:
-    """Hosts that have to be registered too, to reach all VMs of a Hyper-V failover cluster.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterReach:
+    """The nodes of a host's failover cluster; `missing`: why some cannot be asked, by name."""
 
-    Raises: as `open_host`.
-    """
-    return host.cluster_nodes() if isinstance(host, HypervHost) else ()
+    nodes: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def cluster_reach(host: RegisteredHost) -> ClusterReach:
+    """Try every node of a Hyper-V failover cluster. Raises: as `open_host`."""
+    if not isinstance(host, HypervHost):
+        return ClusterReach()
+    nodes = HypervNodes(host)
+    try:
+        found = nodes.cluster()
+        if found is None:
+            return ClusterReach()
+        names = tuple(node.name for node in found.nodes)
+        return ClusterReach(nodes=names, missing=nodes.missing())
+    finally:
+        nodes.close_others()
 
 
 def list_vms(host: RegisteredHost) -> list[ListedVm]:
@@ -135,3 +170,10 @@ def list_vms(host: RegisteredHost) -> list[ListedVm]:
     if isinstance(host, HypervHost):
         return hyperv_listing.list_vms(host)
     return vsphere_listing.list_vms(host)
+
+
+def places_of(host: RegisteredHost) -> HostPlaces:
+    """Where it could put a VM. Raises: as `open_host`."""
+    if isinstance(host, HypervHost):
+        return hyperv_places.places_of(host)
+    return vsphere_places.places_of(host)

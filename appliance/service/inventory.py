@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from appliance.base.errors import ApplianceError
 from appliance.catalog.catalog import Catalog
-from appliance.service.hosts import list_vms, open_host
+from appliance.service.hosts import list_vms, open_to_read
 from appliance.sources.listed_vm import ListedVm
 
 KEPT_S = 60.0
@@ -48,7 +48,7 @@ class InventoryCache:
                 known = self._found.get(record.name)
                 if fresh or known is None or now_s - known[0] > self._kept_s:
                     try:
-                        with open_host(self._catalog, record) as host:
+                        with open_to_read(self._catalog, record) as host:
                             known = (now_s, tuple(list_vms(host)))
                     except ApplianceError as error:
                         failures[record.name] = error

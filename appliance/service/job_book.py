@@ -211,6 +211,7 @@ class JobBook:
         address, port = entry.host_and_port
         settings = dict(before.settings) if before else {}
         if entry.type == "hyperv":
+            settings.pop("nodes", None)  # the file may name fewer
             settings |= entry.login_settings
         if entry.password_file is not None:
             settings[PASSWORD_FILE] = str(_password_path(file, entry).absolute())

@@ -16,7 +16,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from appliance.catalog.job import JOB, Job
 from appliance.catalog.policy import Policy
 from appliance.catalog.schedule import Strict
 from appliance.catalog.validation import describe
+from appliance.sources.hyperv_node import NodeAddress, as_text, from_text
 
 FILE_LIMIT_BYTES = 4 << 20
 PASSWORD_FILE = "password_file"
@@ -82,6 +83,15 @@ def _lacks_port(address: str) -> bool:
         return False  # the field's own check says what is wrong
 
 
+class NodeEntry(Strict):
+    """Another node of a Hyper-V host's failover cluster."""
+
+    address: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=1, le=65535)
+    smb_port: int = Field(default=445, ge=1, le=65535)
+    fingerprint: Annotated[str, AfterValidator(_canonical_fingerprint)] = ""
+
+
 class HostEntry(Strict):
     """A hypervisor as the file names it."""
 
@@ -96,6 +106,7 @@ class HostEntry(Strict):
     scheme: Literal["https", "http"] = "https"
     smb_port: int = Field(default=445, ge=1, le=65535)
     smb_protection: Literal["signed", "encrypted"] = "signed"
+    nodes: tuple[NodeEntry, ...] = Field(default=(), max_length=63)
 
     @model_validator(mode="before")
     @classmethod
@@ -111,20 +122,25 @@ class HostEntry(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.scheme == "https" and not self.fingerprint:
+        pinned = self.fingerprint and all(node.fingerprint for node in self.nodes)
+        if self.scheme == "https" and not pinned:
             raise ValueError("give the fingerprint of the server's certificate")
         if self.type == "vsphere" and self.login_settings != _DEFAULT_LOGIN:
-            raise ValueError("auth, scheme, smb_port and smb_protection are of Hyper-V hosts")
+            raise ValueError(
+                "auth, scheme, smb_port, smb_protection and nodes are of Hyper-V hosts"
+            )
         return self
 
     @property
     def login_settings(self) -> dict[str, str]:
         """What the catalog keeps of a Hyper-V host's login (`LOGIN_SETTINGS`)."""
+        nodes = [NodeAddress(**each.model_dump()) for each in self.nodes]
         return {
             "login": self.auth,
             "scheme": self.scheme,
             "smb_port": str(self.smb_port),
             "smb_protection": self.smb_protection,
+            **({"nodes": as_text(nodes)} if nodes else {}),
         }
 
     @property
@@ -201,6 +217,7 @@ def host_entry(record: HostRecord) -> HostEntry:
     where = f"[{record.address}]" if ":" in record.address else record.address
     login = {key: record.settings[key] for key in LOGIN_SETTINGS if key in record.settings}
     login["auth"] = login.pop("login", "ntlm")
+    nodes = from_text(login.pop("nodes", "[]"))
     return HostEntry.model_validate(
         {
             "name": record.name,
@@ -211,6 +228,7 @@ def host_entry(record: HostRecord) -> HostEntry:
             "password_file": record.settings.get(PASSWORD_FILE),
             **login,
             "smb_port": int(login.get("smb_port", "445")),
+            "nodes": [asdict(node) for node in nodes],
         }
     )
 

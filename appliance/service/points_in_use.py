@@ -33,9 +33,9 @@ def points_in_use(home: Path) -> dict[RecoveryPointId, str]:
     return {RecoveryPointId(record.point_id): record.session_id for record in records}
 
 
-def refuse_if_in_use(home: Path, points: Iterable[RecoveryPointId]) -> None:
+def refuse_if_in_use(home: Path, points: Iterable[str]) -> None:
     """Raises PointInUseError, and as `points_in_use`."""
     used = points_in_use(home)
-    for point in points:
+    for point in map(RecoveryPointId, points):
         if point in used:
             raise PointInUseError(f"session {used[point]} runs from {point}")

@@ -27,7 +27,7 @@ _REPORT = "report.html"
 
 
 class ProofNotFoundError(CatalogError):
-    """There is no such certificate or evidence here; evidence is removed after 90 days."""
+    """There is no such certificate or evidence here; evidence is removed after a while."""
 
     code = "proof.not-found"
 

@@ -16,13 +16,15 @@ from appliance.catalog.catalog import Catalog, recovery_run
 from appliance.catalog.hosts import HostRecord
 from appliance.catalog.intents import IntentKind
 from appliance.exports.datastore.session import SessionStore
+from appliance.exports.smb.samba_folder import SambaFolder
 from appliance.jobs.recovery_room import RecoveryRoom, SessionServer, StepEnds
 from appliance.repository.repository import Repository
 from appliance.service.daemon_client import DaemonClient
-from appliance.service.hosts import open_host, open_vsphere
-from appliance.service.recovery_server import sessions_folder
+from appliance.service.hosts import open_host
+from appliance.service.recovery_server import IscsiNotServedError, samba_folder, sessions_folder
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.hyperv_recovery import HypervRecovery
+from appliance.targets.hyperv_recovery_plan import ServedAt
 from appliance.targets.recovery import RecoveryTarget, TargetState, WitnessedTarget
 from appliance.targets.vsphere_recovery import NAME_PREFIX, VsphereRecovery
 
@@ -95,32 +97,36 @@ def clear_lost(catalog: Catalog, target: RecoveryTarget, lost: LostSession) -> t
 
 @contextmanager
 def open_recovery_target(
-    catalog: Catalog, home: Path, host: str | None
-) -> Iterator[RecoveryTarget]:
+    catalog: Catalog, home: Path, host: str | None, server: SessionServer | None = None
+) -> Iterator[WitnessedTarget]:
     """Log in to one registered host; without a name, to the only one there is.
 
-    Raises: HostNotFoundError, UsageError, and as `open_host`.
+    `server`: who shows sessions to hosts; None: the daemon, asked over its socket.
+
+    Raises: HostNotFoundError, UsageError, DomainFileError, and as `open_host`.
     """
     with open_host(catalog, _one_host(catalog, host)) as opened:
         if isinstance(opened, HypervHost):
+            serving = server or DaemonClient(home)
+
+            def served_at() -> ServedAt:
+                if not serving.iscsi_port:
+                    raise IscsiNotServedError(f"{opened.name} has its disks over iSCSI")
+                return ServedAt(
+                    iscsi_port=serving.iscsi_port,
+                    smb_port=serving.smb_port,
+                    domain=SambaFolder(samba_folder(home)).domain,
+                )
+
             yield HypervRecovery(
                 opened,
                 catalog.appliance_id,
-                portal_port=lambda: int(DaemonClient(home).about()["iscsi_port"]),
+                served_at=served_at,
                 chap=SessionStore(sessions_folder(home)).chap,
+                share_account=SambaFolder(samba_folder(home)).account,
             )
         else:
             yield VsphereRecovery(opened, catalog.appliance_id)
-
-
-@contextmanager
-def open_witnessed_target(catalog: Catalog, host: str | None) -> Iterator[WitnessedTarget]:
-    """As `open_recovery_target`, for what also looks at the screen: vSphere only.
-
-    Raises: HostNotFoundError, UsageError, and as `open_vsphere`.
-    """
-    with open_vsphere(catalog, _one_host(catalog, host)) as opened:
-        yield VsphereRecovery(opened, catalog.appliance_id)
 
 
 def _one_host(catalog: Catalog, host: str | None) -> HostRecord:

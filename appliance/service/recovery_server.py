@@ -1,4 +1,4 @@
-"""The sessions that this appliance serves: opened, shown over NFS, iSCSI or NBD, found after a
+"""The sessions that this appliance serves: opened, shown over NFS, iSCSI, SMB or NBD, found after a
 restart.
 
     restart -> every session folder -> overlays opened -> the same handles served again
@@ -6,8 +6,8 @@ restart.
 Invariants: a session is served from its creation until it is withdrawn, which is after the last
 host has unmounted it. One that cannot be opened is reported and stops no other. The NFS server
 listens only after all sessions are published: a host that comes back early would else see its
-datastore without files. The iSCSI server runs only while there is a session for it: nobody else
-needs tgt, nor its port.
+datastore without files. The iSCSI and SMB servers run only while there is a session for them:
+nobody else needs tgt and Samba, nor their ports.
 
 Thread model: any thread; `serve` and `withdraw` of one session exclude each other.
 """
@@ -37,6 +37,8 @@ from appliance.exports.iscsi.server import IscsiServer
 from appliance.exports.iscsi.target import IscsiTarget, Lun
 from appliance.exports.nbd import NbdExport, NbdServer
 from appliance.exports.nfs import NfsServer, nfs_export
+from appliance.exports.smb.server import SmbServer
+from appliance.exports.smb.share import SmbShare
 from appliance.repository.repository import Repository
 
 log = EventLog(__name__)
@@ -59,6 +61,12 @@ class IscsiNotServedError(ApplianceError):
     code = "instant.iscsi-not-served"
 
 
+class SmbNotServedError(ApplianceError):
+    """This process does not serve sessions over SMB; `holdfast serve` does."""
+
+    code = "instant.smb-not-served"
+
+
 def sessions_points(server: RecoveryServer) -> dict[RecoveryPointId, str]:
     """The points that sessions run from, each with one of its sessions. Raises StorageError."""
     records = [session.record for session in server.sessions()]
@@ -73,10 +81,12 @@ class RecoveryServer:
         nfs: NfsServer,
         *,
         iscsi: IscsiServer | None = None,
+        smb: SmbServer | None = None,
         reserve_bytes: int = 0,
     ) -> None:
         """`reserve_bytes`: kept free on the disk of the sessions; writes beyond get NOSPC."""
         self._iscsi = iscsi
+        self._smb = smb
         self._store = store
         self._repository = repository
         self._nfs = nfs
@@ -108,9 +118,16 @@ class RecoveryServer:
         with self._lock:
             if self._iscsi is not None:
                 self._iscsi.stop()
+            if self._smb is not None:
+                self._smb.stop()
             for session in self._open.values():
                 self._hide(session)
             self._open.clear()
+
+    @property
+    def address(self) -> str:
+        """See `SessionServer`."""
+        return self._nfs.address
 
     @property
     def port(self) -> int:
@@ -120,6 +137,11 @@ class RecoveryServer:
     def iscsi_port(self) -> int:
         """0: sessions for iSCSI are not served here."""
         return self._iscsi.port if self._iscsi is not None else 0
+
+    @property
+    def smb_port(self) -> int:
+        """0: sessions for SMB are not served here."""
+        return self._smb.port if self._smb is not None else 0
 
     def sessions(self) -> Sequence[ServedSession]:
         """All whole sessions, oldest first. Raises StorageError."""
@@ -169,17 +191,28 @@ class RecoveryServer:
                     nfs_export(record.export_path, record.tree_id, session.tree, record.clients)
                 )
             case Presentation.ISCSI:
-                self._show_lun(record, session)
+                assert session.volume is not None
+                device = session.volume.device
+                self._show_luns(record, [Lun(number=1, identity=record.session_id, device=device)])
+            case Presentation.PASS_THROUGH:
+                self._show_luns(
+                    record,
+                    [
+                        Lun(number=place, identity=record.disk_serial(disk), device=device)
+                        for place, (disk, device) in enumerate(session.devices.items(), 1)
+                    ],
+                )
+            case Presentation.SHARE:
+                self._show_share(record, session)
             case Presentation.NBD:
                 self._show_disks(record, session)
 
-    def _show_lun(self, record: SessionRecord, session: OpenSession) -> None:
+    def _show_luns(self, record: SessionRecord, luns: Sequence[Lun]) -> None:
         if self._iscsi is None:
             raise IscsiNotServedError(f"session {record.session_id} is for iSCSI")
-        assert session.volume is not None
         target = IscsiTarget(
             name=record.target_name,
-            luns=(Lun(number=1, identity=record.session_id, device=session.volume.device),),
+            luns=tuple(luns),
             chap=self._store.chap(record.session_id),
             initiators=record.clients,
         )
@@ -190,6 +223,13 @@ class RecoveryServer:
             except BaseException:
                 self._iscsi.withdraw(target.name)
                 raise
+
+    def _show_share(self, record: SessionRecord, session: OpenSession) -> None:
+        if self._smb is None:
+            raise SmbNotServedError(f"session {record.session_id} is for SMB")
+        self._smb.publish(
+            SmbShare(name=record.share_name, files=session.files, clients=record.clients)
+        )
 
     def _show_disks(self, record: SessionRecord, session: OpenSession) -> None:
         exports = [
@@ -207,17 +247,24 @@ class RecoveryServer:
         match record.presentation:
             case Presentation.NFS:
                 self._nfs.withdraw(record.export_path)
-            case Presentation.ISCSI:
+            case Presentation.ISCSI | Presentation.PASS_THROUGH:
                 if self._iscsi is not None:
                     self._iscsi.withdraw(record.target_name)
                     if not self._iscsi.target_names:
                         self._iscsi.stop()
+            case Presentation.SHARE:
+                if self._smb is not None:
+                    self._smb.withdraw(record.share_name)
             case Presentation.NBD:
                 self._nbd.pop(record.session_id).stop()
         session.close()
 
     def _open_image(self, point_id: str, disk_number: int) -> BlockReader:
         return ReadAheadReader(self._repository.open_image(point_id, disk_number))
+
+
+def samba_folder(home: Path) -> Path:
+    return home / "smb"
 
 
 def sessions_folder(home: Path) -> Path:

@@ -8,7 +8,8 @@ Thread model: any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,14 @@ from appliance.base.ids import RunId
 from appliance.base.run_context import Progress
 from appliance.catalog.catalog import Catalog
 from appliance.exports.datastore.session import Presentation, SessionRecord, SessionStore
-from appliance.jobs.instant_recovery import StartOptions, StartResult, resume, start, wanted_disks
+from appliance.jobs.instant_recovery import StartOptions, resume, start, wanted_disks
 from appliance.jobs.live_run import LiveRun
 from appliance.jobs.recovery_end import discard_session, finalise
 from appliance.jobs.recovery_room import RecoveryRoom
-from appliance.jobs.rollback_contract import RollbackOptions, RollbackResult
+from appliance.jobs.rollback_contract import RollbackOptions
 from appliance.jobs.vm_restore import (
     RestoreRoom,
     VmRestoreOptions,
-    VmRestoreResult,
     restore_vm,
 )
 from appliance.jobs.vm_rollback import roll_back_vm
@@ -40,8 +40,13 @@ from appliance.service.operations import (
     Work,
 )
 from appliance.service.recoveries import open_recovery_target, recovery_room
+from appliance.service.recovery_results import (
+    restored_result,
+    rolled_back_result,
+    started_result,
+)
 from appliance.service.recovery_server import RecoveryServer, sessions_folder
-from appliance.service.vm_sources import clean_up, open_target
+from appliance.service.vm_sources import OpenedTarget, clean_up, open_target
 from appliance.sources.vsphere_transports import SourceTools
 from appliance.targets.contract import Keep, WantedVmPlace
 from appliance.targets.recovery import Breadth, MoveRequest, RecoveryRequest
@@ -75,6 +80,7 @@ class InstantWishes:
     identity: Keep = Keep.AUTO
     address: str = ""
     breadth: Breadth = Breadth.HOST
+    presentation: Presentation | None = None
     start: StartOptions = field(default_factory=lambda: StartOptions(power_on=True))
 
 
@@ -104,11 +110,7 @@ class RecoveryService:
         host = self._host(host)
 
         def work(live: LiveRun) -> OperationEnd:
-            live.begins("log in")
-            live.expects_vms(1)
-            with open_target(self._catalog, host, self._tools) as opened:
-                live.begins("clean up")
-                clean_up(self._catalog, [opened.source], cancel=live.context.cancel)
+            with self._opened(live, host) as opened:
                 live.begins("write disks")
 
                 def disk_begins(number: int, label: str, progress: Progress) -> None:
@@ -118,7 +120,7 @@ class RecoveryService:
                     self._room(live), opened.target, manifest, options, live.context, disk_begins
                 )
                 live.vm_ends(manifest.vm)
-            return OperationEnd(result=_restored(made), reasons=made.reasons)
+            return OperationEnd(result=restored_result(made), reasons=made.reasons)
 
         return self._begin(OperationKind.RESTORE, manifest, host, note, work)
 
@@ -130,11 +132,7 @@ class RecoveryService:
         host = self._host(host)
 
         def work(live: LiveRun) -> OperationEnd:
-            live.begins("log in")
-            live.expects_vms(1)
-            with open_target(self._catalog, host, self._tools) as opened:
-                live.begins("clean up")
-                clean_up(self._catalog, [opened.source], cancel=live.context.cancel)
+            with self._opened(live, host) as opened:
                 live.begins("check and compare")
                 rolled = roll_back_vm(
                     self._room(live),
@@ -147,9 +145,19 @@ class RecoveryService:
                     lambda phase, progress: live.disk_begins(manifest.vm, phase, progress),
                 )
                 live.vm_ends(manifest.vm)
-            return OperationEnd(result=_rolled_back(rolled), reasons=tuple(rolled.reasons))
+            return OperationEnd(result=rolled_back_result(rolled), reasons=tuple(rolled.reasons))
 
         return self._begin(OperationKind.ROLL_BACK, manifest, host, note, work)
+
+    @contextmanager
+    def _opened(self, live: LiveRun, host: str) -> Iterator[OpenedTarget]:
+        """Logged in to a host on which killed runs have left nothing."""
+        live.begins("log in")
+        live.expects_vms(1)
+        with open_target(self._catalog, host, self._tools) as opened:
+            live.begins("clean up")
+            clean_up(self._catalog, [opened.source], cancel=live.context.cancel)
+            yield opened
 
     # Instant recovery
 
@@ -176,6 +184,7 @@ class RecoveryService:
             identity=wishes.identity,
             address=wishes.address,
             breadth=wishes.breadth,
+            presentation=wishes.presentation,
         )
 
         def work(live: LiveRun) -> OperationEnd:
@@ -184,7 +193,7 @@ class RecoveryService:
                 live.begins("plan")
                 room = self._recovery_room(live)
                 started = start(room, target, manifest, request, wishes.start, live.context)
-            return _started(started)
+            return OperationEnd(result=started_result(started), reasons=started.reasons)
 
         return self._begin(
             OperationKind.INSTANT_START, manifest, host, note, work, session_id=session_id
@@ -201,7 +210,7 @@ class RecoveryService:
                 started = resume(
                     self._recovery_room(live), target, session_id, options, live.context
                 )
-            return _started(started)
+            return OperationEnd(result=started_result(started), reasons=started.reasons)
 
         return self._of_session(OperationKind.INSTANT_START, record, work)
 
@@ -318,60 +327,3 @@ class RecoveryService:
         datastores = placement.get("datastores") if isinstance(placement, dict) else None
         names = [each.get("name") for each in datastores or () if isinstance(each, dict)]
         return next((name for name in names if isinstance(name, str)), "")
-
-
-def _started(started: StartResult) -> OperationEnd:
-    record, life = started.record, started.life
-    return OperationEnd(
-        result={
-            "vm": record.vm,
-            "phase": record.phase,
-            "steps": [
-                {"name": step.name, "seconds": round(step.seconds, 3)} for step in record.steps
-            ],
-            "guest": None
-            if life is None
-            else {"heartbeat": life.life, "host_name": life.host_name, "address": life.address},
-        },
-        reasons=started.reasons,
-    )
-
-
-def _restored(made: VmRestoreResult) -> dict[str, Any]:
-    return {
-        "vm": made.vm,
-        "id": made.key,
-        "transport": made.transport,
-        "powered_on": made.powered_on,
-        "disks": [
-            {
-                "number": disk.number,
-                "label": disk.label,
-                "size_bytes": disk.size_bytes,
-                "written_bytes": disk.written_bytes,
-                "seconds": round(disk.seconds, 3),
-            }
-            for disk in made.disks
-        ],
-        "seconds": round(made.seconds, 3),
-    }
-
-
-def _rolled_back(rolled: RollbackResult) -> dict[str, Any]:
-    return {
-        "vm": rolled.vm,
-        "id": rolled.key,
-        "verified": rolled.verified,
-        "powered_on": rolled.powered_on,
-        "disks": [
-            {
-                "number": disk.number,
-                "label": disk.label,
-                "mode": disk.mode,
-                "size_bytes": disk.size_bytes,
-                "written_bytes": disk.written_bytes,
-            }
-            for disk in rolled.disks
-        ],
-        "seconds": round(rolled.seconds, 3),
-    }

@@ -21,7 +21,7 @@ from appliance.catalog.intents import IntentId, IntentKind
 from appliance.catalog.run_locks import CleaningBusyError
 from appliance.jobs.runners.site import OpenedSources
 from appliance.jobs.vm_selection import HostFailure
-from appliance.service.hosts import open_host, open_vsphere
+from appliance.service.hosts import open_host, open_to_read
 from appliance.sources.contract import Orphan, VmSource
 from appliance.sources.hyperv import HypervSource
 from appliance.sources.hyperv_host import HypervHost
@@ -29,6 +29,7 @@ from appliance.sources.intents import Made, OpenIntent
 from appliance.sources.vsphere import VsphereSource
 from appliance.sources.vsphere_transports import SourceTools, VsphereTransports
 from appliance.targets.contract import VmTarget
+from appliance.targets.hyperv import HypervTarget
 from appliance.targets.vsphere import VsphereTarget
 
 log = EventLog(__name__)
@@ -113,7 +114,7 @@ def open_sources(
 
 
 def _open_source(catalog: Catalog, record: HostRecord, tools: SourceTools) -> VmSource:
-    host = open_host(catalog, record)
+    host = open_to_read(catalog, record)
     intents = HostIntents(catalog, record.name)
     if isinstance(host, HypervHost):
         return HypervSource(host, intents, catalog.appliance_id, catalog.clock)
@@ -133,17 +134,24 @@ def open_target(
     if len(records) != 1:
         names = ", ".join(record.name for record in records) or "none; `holdfast host add`"
         raise UsageError(f"say to which host, with --host (registered: {names})")
-    vsphere = open_vsphere(catalog, records[0])
-    shared = VsphereTransports(tools or SourceTools(), partial(catalog.hosts.password, records[0]))
-    intents = HostIntents(catalog, records[0].name)
-    source = VsphereSource(vsphere, shared, intents, catalog.appliance_id)
-    try:
-        yield OpenedTarget(
-            source=source,
-            target=VsphereTarget(vsphere, shared, intents, catalog.appliance_id),
+    record = records[0]
+    opened_host = open_host(catalog, record)
+    intents = HostIntents(catalog, record.name)
+    if isinstance(opened_host, HypervHost):
+        opened = OpenedTarget(
+            source=HypervSource(opened_host, intents, catalog.appliance_id, catalog.clock),
+            target=HypervTarget(opened_host, intents, catalog.appliance_id),
         )
+    else:
+        shared = VsphereTransports(tools or SourceTools(), partial(catalog.hosts.password, record))
+        opened = OpenedTarget(
+            source=VsphereSource(opened_host, shared, intents, catalog.appliance_id),
+            target=VsphereTarget(opened_host, shared, intents, catalog.appliance_id),
+        )
+    try:
+        yield opened
     finally:
-        source.close()
+        opened.source.close()
 
 
 def clean_up(

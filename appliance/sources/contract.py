@@ -19,10 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import SourceError, UsageError
 from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
@@ -78,13 +77,6 @@ class ConsistencyPolicy:
 
     wanted: Consistency = Consistency.APPLICATION
     least: Consistency = Consistency.CRASH
-
-
-class GuestLogs(StrEnum):
-    """What applications in the guest do with their logs once they know of a backup."""
-
-    KEEP = "keep"
-    TRUNCATE = "truncate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

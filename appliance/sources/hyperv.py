@@ -1,7 +1,7 @@
 """Hyper-V as a source: a logged-in host behind the contract of the jobs.
 
 Data path: inventory -> `SourceVm`s; `freeze` -> `hyperv_freeze`; what dead runs left ->
-`hyperv_orphans`.
+`hyperv_orphans`. The nodes of a cluster are one source (`hyperv_nodes`).
 
 Thread model: any thread; the session serves them all.
 """
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from appliance.base.backoff import Backoff
 from appliance.base.clock import Clock
@@ -23,17 +23,16 @@ from appliance.base.run_context import RunContext
 from appliance.sources.contract import FreezeRequest, Orphan, SourceVm
 from appliance.sources.frozen import FrozenVm
 from appliance.sources.hyperv_errors import hyperv_calls
-from appliance.sources.hyperv_freeze import FreezeTools, frozen_vm
+from appliance.sources.hyperv_freeze import frozen_vm
+from appliance.sources.hyperv_freeze_run import FreezeTools
 from appliance.sources.hyperv_host import HypervHost
-from appliance.sources.hyperv_listing import vm_identity, vm_obstacles
+from appliance.sources.hyperv_listing import vm_identity, vm_obstacles, volume_label
+from appliance.sources.hyperv_nodes import HypervNodes, UnseenVm
 from appliance.sources.hyperv_orphans import remove_orphans
 from appliance.sources.hyperv_smb_reader import TRANSPORT
 from appliance.sources.intents import Intents
-from hyperv.errors import FileError
-from hyperv.inventory import list_vms
 from hyperv.patience import Patience
 from hyperv.script_types import Vm
-from hyperv.windows_path import drive_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +55,10 @@ class HypervSource:
         tools: HypervTools | None = None,
     ) -> None:
         tools = tools or HypervTools()
-        self._host = host
+        self._nodes = HypervNodes(host)
         self._freezing = FreezeTools(
             host=host,
+            nodes=self._nodes,
             appliance_id=appliance_id,
             intents=intents,
             clock=clock,
@@ -70,12 +70,14 @@ class HypervSource:
 
     @property
     def name(self) -> str:
-        return self._host.name
+        return self._nodes.name
 
     def list_vms(self) -> list[SourceVm]:
-        with hyperv_calls(self.name):
-            found = list_vms(self._host.session)
-        return [self._source_vm(vm) for vm in found]
+        survey = self._nodes.survey()
+        return [
+            *(self._source_vm(each.host, each.vm) for each in survey.found),
+            *(self._unseen_vm(each) for each in survey.unseen),
+        ]
 
     def keys_with_tag(self, tag: str) -> frozenset[str]:
         """None: Hyper-V has no tags."""
@@ -90,7 +92,8 @@ class HypervSource:
         leftovers: list[Reason] = []
         with self._lock:
             self._leftovers[request.run_id] = leftovers
-        with frozen_vm(self._freezing, vm, request, context, leftovers) as frozen:
+        tools = replace(self._freezing, host=self._nodes.owner(vm.key, vm.host))
+        with frozen_vm(tools, vm, request, context, leftovers) as frozen:
             yield frozen
 
     def leftovers(self, run_id: RunId) -> tuple[Reason, ...]:
@@ -99,35 +102,39 @@ class HypervSource:
 
     def remove_orphans(self, alive: Callable[[], Collection[str]]) -> list[Orphan]:
         tools = self._freezing
+        hosts, failures = self._nodes.answering()
         with hyperv_calls(self.name):
             return remove_orphans(
-                self._host.session,
+                [host.session for host in hosts],
                 tools.appliance_id,
                 tools.intents,
                 alive,
                 Patience(wait=tools.wait),
-                has_reference_points=self._host.facts.reference_points,
+                has_reference_points=tools.host.facts.reference_points,
+                is_everybody=not failures,
             )
 
     def close(self) -> None:
-        self._host.close()
+        self._nodes.close()
 
-    def _source_vm(self, vm: Vm) -> SourceVm:
-        drives = dict.fromkeys(_drive(disk.path) for disk in vm.disks)
+    def _source_vm(self, host: HypervHost, vm: Vm) -> SourceVm:
+        volumes = dict.fromkeys(volume_label(self.name, disk.path) for disk in vm.disks)
         return SourceVm(
             key=vm.id,
             name=vm.name,
-            identity=vm_identity(self._host, vm),
+            identity=vm_identity(host, vm.id),
             folder=vm.folder,
-            host=self._host.facts.computer_name,
-            datastores=tuple(f"{self.name} {drive}:" for drive in drives if drive),
+            host=host.facts.computer_name,
+            datastores=tuple(volume for volume in volumes if volume),
             size_bytes=sum(disk.size_bytes for disk in vm.disks),
-            obstacles=vm_obstacles(self._host.facts, vm),
+            obstacles=vm_obstacles(host.facts, vm),
         )
 
-
-def _drive(path: str) -> str:
-    try:
-        return drive_of(path)
-    except FileError:
-        return ""
+    def _unseen_vm(self, unseen: UnseenVm) -> SourceVm:
+        return SourceVm(
+            key=unseen.vm.vm_id,
+            name=unseen.vm.name,
+            identity=vm_identity(self._nodes.first, unseen.vm.vm_id),
+            host=unseen.vm.owner,
+            obstacles=(unseen.reason,),
+        )

@@ -105,6 +105,22 @@ class HypervCheckpointError(HypervFailedError):
     code = "hyperv.checkpoint"
 
 
+class HypervMovedError(HypervFailedError):
+    """The VM moved to another node of its cluster while it was being frozen; nothing was left
+    behind. Try again, and keep live migration out of the backup window."""
+
+    code = "hyperv.moved"
+    retryable = True
+
+
+class HypervNodeError(HypervFailedError):
+    """The node that owns the VM is not registered here, or does not answer; `host test` says
+    which. Register it with `host add --node`, or bring it back."""
+
+    code = "hyperv.node"
+    retryable = True
+
+
 class HypervConsistencyError(HypervCheckpointError):
     """The guest could not be brought to a consistent state; see its integration services."""
 
@@ -126,15 +142,33 @@ class HypervFileInUseError(HypervFailedError):
 
 
 class HypervFileError(HypervFailedError):
-    """A disk file of the host cannot be read; the message names it and says why."""
+    """A disk file of the host cannot be read or written; the message names it and says why."""
 
     code = "hyperv.file"
+
+
+class HypervFullError(HypervFileError):
+    """The volume of the host that the disks are written to has no room left. Free some, or restore
+    to a folder of another volume with --folder."""
+
+    code = "hyperv.full"
 
 
 class HypervSmbUnreachableError(HypervFileError):
     """The SMB connection to the host broke or was not made; check TCP port 445."""
 
     code = "hyperv.smb-unreachable"
+    retryable = True
+
+
+class HypervSmbUnprotectedError(HypervSmbUnreachableError):
+    """An answer over SMB bore no valid signature or seal of the host; nothing of it was used.
+
+    The next try makes a new connection. If it comes again and again, something between the
+    appliance and the host changes packets.
+    """
+
+    code = "hyperv.smb-unprotected"
     retryable = True
 
 
@@ -155,7 +189,9 @@ _KINDS: dict[type[Exception], type[HypervFailedError]] = {
     leaf.MergeError: HypervMergeError,
     leaf.SharingError: HypervFileInUseError,
     leaf.FileError: HypervFileError,
+    leaf.FullError: HypervFullError,
     leaf.FileUnreachableError: HypervSmbUnreachableError,
+    leaf.UnprotectedError: HypervSmbUnprotectedError,
     DiskFileError: HypervFileError,
 }
 

@@ -9,18 +9,23 @@ Thread model: as `hyperv.host_session`: any thread, calls block. Close it when d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Self
 
 from appliance.base.errors import UsageError
+from appliance.base.run_context import CancelToken
 from appliance.base.secret import Secret
 from appliance.sources.host_about import HostAbout, LackingPurpose
-from appliance.sources.hyperv_errors import hyperv_calls
+from appliance.sources.hyperv_errors import HypervUnreachableError, hyperv_calls
+from appliance.sources.hyperv_node import NodeAddress, as_text, from_text
 from hyperv import pinned_http
-from hyperv.host_session import HostSession
+from hyperv.host_session import TRIES, HostSession
 from hyperv.inventory import cluster, host_facts
-from hyperv.script_types import HostFacts
+from hyperv.patience import Patience
+from hyperv.script_types import HostFacts, Vm
 from hyperv.smb_files import PORT as SMB_PORT
 from hyperv.smb_files import Protection, SmbLogin
 from hyperv.winrm_session import Endpoint, Login, Scheme
@@ -43,6 +48,31 @@ class HypervLogin:
     scheme: Scheme = Scheme.HTTPS
     smb_port: int = SMB_PORT
     smb_protection: Protection = Protection.SIGNED
+    nodes: tuple[NodeAddress, ...] = ()  # the other ones of its failover cluster
+
+    @property
+    def each_first(self) -> list[Self]:
+        """This login, then the same with each of the other nodes in the place of the first."""
+        own = NodeAddress(
+            address=self.address,
+            port=self.port,
+            smb_port=self.smb_port,
+            fingerprint=self.fingerprint,
+        )
+        every = (own, *self.nodes)
+        return [
+            replace(
+                self,
+                **asdict(node),
+                nodes=tuple(other for other in every if other is not node),
+            )
+            for node in every
+        ]
+
+    @property
+    def others(self) -> list[Self]:
+        """One login for each of the other nodes, by itself."""
+        return [replace(each, nodes=()) for each in self.each_first[1:]]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -52,6 +82,7 @@ class HypervLogin:
             "scheme": self.scheme.value,
             "smb_port": str(self.smb_port),
             "smb_protection": self.smb_protection.value,
+            **({"nodes": as_text(self.nodes)} if self.nodes else {}),
         }
 
     @classmethod
@@ -77,22 +108,33 @@ class HypervLogin:
                 scheme=Scheme(settings.get("scheme", Scheme.HTTPS.value)),
                 smb_port=int(settings.get("smb_port", SMB_PORT)),
                 smb_protection=Protection(settings.get("smb_protection", Protection.SIGNED.value)),
+                nodes=from_text(settings.get("nodes", "[]")),
             )
         except ValueError as error:
             raise UsageError(f"host {name!r}: {error}; remove it and add it again") from None
 
 
 class HypervHost:
+    """`others` log in to the other nodes of its cluster that are registered with it."""
+
     def __init__(
-        self, login: HypervLogin, session: HostSession, smb: SmbLogin, facts: HostFacts
+        self,
+        login: HypervLogin,
+        session: HostSession,
+        smb: SmbLogin,
+        facts: HostFacts,
+        others: Sequence[Callable[[], HypervHost]] = (),
     ) -> None:
         self.login = login
+        self.others = tuple(others)
         self.session = session
         self.smb = smb
         self.facts = facts
 
     @classmethod
-    def connect(cls, login: HypervLogin, password: Callable[[], Secret]) -> Self:
+    def connect(
+        cls, login: HypervLogin, password: Callable[[], Secret], tries: int = TRIES
+    ) -> Self:
         """Log in and ask what the host is; `password` is asked at each login.
 
         Raises:
@@ -116,7 +158,7 @@ class HypervHost:
                 )
             )
             try:
-                facts = host_facts(session)
+                facts = host_facts(session, tries=tries)
             except BaseException:
                 session.close()
                 raise
@@ -128,7 +170,16 @@ class HypervHost:
             protection=login.smb_protection,
             is_kerberos=login.login is Login.KERBEROS,
         )
-        return cls(login, session, smb, facts)
+        others = [partial(cls.connect, other, password, 1) for other in login.others]
+        return cls(login, session, smb, facts, others)
+
+    @classmethod
+    def connect_any(cls, login: HypervLogin, password: Callable[[], Secret]) -> Self:
+        """As `connect`, to the first of its nodes that answers."""
+        for each in login.each_first if login.nodes else ():
+            with suppress(HypervUnreachableError):
+                return cls.connect(each, password, 1)
+        return cls.connect(login, password)
 
     @property
     def name(self) -> str:
@@ -151,6 +202,15 @@ class HypervHost:
         facts = self.facts
         return f"hyperv/{(facts.cluster or facts.fqdn).lower()}"
 
+    def knows_vm(self, vm_id: str, here: Sequence[Vm], patience: Patience) -> bool:
+        """Whether the VM is among those `here`, or belongs to any node of the cluster.
+
+        Raises HypervError.
+        """
+        if any(vm.id == vm_id for vm in here):
+            return True
+        return bool(self.facts.cluster) and bool(cluster(self.session, patience).owner_of(vm_id))
+
     def lacking_purposes(self) -> list[LackingPurpose]:
         """Return what stands in the way of backups on this host; empty: nothing."""
         lacking = []
@@ -159,13 +219,6 @@ class HypervHost:
         if not self.facts.hyperv:
             lacking.append(_lacking("back up VMs", "the Hyper-V role with its PowerShell module"))
         return lacking
-
-    def cluster_nodes(self) -> tuple[str, ...]:
-        """The nodes of the host's failover cluster; empty: it is in none. Raises: as `connect`."""
-        if not self.facts.cluster:
-            return ()
-        with hyperv_calls(self.name):
-            return tuple(node.name for node in cluster(self.session).nodes)
 
     def close(self) -> None:
         """Log out; idempotent, never raises."""
@@ -176,6 +229,15 @@ class HypervHost:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def patience_until(cancel: CancelToken) -> Patience:
+    """Waits for the host that end when `cancel` is asked for."""
+
+    def wait(seconds: float) -> None:
+        cancel.wait(seconds)
+
+    return Patience(is_cancelled=lambda: cancel.cancelled, wait=wait)
 
 
 def _lacking(purpose: str, what: str) -> LackingPurpose:

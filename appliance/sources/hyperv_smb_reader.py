@@ -12,7 +12,7 @@ Thread model: as `BlockReader`: any thread; reads of one disk take turns on its 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from appliance.blocks.device import check_range
 from appliance.blocks.extents import Extent, ExtentKind, MappedExtent
@@ -40,11 +40,14 @@ class SmbDiskOpener:
     def __init__(
         self,
         host: str,
-        login: SmbLogin,
+        login: Callable[[], SmbLogin],
         chain: Sequence[DiskFile],
         shares: Mapping[str, str] | None,
     ) -> None:
-        """`chain`: the disk's files, newest first; `shares` by drive, None: the admin shares."""
+        """`login` is asked at each opening.
+
+        `chain`: the disk's files, newest first; `shares` by drive, None: the admin shares.
+        """
         self._host = host
         self._login = login
         self._chain = chain
@@ -53,7 +56,7 @@ class SmbDiskOpener:
     def __call__(self, planned: Sequence[Extent] | None) -> OpenTransport:
         """Raises: as `hyperv_errors`."""
         with hyperv_calls(self._host):
-            connection = SmbConnection(self._login)
+            connection = SmbConnection(self._login())
             try:
                 files = [
                     connection.open_file(shared_path(file.path, self._shares))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.base.backoff import Backoff
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.errors import ApplianceError
 from appliance.base.log import EventLog
 from appliance.base.reasons import Reason
@@ -30,10 +30,10 @@ from appliance.sources.changes import is_mistrusted
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
-    GuestLogs,
     SourceVm,
     VmNotProtectableError,
 )
+from appliance.sources.freeze_reasons import no_disks
 from appliance.sources.frozen import FrozenDisk, FrozenVm, SkippedDisk
 from appliance.sources.intents import Intents, Made
 from appliance.sources.reopening_reader import ReopeningReader
@@ -148,7 +148,7 @@ class _Freeze:
         )
         disks, skipped = self._disks(at, stack)
         if not disks:
-            raise VmNotProtectableError(vm.name, _no_disks(skipped))
+            raise VmNotProtectableError(vm.name, no_disks("a snapshot", skipped))
         hardware = config_capture.capture(self._session, vm.moref, taken.moref)
         self._reasons += _not_captured(hardware)
         return FrozenVm(
@@ -316,15 +316,6 @@ def _not_captured(hardware: Mapping[str, Any]) -> list[Reason]:
         for lost in hardware["not_captured"]
         if lost["part"] not in _NEVER_CAPTURED
     ]
-
-
-def _no_disks(skipped: Sequence[SkippedDisk]) -> Reason:
-    words = "; ".join(f"[{disk.reason.code}] {disk.reason.text}" for disk in skipped)
-    return Reason(
-        "vm.no-disks",
-        f"no disk can be covered by a snapshot ({words or 'the VM has none'})",
-        "see what is said of each disk",
-    )
 
 
 def _tracking_failed(error: VsphereError) -> Reason:

@@ -1,8 +1,8 @@
 """What a hypervisor is to the jobs that write to it: `VmTarget`.
 
 Data path: a recovery point -> `jobs.vm_restore` -> `VmTarget.build`, a new VM whose disks it
-fills; or `jobs.vm_rollback` -> the disks of the VM that the point is of. vSphere is the first
-implementation; nothing here is vSphere's own.
+fills; or `jobs.vm_rollback` -> the disks of the VM that the point is of. vSphere and Hyper-V are
+the implementations; nothing here is one's own.
 
 Invariants of every implementation:
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.ids import RunId
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken, RunContext
@@ -43,6 +43,13 @@ class NoWriterError(TargetError):
     allow one."""
 
     code = "target.no-writer"
+
+
+class NoSuchPlaceError(UsageError):
+    """What was asked for (folder, pool, host, datastore, network) is not there; the message says
+    what is."""
+
+    code = "restore.no-such-place"
 
 
 class Keep(StrEnum):
@@ -74,10 +81,10 @@ class WantedDisk:
 class WantedVmPlace:
     """Where the VM goes; what is empty is chosen."""
 
-    folder: str = ""
-    pool: str = ""
-    machine: str = ""  # the one that is to run it
-    datastore: str = ""
+    folder: str = ""  # vSphere: in the inventory; Hyper-V: a path of the host
+    pool: str = ""  # vSphere
+    machine: str = ""  # vSphere: the host that is to run it
+    datastore: str = ""  # vSphere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,46 +3,50 @@
     recovery point's capture + wishes + what the host has -> `RecoveryPlan`, `HypervState`
 
 The VM gets everything of the captured one; adapters keep their switch where the host has one of
-that name. Pure but for the questions to the host.
+that name, or get on a private switch that is made for the session. Pure but for the questions to
+the host.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
-from appliance.exports.iscsi.target import target_name
+from appliance.exports.datastore.session import Presentation
+from appliance.exports.iscsi.target import disk_serial, target_name
+from appliance.exports.smb.share import share_name
+from appliance.exports.vhdx_volume.ntfs_tools import missing_program
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, TargetError
+from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
+    PresentationError,
     PublishedDisk,
     RecoveryPlan,
     RecoveryRequest,
     TargetState,
 )
+from appliance.targets.translation import ForeignPointError
 from hyperv.captured_vm import Adapter
 from hyperv.config_capture import Capture
 from hyperv.inventory import list_vms
 from hyperv.iscsi_disk import IscsiDisk
-from hyperv.new_vm import NewAdapter, NewDisk
+from hyperv.mapped_share import MappedShare
+from hyperv.marker import SESSION, Marker, Purpose
+from hyperv.new_vm import NewAdapter, NewDisk, list_switches
 from hyperv.patience import Patience
-from hyperv.script_types import Answer
+from hyperv.private_switch import PrivateSwitch
 
 _MICROSOFT_INITIATOR = "iqn.1991-05.com.microsoft:"
 _SECTOR_BYTES = 512
+_PRESENTATIONS = (Presentation.ISCSI, Presentation.PASS_THROUGH, Presentation.SHARE)
 _NAME_MOST = 100
-
-
-class ForeignPointError(UsageError):
-    """This recovery point was not taken on Hyper-V, so it does not say what VM to make there. Use
-    `export iscsi` to have its disks as VHDX files."""
-
-    code = "instant.foreign-point"
+_NAME_PREFIX = "holdfast-"
 
 
 class SwitchNotFoundError(UsageError):
@@ -62,6 +66,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StateSwitch(_Strict):
+    name: str
+    marker: str
+
+
 class StateAdapter(_Strict):
     name: str
     switch_name: str
@@ -78,6 +87,16 @@ class StateDisk(_Strict):
     location: int
     boot_first: bool
 
+    def as_new(self, *, path: str = "", disk_number: int = -1) -> NewDisk:
+        return NewDisk(
+            path=path,
+            controller=self.controller,
+            controller_number=self.controller_number,
+            location=self.location,
+            boot_first=self.boot_first,
+            disk_number=disk_number,
+        )
+
 
 class HypervState(_Strict):
     """The target's own document."""
@@ -90,6 +109,9 @@ class HypervState(_Strict):
     keep_identity: bool
     adapters: tuple[StateAdapter, ...]
     disks: tuple[StateDisk, ...]
+    isolated: StateSwitch | None = None  # made for the session, or for the group that it is of
+    presentation: Presentation = Presentation.ISCSI
+    domain: str = ""  # with a share: that host and appliance are members of; empty: an account
 
     @classmethod
     def parse(cls, state: TargetState) -> HypervState:
@@ -100,80 +122,101 @@ class HypervState(_Strict):
             raise HypervStateDamagedError(str(error)) from error
 
     @property
+    def share(self) -> MappedShare:
+        return MappedShare(server=self.portal, port=self.port, name=share_name(self.session_id))
+
+    @property
     def disk(self) -> IscsiDisk:
+        """The one with the volume."""
+        return self._lun(self.session_id)
+
+    @property
+    def whole_disks(self) -> dict[int, IscsiDisk]:
+        """With pass-through, by number."""
+        return {
+            disk.number: self._lun(disk_serial(self.session_id, disk.number)) for disk in self.disks
+        }
+
+    def _lun(self, serial: str) -> IscsiDisk:
         return IscsiDisk(
             portal=self.portal,
             port=self.port,
             target=target_name(self.session_id),
-            serial=self.session_id,
+            serial=serial,
             marker=self.marker,
         )
+
+    @property
+    def private_switch(self) -> PrivateSwitch | None:
+        return PrivateSwitch(**self.isolated.model_dump()) if self.isolated else None
 
     @property
     def new_adapters(self) -> list[NewAdapter]:
         return [NewAdapter(**each.model_dump()) for each in self.adapters]
 
-    def new_disks(self, folder: str) -> list[NewDisk]:
-        return [
-            NewDisk(
-                path=f"{folder}\\{disk.file}",
-                controller=disk.controller,
-                controller_number=disk.controller_number,
-                location=disk.location,
-                boot_first=disk.boot_first,
-            )
-            for disk in self.disks
-        ]
+    def new_disks(self, folder: str) -> tuple[NewDisk, ...]:
+        """VHDX files of a folder."""
+        return tuple(disk.as_new(path=f"{folder}\\{disk.file}") for disk in self.disks)
+
+    def pass_through_disks(self, numbers: Mapping[int, int]) -> tuple[NewDisk, ...]:
+        """`numbers`: that the host gives its disks, by ours."""
+        return tuple(disk.as_new(disk_number=numbers[disk.number]) for disk in self.disks)
 
 
-class _Switch(Answer):
-    id: str
-    name: str
-    type: str
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedAt:
+    """`domain`: that our Samba is a member of, asked for shares alone; empty: none."""
 
-
-class _Switches(Answer):
-    switches: list[_Switch] = Field(max_length=4096)
-
-
-def capture_of(hardware: Mapping[str, Any]) -> Capture:
-    """The configuration that a Hyper-V point holds. Raises ForeignPointError."""
-    known = {name: value for name, value in hardware.items() if name in Capture.model_fields}
-    try:
-        return Capture.model_validate(known)
-    except ValidationError as error:
-        raise ForeignPointError("the point holds no configuration of a Hyper-V VM") from error
+    iscsi_port: int
+    smb_port: int
+    domain: Callable[[], str]
 
 
 def plan_recovery(
-    host: HypervHost, marker: str, port: int, request: RecoveryRequest, patience: Patience
+    host: HypervHost,
+    appliance_id: str,
+    place: ServedAt,
+    request: RecoveryRequest,
+    patience: Patience,
 ) -> RecoveryPlan:
-    """`port`: of our portal.
+    """`place`: where sessions are served.
 
-    Raises: ForeignPointError, SwitchNotFoundError, UsageError, HypervError.
+    Raises: UsageError (ForeignPointError, SwitchNotFoundError, …), HypervError.
     """
-    capture = capture_of(request.hardware)
+    native = for_hyperv(request.hardware, request.disks)
+    capture = native.vm
     vms = list_vms(host.session, patience)
-    original_is_there = any(vm.id == capture.vm.id for vm in vms)
+    original_is_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
     keep_mac = _keeps(request.mac, original_is_there)
     name = request.name or capture.vm.name
     if not request.name and any(vm.name == name for vm in vms):
         name = f"{name}-{request.session_id}"
-    switches = host.session.call("list_switches", {}, _Switches, patience=patience).switches
+    switches = set(list_switches(host.session, patience))
     reasons: list[Reason] = []
+    presentation = _presentation(request, reasons)
     adapters = tuple(
-        _adapter(each, request, {switch.name for switch in switches}, reasons, keep_mac=keep_mac)
+        _adapter(each, request, switches, reasons, keep_mac=keep_mac)
         for each in capture.vm.adapters
     )
+    isolated_name = _isolated_name(request)
+    is_isolated = any(adapter.switch_name == isolated_name for adapter in adapters)
     state = HypervState(
         session_id=request.session_id,
-        marker=marker,
+        marker=_marker(appliance_id, request.session_id),
         vm_name=name[:_NAME_MOST],
         portal=request.address or _own_address(host.login.address),
-        port=port,
+        port=place.smb_port if presentation is Presentation.SHARE else place.iscsi_port,
         keep_identity=_keeps(request.identity, original_is_there),
         adapters=adapters,
         disks=_disks(capture, request),
+        isolated=StateSwitch(
+            name=isolated_name,
+            marker=_marker(appliance_id, isolated_name.removeprefix(_NAME_PREFIX)),
+        )
+        if is_isolated
+        else None,
+        presentation=presentation,
+        domain=place.domain() if presentation is Presentation.SHARE else "",
     )
     return RecoveryPlan(
         vm_name=state.vm_name,
@@ -184,10 +227,33 @@ def plan_recovery(
         ),
         files={},
         address=state.portal,
-        clients=_initiators(host),
+        clients=_clients(host, presentation),
         state=TargetState(state.model_dump_json()),
-        reasons=tuple(dict.fromkeys(reasons)),
+        reasons=tuple(dict.fromkeys((*native.reasons, *reasons))),
+        presentation=presentation,
     )
+
+
+def _marker(appliance_id: str, session_id: str) -> str:
+    """`session_id`: or what a group of sessions has in its place."""
+    run_id = f"{SESSION}{session_id}"
+    return Marker(appliance_id=appliance_id, run_id=run_id, purpose=Purpose.RESTORE).text
+
+
+def _isolated_name(request: RecoveryRequest) -> str:
+    return request.isolated_name or f"{_NAME_PREFIX}{request.session_id}"
+
+
+def _presentation(request: RecoveryRequest, reasons: list[Reason]) -> Presentation:
+    """A volume, or whole disks where none can be made. Raises PresentationError."""
+    if request.presentation is None:
+        if not missing_program():
+            return Presentation.ISCSI
+        reasons.append(_NO_VOLUME)
+        return Presentation.PASS_THROUGH
+    if request.presentation not in _PRESENTATIONS:
+        raise PresentationError(f"{request.presentation} is not for Hyper-V hosts")
+    return request.presentation
 
 
 def _file(number: int) -> str:
@@ -236,8 +302,7 @@ def _adapter(
     if new and new not in switches:
         raise SwitchNotFoundError(new)
     if request.isolate_all or old in request.isolated:
-        new = ""
-        reasons.append(_ISOLATED)
+        new = _isolated_name(request)
     elif old not in request.unconnected and not new and old:
         new = old if old in switches else ""
         if not new:
@@ -255,14 +320,17 @@ def _keeps(wish: Keep, original_is_there: bool) -> bool:
     return wish is Keep.KEEP or (wish is Keep.AUTO and not original_is_there)
 
 
-def _initiators(host: HypervHost) -> tuple[str, ...]:
+def _clients(host: HypervHost, presentation: Presentation) -> tuple[str, ...]:
     """The host by its addresses as we know them, and by the names that its initiator has unless
-    somebody changed them; any of them lets it in, with the password."""
+    somebody changed them; any of them lets it in, with the password. On a share, by addresses and
+    its computer account."""
     try:
         found = socket.getaddrinfo(host.login.address, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UsageError(f"{host.login.address}: {error}") from error
     addresses = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    if presentation is Presentation.SHARE:
+        return (*addresses, f"{host.facts.computer_name}$")
     names = dict.fromkeys(
         f"{_MICROSOFT_INITIATOR}{name.lower()}"
         for name in (host.facts.fqdn, host.facts.computer_name)
@@ -282,11 +350,10 @@ def _own_address(peer: str) -> str:
         raise UsageError(f"no way to {peer}: {error}; name our address with --address") from error
 
 
-_ISOLATED = Reason(
-    "instant.isolated-unconnected",
-    "adapters that were to be isolated are left unconnected",
-    "none, or connect them to a private switch on the host",
-    warning=False,
+_NO_VOLUME = Reason(
+    "instant.no-volume",
+    "the programs that make an NTFS volume are not installed, so the VM has pass-through disks",
+    "install the Debian package ntfs-3g; this VM has no checkpoints and moves only when shut down",
 )
 _NO_SWITCH = Reason(
     "instant.switch-missing",

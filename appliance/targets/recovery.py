@@ -1,8 +1,8 @@
 """What a hypervisor is to instant recovery: `RecoveryTarget`.
 
-Data path: a session's folder, served as the target's `presentation` -> `mount` -> `register` ->
+Data path: a session's folder, served as the plan's `presentation` -> `mount` -> `register` ->
 `power_on` -> a VM that runs from it; later `move` to production storage, or `take_away`; then
-`unmount`. Two implementations: vSphere (NFS datastore), Hyper-V (iSCSI disk with VHDX files).
+`unmount`. Two implementations: vSphere (NFS datastore), Hyper-V (iSCSI disks or an SMB share).
 
 Invariants of every implementation:
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NewType, Protocol
 
+from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
@@ -38,9 +39,16 @@ class StillThereError(TargetError):
     retryable = True
 
 
+class PresentationError(UsageError):
+    """Hosts of this kind cannot be shown a session in this way; leave `--presentation` out."""
+
+    code = "instant.presentation"
+
+
 class DowntimeNeededError(TargetError):
-    """The VM cannot move while it runs, mostly for want of a licence for Storage vMotion. Run
-    `instant finalise` with --allow-downtime: the VM is shut down, moved and started again."""
+    """The VM cannot move while it runs: for want of a licence for Storage vMotion, or because its
+    disks are pass-through. Run `instant finalise` with --allow-downtime: the VM is shut down, moved
+    and started again."""
 
     code = "instant.downtime-needed"
 
@@ -73,6 +81,7 @@ class RecoveryRequest:
     address: str  # that hosts mount from; empty: ours on the way to the hypervisor
     breadth: Breadth
     isolated_name: str = ""  # of the network that leads nowhere; empty: the session's own
+    presentation: Presentation | None = None  # how hosts see the disks; None: the target's choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +103,7 @@ class RecoveryPlan:
     clients: tuple[str, ...]  # who may mount
     state: TargetState
     reasons: tuple[Reason, ...]
+    presentation: Presentation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +133,8 @@ class RecoveryTarget(Protocol):
         """The name of the registered host."""
         ...
 
-    @property
-    def presentation(self) -> Presentation:
-        """How its hosts want a session shown."""
-        ...
-
     def plan(self, request: RecoveryRequest) -> RecoveryPlan:
-        """Raises: UsageError (NoSuchPlaceError, …), SourceError (of the hypervisor)."""
+        """Raises: UsageError (NoSuchPlaceError, PresentationError, …), SourceError."""
         ...
 
     def mount(self, state: TargetState, cancel: CancelToken) -> None:

@@ -17,8 +17,13 @@ from pyVmomi import vim
 from appliance.base.reasons import Reason
 from appliance.sources.frozen import DiskIdentity
 from appliance.sources.vsphere_reasons import reason, reasons
-from appliance.targets.contract import ExistingDisk, ExistingVm, NoWriterError, Power
-from appliance.targets.vsphere_plan import NoSuchPlaceError
+from appliance.targets.contract import (
+    ExistingDisk,
+    ExistingVm,
+    NoSuchPlaceError,
+    NoWriterError,
+    Power,
+)
 from vmware.captured_vm import CapturedVm
 from vmware.change_tracking import Tracking, reset_tracking
 from vmware.config_rollback import nics_still_there, rollback_spec

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, NewVmRequest, WantedDisk
+from appliance.targets.contract import Keep, NewVmRequest, NoSuchPlaceError, WantedDisk
+from appliance.targets.matched_disks import matched_disks
+from appliance.targets.point_hardware import for_vsphere
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.hardware_versions import newest_hardware
 from vmware.marker import Marker, Purpose
@@ -27,16 +29,9 @@ from vmware.placement import (
 )
 from vmware.session import Session
 from vmware.vm_spec import PlannedVm, SpecChoices, UuidPolicy, first_spec
-from vmware.vm_spec_devices import MacPolicy, PlannedDisk, disk_address, nics_that_can_be_made
+from vmware.vm_spec_devices import MacPolicy, PlannedDisk, nics_that_can_be_made
 
 _NAME_LIMIT = 80  # characters, as vCenter has
-
-
-class NoSuchPlaceError(UsageError):
-    """What was asked for (folder, pool, host, datastore, network) is not there; the message says
-    what is."""
-
-    code = "restore.no-such-place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +56,9 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
     """
     if not 0 < len(request.name) <= _NAME_LIMIT:
         raise UsageError(f"a VM's name has 1 to {_NAME_LIMIT} characters: {request.name[:100]!r}")
-    captured = CapturedVm.parse(request.hardware)
-    matched = matched_disks(captured, request.disks)
+    native = for_vsphere(request.hardware, request.disks)
+    captured = native.vm
+    matched = matched_disks(captured, native.disks)
     wanted = WantedPlace(
         folder_path=request.place.folder,
         pool_path=request.place.pool,
@@ -76,11 +72,11 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
             nics_that_can_be_made(captured.nics),
             reachable_networks(session, placement.host_moref),
             dict(request.networks),
-            request.unconnected,
+            native.left_unconnected(request.unconnected, request.networks),
         )
     except (PlacementError, NetworkChoiceError) as error:
         raise NoSuchPlaceError(str(error)) from error
-    original_there = (
+    original_there = native.is_foreign or (
         captured.instance_uuid != ""
         and find_by_instance_uuid(session, captured.instance_uuid) is not None
     )
@@ -111,28 +107,12 @@ def plan_build(session: Session, appliance_id: str, request: NewVmRequest) -> Bu
         planned=planned,
         disks={number: by_key[disk.key] for number, disk in matched.items()},
         marker=marker,
-        reasons=(*reasons(placement.findings), *reasons(planned.findings)),
+        reasons=(*native.reasons, *reasons(placement.findings), *reasons(planned.findings)),
     )
 
 
 def _keeps(wanted: Keep, original_there: bool) -> bool:
     return wanted is Keep.KEEP or (wanted is Keep.AUTO and not original_there)
-
-
-def matched_disks(captured: CapturedVm, disks: tuple[WantedDisk, ...]) -> dict[int, CapturedDisk]:
-    """The captured disk of each wanted one, by number. Raises UsageError."""
-    places = {disk_address(captured, disk): disk for disk in captured.disks}
-    found: dict[int, CapturedDisk] = {}
-    for wanted in disks:
-        disk = places.get(wanted.place)
-        if disk is None or disk.capacity_bytes != wanted.size_bytes:
-            raise UsageError(
-                f"{wanted.label}: the captured configuration has no disk of "
-                f"{wanted.size_bytes} bytes at {wanted.place or 'an unknown place'}; "
-                "get the disk back with `restore image`"
-            )
-        found[wanted.number] = disk
-    return found
 
 
 def _need_bytes(disk: CapturedDisk, wanted: WantedDisk) -> int:

@@ -1,4 +1,4 @@
-"""Instant recovery on vSphere: a `RecoveryTarget` over a logged-in vCenter or ESXi host.
+"""Instant recovery on vSphere: a `WitnessedTarget` over a logged-in vCenter or ESXi host.
 
     plan -> mount -> register -> power_on -> wait_alive -> … -> move -> settle -> unmount
                                                            or   take_away     -> unmount
@@ -22,20 +22,21 @@ from appliance.base.run_context import CancelToken
 from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_host import VsphereHost
 from appliance.sources.vsphere_reasons import reasons, vsphere_calls
+from appliance.targets.contract import NoSuchPlaceError
+from appliance.targets.point_hardware import for_vsphere
 from appliance.targets.recovery import (
     DowntimeNeededError,
     GuestLife,
     Life,
     MoveRequest,
+    PresentationError,
     RecoveryPlan,
     RecoveryRequest,
     RegisteredVm,
     StillThereError,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery_plan import SessionNames, VsphereState, plan_recovery
-from vmware.captured_vm import CapturedVm
 from vmware.datastores import DatastoreFacts, list_datastores
 from vmware.errors import BusyError, ObjectGoneError, VsphereError
 from vmware.findings import Finding
@@ -72,9 +73,7 @@ SHUTDOWN_S = 300.0
 
 
 class VsphereRecovery:
-    """A `RecoveryTarget`. Its host is somebody else's to close."""
-
-    presentation = Presentation.NFS
+    """A `WitnessedTarget`. Its host is somebody else's to close."""
 
     def __init__(self, host: VsphereHost, appliance_id: str) -> None:
         self._host = host
@@ -91,6 +90,8 @@ class VsphereRecovery:
             export_path=f"/holdfast/{request.session_id}",
             mark=f"{self._appliance_id}/{request.session_id}",
         )
+        if request.presentation not in (None, Presentation.NFS):
+            raise PresentationError(f"{self.name}: {request.presentation} is for Hyper-V hosts")
         with vsphere_calls(self.name):
             return plan_recovery(self._session, names, request)
 
@@ -106,7 +107,7 @@ class VsphereRecovery:
     ) -> RegisteredVm:
         known = VsphereState.parse(state)
         with vsphere_calls(self.name, cancel):
-            captured = CapturedVm.parse(hardware)
+            captured = for_vsphere(hardware).vm
             key = register_vm(
                 self._session,
                 known.vmx_path,
@@ -186,7 +187,7 @@ class VsphereRecovery:
 
     def settle(self, key: str, hardware: Mapping[str, Any]) -> None:
         with vsphere_calls(self.name):
-            settle_moved(self._session, key, CapturedVm.parse(hardware))
+            settle_moved(self._session, key, for_vsphere(hardware).vm)
 
     def take_away(self, state: TargetState, key: str | None) -> tuple[Reason, ...]:
         known = VsphereState.parse(state)
@@ -327,5 +328,5 @@ def _network_in_use(known: VsphereState, error: BusyError) -> Reason:
     return Reason(
         "instant.network-stays",
         f"the isolated network {known.isolated} on {known.host_name} is in use: {error}",
-        "connect the VM to another network, then remove switch and port group of that name there",
+        "connect the VM to another network, then remove what has that name there",
     )

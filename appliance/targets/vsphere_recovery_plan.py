@@ -18,8 +18,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.base.errors import StorageError, UsageError
+from appliance.exports.datastore.session import Presentation
 from appliance.sources.vsphere_reasons import reasons
-from appliance.targets.contract import Keep, WantedDisk
+from appliance.targets.contract import Keep, NoSuchPlaceError, WantedDisk
+from appliance.targets.matched_disks import matched_disks
+from appliance.targets.point_hardware import for_vsphere
 from appliance.targets.recovery import (
     Breadth,
     PublishedDisk,
@@ -27,7 +30,7 @@ from appliance.targets.recovery import (
     RecoveryRequest,
     TargetState,
 )
-from appliance.targets.vsphere_plan import NoSuchPlaceError, matched_disks
+from appliance.targets.translation import NativeVm
 from vmware.captured_vm import CapturedDisk, CapturedVm
 from vmware.datastore_path import DatastorePath
 from vmware.findings import Finding
@@ -139,14 +142,16 @@ class SessionNames:
 
 def plan_recovery(session: Session, names: SessionNames, request: RecoveryRequest) -> RecoveryPlan:
     """Raises: NoSuchPlaceError, UsageError: the request cannot be; VsphereErrors."""
-    captured = CapturedVm.parse(request.hardware)
-    matched = matched_disks(captured, request.disks)
+    native = for_vsphere(request.hardware, request.disks)
+    captured = native.vm
+    matched = matched_disks(captured, native.disks)
     placement = _placement(session, request, captured)
     name_of_isolated = request.isolated_name or names.datastore
     isolated = isolated_network(name_of_isolated) if _isolates(request) else None
-    networks = _networks(session, request, captured, placement, isolated)
-    original_there = bool(captured.instance_uuid) and (
-        find_by_instance_uuid(session, captured.instance_uuid) is not None
+    networks = _networks(session, request, native, placement, isolated)
+    original_there = native.is_foreign or (
+        bool(captured.instance_uuid)
+        and find_by_instance_uuid(session, captured.instance_uuid) is not None
     )
     same_vm = request.identity is Keep.KEEP or (
         request.identity is Keep.AUTO and not original_there
@@ -197,7 +202,11 @@ def plan_recovery(session: Session, names: SessionNames, request: RecoveryReques
         address=address,
         clients=_clients(session, hosts, placement),
         state=state.text(),
-        reasons=reasons((*_told(placement), *_losses(captured, matched, networks))),
+        reasons=(
+            *native.reasons,
+            *reasons((*_told(placement), *_losses(captured, matched, networks))),
+        ),
+        presentation=Presentation.NFS,
     )
 
 
@@ -278,11 +287,11 @@ def _isolates(request: RecoveryRequest) -> bool:
 def _networks(
     session: Session,
     request: RecoveryRequest,
-    captured: CapturedVm,
+    native: NativeVm[CapturedVm],
     placement: Placement,
     isolated: NetworkInfo | None,
 ) -> Mapping[int, ChosenNetwork]:
-    nics = nics_that_can_be_made(captured.nics)
+    nics = nics_that_can_be_made(native.vm.nics)
     if isolated is not None and request.isolate_all:
         return {nic.key: ChosenNetwork(network=isolated, start_connected=True) for nic in nics}
     offered = reachable_networks(session, placement.host_moref)
@@ -290,8 +299,9 @@ def _networks(
     if isolated is not None:
         offered = [*offered, isolated]
         mapping |= dict.fromkeys(request.isolated, isolated.name)
+    unconnected = native.left_unconnected(request.unconnected, mapping.items())
     try:
-        return choose_networks(nics, offered, mapping, request.unconnected)
+        return choose_networks(nics, offered, mapping, unconnected)
     except NetworkChoiceError as error:
         raise NoSuchPlaceError(str(error)) from error
 

@@ -2,7 +2,7 @@
 # The failover cluster of this host: nodes, which node owns which VM, cluster shared volumes.
 # Parameters: {}
 # Value: {name: string (empty: no cluster), nodes: [{name, state: int (0 up, 1 down, 2 paused)}],
-#   vms: [{vm_id: guid, owner: string}], volumes: [{name, owner, path: string, redirected: bool}]}
+#   vms: [{vm_id: guid, name, owner: string}], volumes: [{name, owner, path: string, redirected: bool}]}
 # Classes: none; cmdlets of FailoverClusters
 # Minimum: Windows Server 2012 R2
 if (-not (Test-Path -LiteralPath 'HKLM:\Cluster')) {
@@ -16,6 +16,7 @@ $vms = @(foreach ($resource in @(Get-ClusterResource)) {
         $id = ($resource | Get-ClusterParameter -Name VmId).Value
         [pscustomobject]@{
             vm_id = ([string]$id).ToLowerInvariant()
+            name = [string]$resource.OwnerGroup.Name
             owner = [string]$resource.OwnerNode.Name
         }
     }

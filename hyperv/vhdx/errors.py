@@ -56,6 +56,12 @@ class ParentMismatchError(DiskFileError):
     code = "disk-file.parent-mismatch"
 
 
+class NotUpdatableError(DiskFileError):
+    """This disk file cannot be written in place; the message says why. Restore to a new VM."""
+
+    code = "disk-file.not-updatable"
+
+
 class ReadFailedError(DiskFileError):
     """The storage under a disk file failed to answer; look at its health, then try again."""
 

@@ -25,6 +25,7 @@ from hyperv.vhdx.structures import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
+    place: int  # where in the file it stands: one of `HEADER_OFFSETS`
     sequence: int
     file_write_id: UUID
     data_write_id: UUID
@@ -48,20 +49,20 @@ def read_header(source: ByteSource) -> Header:
     for at in HEADER_OFFSETS:
         raw = section[at : at + HEADER_BYTES]
         if raw[:4] == HEADER_SIGNATURE and int.from_bytes(raw[4:8], "little") == checksum(raw):
-            valid.append(raw)
+            valid.append((at, raw))
     if not valid:
         raise CorruptDiskFileError("header", "neither copy has its checksum")
-    newest = max(valid, key=_sequence)
-    if any(_sequence(raw) == _sequence(newest) and raw != newest for raw in valid):
+    place, newest = max(valid, key=lambda found: _sequence(found[1]))
+    if any(_sequence(raw) == _sequence(newest) and raw != newest for _, raw in valid):
         raise CorruptDiskFileError("header", f"both copies have the number {_sequence(newest)}")
-    return _parsed(newest)
+    return _parsed(place, newest)
 
 
 def _sequence(raw: bytes) -> int:
     return int.from_bytes(raw[8:16], "little")
 
 
-def _parsed(raw: bytes) -> Header:
+def _parsed(place: int, raw: bytes) -> Header:
     (_, _, sequence, file_write, data_write, log_id, log_version, version, log_bytes,
      log_offset) = HEADER.unpack_from(raw)  # fmt: skip
     if version != 1:
@@ -72,6 +73,7 @@ def _parsed(raw: bytes) -> Header:
     if log_offset % MIB or log_bytes % MIB or (log_bytes and not log_offset):
         raise CorruptDiskFileError("header", f"log of {log_bytes} bytes at {log_offset}")
     return Header(
+        place=place,
         sequence=sequence,
         file_write_id=UUID(bytes_le=file_write),
         data_write_id=UUID(bytes_le=data_write),

@@ -1,8 +1,8 @@
 """Where the bytes of a disk file come from: a file on an SMB share, or one of this machine.
 
 `BatchSource` is what a source over a network should be: it is asked for everything a read needs in
-one call, so that the requests can be under way together. `read_ranges` is the one way the library
-reads content; structures are read one at a time.
+one call, so that the requests can be under way together, and puts it where it belongs.
+`read_ranges` is the one way the library reads content; structures are read one at a time.
 
 Thread model: sources are read from several threads at once.
 """
@@ -10,7 +10,7 @@ Thread model: sources are read from several threads at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, Self, runtime_checkable
@@ -34,8 +34,8 @@ class ByteSource(Protocol):
 
 @runtime_checkable
 class BatchSource(ByteSource, Protocol):
-    def read_many(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Return what `read_at` would for each (offset, length), in the order of `ranges`."""
+    def read_many_into(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill every buffer from its offset; all of it lies inside the file."""
         ...
 
 
@@ -73,22 +73,44 @@ def read_ranges(source: ByteSource, wanted: Sequence[Wanted]) -> None:
         TruncatedDiskFileError: a range does not lie wholly inside the file.
     """
     groups = _grouped(sorted(wanted, key=lambda each: each.offset))
+    if isinstance(source, BatchSource):
+        _read_batch(source, groups)
+        return
     if isinstance(source, DirectSource):
         for alone in [group[0] for group in groups if len(group) == 1]:
             got = source.read_into(alone.offset, alone.buffer)
             _check_length(alone.offset, len(alone.buffer), got)
         groups = [group for group in groups if len(group) > 1]
-    ranges = [
-        (group[0].offset, max(each.end for each in group) - group[0].offset) for group in groups
-    ]
-    contents: Iterable[bytes] = (source.read_at(start, length) for start, length in ranges)
-    if len(ranges) > 1 and isinstance(source, BatchSource):
-        contents = source.read_many(ranges)
-    for group, (start, length), content in zip(groups, ranges, contents, strict=True):
+    for group in groups:
+        start, length = _range_of(group)
+        content = source.read_at(start, length)
         _check_length(start, length, len(content))
-        view = memoryview(content)
-        for each in group:
-            each.buffer[:] = view[each.offset - start : each.end - start]
+        _scatter(group, memoryview(content))
+
+
+def _read_batch(source: BatchSource, groups: Sequence[Sequence[Wanted]]) -> None:
+    """What lies alone goes straight to its buffer, the rest through one of ours."""
+    wanted: list[tuple[int, memoryview]] = []
+    for group in groups:
+        start, length = _range_of(group)
+        _check_length(start, length, min(length, source.size_bytes - start))
+        buffer = group[0].buffer if len(group) == 1 else memoryview(bytearray(length))
+        wanted.append((start, buffer))
+    source.read_many_into(wanted)
+    for group, (_, buffer) in zip(groups, wanted, strict=True):
+        if len(group) > 1:
+            _scatter(group, buffer)
+
+
+def _range_of(group: Sequence[Wanted]) -> tuple[int, int]:
+    start = group[0].offset
+    return start, max(each.end for each in group) - start
+
+
+def _scatter(group: Sequence[Wanted], content: memoryview) -> None:
+    start = group[0].offset
+    for each in group:
+        each.buffer[:] = content[each.offset - start : each.end - start]
 
 
 def _check_length(start: int, length: int, got: int) -> None:

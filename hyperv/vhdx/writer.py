@@ -22,7 +22,9 @@ import numpy as np
 from hyperv.vhdx.errors import OutOfDiskError
 from hyperv.vhdx.layout import BAT_OFFSET, head_segments
 from hyperv.vhdx.shape import VhdxShape
-from hyperv.vhdx.structures import PayloadState
+from hyperv.vhdx.structures import MIB, PayloadState
+
+_ZEROS = bytes(MIB)
 
 
 class ByteSink(Protocol):
@@ -48,6 +50,11 @@ class DynamicVhdxWriter:
         self._bat = np.zeros(shape.bat.entries, dtype="<u8")
 
     @property
+    def size_bytes(self) -> int:
+        """Of the disk."""
+        return self._shape.disk_bytes
+
+    @property
     def file_bytes(self) -> int:
         """Length of the file so far."""
         return self._file_bytes
@@ -69,6 +76,14 @@ class DynamicVhdxWriter:
                 self._sink.write_at(self._place(block) + inside, part)
             view = view[len(part) :]
             offset += len(part)
+
+    def zero_at(self, offset: int, length: int) -> None:
+        """Make the range read as zeros; blocks that are not there stay away. As `write_at`."""
+        end = offset + length
+        while offset < end:
+            part = min(end - offset, len(_ZEROS))
+            self.write_at(offset, memoryview(_ZEROS)[:part])
+            offset += part
 
     def finish(self) -> None:
         """Make it a VHDX file; returns once it is durable."""

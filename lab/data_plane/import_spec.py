@@ -20,6 +20,7 @@ from lab.data_plane.ovf_properties import ENVIRONMENT_KEY, GUEST_INFO, environme
 
 _DISK_URI = "ovf:/disk/"
 _FILE_URI = "ovf:/file/"
+_IDE_KEYS = (200, 201)
 _SCSI = {
     "": vim.vm.device.VirtualLsiLogicController,
     "lsilogic": vim.vm.device.VirtualLsiLogicController,
@@ -228,6 +229,8 @@ def engine_spec(spec: Any) -> Any:
 def _device_name(device: Any, by_key: Mapping[int, Any]) -> str:
     """Like `ParaVirtualSCSIController0:1`."""
     controller = by_key.get(device.controllerKey)
+    if controller is None and device.controllerKey in _IDE_KEYS:  # every VM has them
+        return f"VirtualIDEController{device.controllerKey - _IDE_KEYS[0]}:{device.unitNumber or 0}"
     if controller is None:
         return f"Controller{device.controllerKey}:{device.unitNumber or 0}"
     name = type(controller).__name__.rpartition(".")[2]

@@ -34,12 +34,16 @@ APPLICATION, CRASH = 1, 2
 _MERGE_POLL_S = 0.02
 
 
-def create_checkpoint(vm: HypervVm, *, recovery: bool, consistency: int, job: Job) -> Checkpoint:
+def create_checkpoint(
+    vm: HypervVm, *, recovery: bool, consistency: int, job: Job, backup_type: str = "copy"
+) -> Checkpoint:
     """Raises HypervError: nothing was frozen, and the machine is as it was."""
     fields = vm.fault_fields
     with vm.operation(), _doing(vm, CREATING_CHECKPOINT):
         if vm.site.faults.take(FaultName.SNAPSHOT_FAILURE, **fields):
             raise HypervError(f"Checkpoint operation for '{vm.settings.name}' failed.")
+        if vm.settings.has_pass_through:
+            raise HypervError("Checkpoints are not supported for pass-through disks.")
         _stuck(vm, FaultName.SNAPSHOT_STUCK)
         retry_merges(vm)
         now = time.time()
@@ -56,6 +60,8 @@ def create_checkpoint(vm: HypervVm, *, recovery: bool, consistency: int, job: Jo
                 tracked.tracking.start_over()
         with vm.opened_disks(), quiesced(vm, consistency):
             _freeze(vm, checkpoint)
+        if consistency == APPLICATION and vm.guest is not None:
+            vm.backups_told.append(backup_type)
         _write_configuration(vm, checkpoint)
         vm.checkpoints.append(checkpoint)
         job.checkpoints.append(checkpoint.instance_id)

@@ -13,12 +13,14 @@ import os
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.esx.areas import Area, clipped
 from lab.faults import FaultName, FaultSwitches
 from lab.hyperv_host.checkpoints import create_checkpoint, remove_checkpoint
+from lab.hyperv_host.cluster_view import ClusterView
 from lab.hyperv_host.errors import FAILED, HypervError, NotFoundError, ParameterError
 from lab.hyperv_host.file_holds import FileHolds, NoHolds
 from lab.hyperv_host.jobs import Job, Jobs
@@ -51,6 +53,7 @@ class Switch:
     switch_id: str
     name: str
     kind: str  # private, internal, external
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +75,13 @@ class HypervHost:
         computer: str,
         faults: FaultSwitches | None = None,
         heartbeat_s: float = 5.0,
+        cluster: ClusterView | None = None,
     ) -> None:
-        """`folder` takes the volumes; `run_folder` sockets and logs, its path must be short."""
+        """`folder` takes the volumes; `run_folder` sockets and logs, its path must be short.
+
+        `cluster`: the failover cluster that it is a node of.
+        """
+        self.cluster = cluster
         self.computer = computer
         self.faults = faults or FaultSwitches()
         self.volumes = Volumes(folder, _DRIVES)
@@ -195,7 +203,7 @@ class HypervHost:
         path = vm.settings.folder.joined("Virtual Hard Disks", f"{name}.vhdx")
         place = self.volumes.place(path)
         place.parent.mkdir(parents=True)
-        _copy_image(image, place)
+        copy_image(image, place)
         adapter = Adapter(
             adapter_id=str(uuid.uuid4()).upper(),
             name="Network Adapter",
@@ -216,6 +224,45 @@ class HypervHost:
                 return switch
         raise NotFoundError(f"no virtual switch is named '{name}'")
 
+    def hand_over(self, vm: HypervVm, to: HypervHost) -> None:
+        """The machine and its reference points belong to another node from now on.
+
+        Its operation is held by the caller.
+        """
+        vm_id = vm.settings.vm_id
+        with self._lock:
+            del self._vms[vm_id]
+            points = [point for point in self._points if point.vm_id == vm_id]
+            self._points = [point for point in self._points if point.vm_id != vm_id]
+        vm.site = to.site
+        with to._lock:
+            to._vms[vm_id] = vm
+            to._points += points
+
+    @contextmanager
+    def own(self, vm: HypervVm) -> Iterator[None]:
+        """One operation of a machine that is here. Raises NotFoundError: it has moved away."""
+        with vm.operation():
+            self.vm(vm.settings.vm_id)
+            yield
+
+    def add_private_switch(self, name: str, notes: str) -> Switch:
+        switch = Switch(switch_id=str(uuid.uuid4()), name=name, kind="private", notes=notes)
+        with self._lock:
+            self.switches = [*self.switches, switch]
+        return switch
+
+    def remove_switch(self, switch: Switch) -> None:
+        with self._lock:
+            self.switches = [one for one in self.switches if one is not switch]
+
+    def vms_on(self, switch: Switch) -> list[HypervVm]:
+        return [
+            vm
+            for vm in self.vms()
+            if any(one.switch.lower() == switch.name.lower() for one in vm.settings.adapters)
+        ]
+
     # ------------------------------------------------------------------ checkpoints
 
     def checkpoint(self, instance_id: str) -> tuple[HypervVm, Checkpoint]:
@@ -226,19 +273,32 @@ class HypervHost:
                     return vm, checkpoint
         raise NotFoundError(f"no checkpoint {instance_id}")
 
-    def start_checkpoint(self, vm: HypervVm, *, recovery: bool, consistency: int) -> Job:
+    def start_checkpoint(
+        self, vm: HypervVm, *, recovery: bool, consistency: int, backup_type: str = "copy"
+    ) -> Job:
         def work(job: Job) -> None:
-            create_checkpoint(vm, recovery=recovery, consistency=consistency, job=job)
+            with self.own(vm):
+                create_checkpoint(
+                    vm, recovery=recovery, consistency=consistency, job=job, backup_type=backup_type
+                )
 
         return self.jobs.start("Creating Checkpoint", work)
 
     def start_removal(self, vm: HypervVm, checkpoint: Checkpoint) -> Job:
-        return self.jobs.start("Deleting Checkpoint", lambda _: remove_checkpoint(vm, checkpoint))
+        def work(_: Job) -> None:
+            with self.own(vm):
+                remove_checkpoint(vm, checkpoint)
+
+        return self.jobs.start("Deleting Checkpoint", work)
 
     def start_conversion(self, vm: HypervVm, checkpoint: Checkpoint) -> Job:
         """Make the reference point of the checkpoint's moment, then remove the checkpoint."""
 
         def work(job: Job) -> None:
+            with self.own(vm):
+                convert(job)
+
+        def convert(job: Job) -> None:
             empty = self.faults.take(FaultName.RCT_EMPTY_ID, **vm.fault_fields)
             disks = []
             for drive in vm.settings.drives:
@@ -288,7 +348,7 @@ class HypervHost:
         raise NotFoundError(f"'{path}' is not the file of a checkpoint")
 
 
-def _copy_image(image: Path, place: Path) -> None:
+def copy_image(image: Path, place: Path) -> None:
     """Raw to VHDX, blocks of zeros left out."""
     size_bytes = -(-image.stat().st_size // MIB) * MIB
     create_disk(place, size_bytes, block_bytes=_GUEST_BLOCK_BYTES)

@@ -3,6 +3,7 @@
 A session is a qemu-storage-daemon that has logged in; a disk that is brought online is shown by it
 as files over FUSE, first whole (to read its partitions), then the partition, on which ntfs-3g
 mounts the volume for reading and writing, as Windows would. Taking it offline undoes it in order.
+A disk that stays offline may be served whole to a machine, over NBD on a local socket.
 
 Invariants: secrets travel over QMP and the environment of children, never in argv; `close` leaves
 no process and no mount. Thread model: any thread, calls are serialised.
@@ -19,6 +20,8 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +31,9 @@ from lab.hyperv_host.errors import HypervError, NotFoundError, StateError
 
 INITIATOR = "iqn.1991-05.com.microsoft:practice-host"
 _TARGET = re.compile(r"Target:(\S+)")
-_LUN = re.compile(r"Lun:(\d+)\s+Type:DIRECT_ACCESS", re.IGNORECASE)
+_DISK = "Peripheral Device Type:DIRECT_ACCESS"
+_NO_LUN = "LOGICAL_UNIT_NOT_SUPPORTED"
+_LUNS_MOST = 256
 _SERIAL = re.compile(r"Unit Serial Number:\[([^\]]*)\]")
 _RESERVED_TYPE = "E3C9E316-0B5C-4DB8-817D-F92DF00215AE"
 _CHILD_TIMEOUT_S = 60.0
@@ -51,13 +56,24 @@ class IscsiDisk:
     folder: Path  # of its FUSE files
     mounted: Path | None = None
     ntfs: subprocess.Popen[bytes] | None = None
+    served: bool = False  # whole, to a machine
 
 
 @dataclass(slots=True)
 class Session:
     portal: Portal
     daemon: QemuProcess
+    socket: Path  # where disks are served whole
     disks: list[IscsiDisk] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeDisk:
+    """A disk as a machine's QEMU reaches it, until `release`."""
+
+    socket: Path
+    export: str
+    release: Callable[[], None]
 
 
 class IscsiInitiator:
@@ -90,7 +106,7 @@ class IscsiInitiator:
             account = {"LIBISCSI_CHAP_USERNAME": user, "LIBISCSI_CHAP_PASSWORD": secret}
             luns = self._luns(portal, target, account)
             daemon = storage_daemon()
-            session = Session(portal, daemon)
+            session = Session(portal, daemon, self._folder / f"{self._last_number + 1}.nbd")
             try:
                 secret_object = {"qom-type": "secret", "id": "chap", "data": secret}
                 daemon.qmp.execute("object-add", secret_object)
@@ -114,7 +130,7 @@ class IscsiInitiator:
             session = self._sessions.get(target)
             if session is None:
                 return False
-            if any(disk.mounted for disk in session.disks):
+            if any(disk.mounted or disk.served for disk in session.disks):
                 raise StateError("The session cannot be logged out since a device is in use.")
             del self._sessions[target]
             _end(session.daemon)
@@ -128,6 +144,56 @@ class IscsiInitiator:
                     if disk.serial == serial:
                         return session, disk
         raise NotFoundError(f"no disk has the serial number {serial!r}")
+
+    def numbered(self, number: int) -> tuple[Session, IscsiDisk]:
+        """Raises NotFoundError."""
+        with self._lock:
+            for session in self._sessions.values():
+                for disk in session.disks:
+                    if disk.number == number:
+                        return session, disk
+        raise NotFoundError(f"the host has no disk {number}")
+
+    def serve(self, number: int) -> WholeDisk:
+        """Give a disk to a machine. Raises NotFoundError; StateError: it is online."""
+        with self._lock:
+            session, disk = self.numbered(number)
+            if disk.mounted is not None:
+                raise StateError("A disk that is online cannot be used by a virtual machine.")
+            execute = session.daemon.qmp.execute
+            if not session.socket.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                path = {"type": "unix", "data": {"path": str(session.socket)}}
+                execute("nbd-server-start", {"addr": path})
+            name = f"disk{disk.lun}"
+            execute(
+                "block-export-add",
+                {"type": "nbd", "id": name, "node-name": f"lun{disk.lun}", "name": name}
+                | {"writable": True},
+            )
+            disk.served = True
+        return WholeDisk(session.socket, name, lambda: self._take_back(session, disk))
+
+    def _take_back(self, session: Session, disk: IscsiDisk) -> None:
+        with self._lock, contextlib.suppress(HostError):
+            disk.served = False
+            _unexport(session.daemon, f"disk{disk.lun}")
+
+    @contextmanager
+    def shown_whole(self, number: int) -> Iterator[Path]:
+        """A disk as a file to be read. Raises NotFoundError, HypervError."""
+        with self._lock:
+            session, disk = self.numbered(number)
+            if disk.served or disk.mounted is not None:
+                raise StateError("The disk is in use.")
+            disk.folder.mkdir(parents=True, exist_ok=True)
+            whole = disk.folder / "disk"
+            _export(session.daemon, f"whole{disk.lun}", f"lun{disk.lun}", whole, writable=False)
+            try:
+                yield whole
+            finally:
+                _unexport(session.daemon, f"whole{disk.lun}")
+                whole.unlink()
 
     def bring_online(self, serial: str, mount_point: Path) -> IscsiDisk:
         """Mount the disk's largest partition, NTFS, for writing. Repeatable.
@@ -187,11 +253,19 @@ class IscsiInitiator:
     # ------------------------------------------------------------------ steps
 
     def _luns(self, portal: Portal, target: str, account: dict[str, str]) -> list[int]:
-        listing = _run(["iscsi-ls", "-s", "-i", INITIATOR, f"iscsi://{portal}"], account)
-        _, _, own = listing.partition(f"Target:{target} ")
-        luns = [int(number) for number in _LUN.findall(own.partition("Target:")[0])]
+        """Numbers are asked one by one: `iscsi-ls -s` would log in to every target there is."""
+        luns = []
+        for number in range(_LUNS_MOST):
+            words = ["iscsi-inq", "-i", INITIATOR, f"iscsi://{portal}/{target}/{number}"]
+            try:
+                if _DISK in _run(words, account):
+                    luns.append(number)
+            except HypervError as error:
+                if _NO_LUN in str(error):
+                    break
+                raise HypervError(f"The login to the iSCSI target failed: {error}") from error
         if not luns:
-            raise HypervError("The login to the iSCSI target failed: Authentication Failure.")
+            raise HypervError("The iSCSI target has no disks.")
         return luns
 
     def _serial(self, portal: Portal, target: str, lun: int, account: dict[str, str]) -> str:

@@ -162,7 +162,7 @@ class LiveDisk:
         except BaseException:
             with self._lock:
                 self._copied_again = None
-                _set_locator(child.disk.path, locator_of(parent.path, writable))
+                _set_locator(child.disk.local_path, locator_of(parent.path, writable))
             writable.close()
             raise
 
@@ -174,7 +174,7 @@ class LiveDisk:
             if place >= 2:
                 above = self._files[place - 2]
                 above.disk.parent = writable
-                _set_locator(above.disk.path, locator_of(parent.path, writable))
+                _set_locator(above.disk.local_path, locator_of(parent.path, writable))
             child.disk.close()
             parent.disk.close()
             child.disk.path.unlink()
@@ -193,7 +193,7 @@ class LiveDisk:
             for file in self._files[1:]:
                 target = self._volumes.place(folder.joined(file.path.name))
                 made.append(target)
-                shutil.copyfile(file.disk.path, target)
+                shutil.copyfile(file.disk.local_path, target)
             old = self._files[0]
             leaf = folder.joined(old.path.name)
             target = self._volumes.place(leaf)

@@ -1,8 +1,8 @@
-"""Who speaks on a connection: NTLM (bare or in SPNEGO) on any listener, Basic only over TLS.
+"""Who speaks on a connection: NTLM (bare or in SPNEGO) or CredSSP on any listener, Basic over TLS.
 
-NTLM is done by pyspnego's acceptor, whose state belongs to the TCP connection: what it has
-authenticated stays so until the connection ends, and seals its messages. As on a Windows server,
-Basic is not offered where the password would travel in clear text.
+NTLM, and CredSSP with NTLM in it, are done by pyspnego's acceptor, whose state belongs to the TCP
+connection: what it has authenticated stays so until the connection ends, and seals its messages. As
+on a Windows server, Basic is not offered where the password would travel in clear text.
 
 Invariants: one account per host; a wrong password never says which part was wrong.
 Thread model: `Accounts` by any thread, a `Logon` by the thread of its connection. pyspnego finds
@@ -24,9 +24,10 @@ from typing import cast
 import spnego
 from spnego.exceptions import SpnegoError
 
-from lab.hyperv_host.sealed_message import Seal
+from lab.hyperv_host.sealed_message import Framing, Seal, SealedMessageError
 
 _USER_FILE = "NTLM_USER_FILE"
+_GCM_TAG_BYTES = 16
 _environment = threading.Lock()
 
 
@@ -73,6 +74,7 @@ class Logon:
         self._secure = secure
         self._context: spnego.ContextProxy | None = None
         self._basic = False
+        self.framing = Framing.SPNEGO
 
     @property
     def done(self) -> bool:
@@ -80,14 +82,16 @@ class Logon:
 
     @property
     def seal(self) -> Seal | None:
-        """What seals and unseals the messages of this connection; None before NTLM is done."""
+        """Of this connection; None before it is known who speaks."""
         if self._context is None or not self._context.complete:
             return None
+        if self.framing is Framing.CREDSSP:
+            return _TlsSeal(self._context)
         return cast(Seal, self._context)
 
     def offers(self) -> list[tuple[str, str]]:
         """The WWW-Authenticate headers of a 401."""
-        schemes = ["Negotiate", *(['Basic realm="WSMAN"'] if self._secure else [])]
+        schemes = ["Negotiate", "CredSSP", *(['Basic realm="WSMAN"'] if self._secure else [])]
         return [("WWW-Authenticate", scheme) for scheme in schemes]
 
     def step(self, authorization: str) -> bytes | None:
@@ -107,21 +111,57 @@ class Logon:
                 raise LogonRefusedError("the user name or password is incorrect")
             return None
         if scheme.lower() in ("negotiate", "ntlm"):
-            return self._negotiate(token)
+            return self._negotiate(token, Framing.SPNEGO)
+        if scheme.lower() == "credssp":
+            return self._negotiate(token, Framing.CREDSSP)
         raise LogonRefusedError(f"{scheme} is not offered")
 
-    def _negotiate(self, token: bytes) -> bytes | None:
+    def _negotiate(self, token: bytes, framing: Framing) -> bytes | None:
         with self._accounts.shown():
-            if self._context is None or self._context.complete:
-                protocol = "ntlm" if token.startswith(b"NTLMSSP\0") else "negotiate"
-                self._context = spnego.server(protocol=protocol)
+            if self._context is None or self._context.complete or self.framing is not framing:
+                self.framing = framing
+                self._context = spnego.server(protocol=_protocol(token, framing))
             try:
-                return self._context.step(token)
+                answer = self._context.step(token)
             except (SpnegoError, ValueError) as error:
                 self._context = None
                 raise LogonRefusedError("the logon attempt failed") from error
+            if framing is Framing.CREDSSP and self._context.complete:
+                self._check_delegated(self._context)
+            return answer
+
+    def _check_delegated(self, context: spnego.ContextProxy) -> None:
+        """CredSSP hands the host the password itself: it is the one that NTLM has proven."""
+        found = context.get_extra_info("client_credential")
+        user, password = getattr(found, "username", ""), getattr(found, "password", "")
+        if not self._accounts.check(user, password):
+            self._context = None
+            raise LogonRefusedError("the delegated credentials are others")
+
+
+def _protocol(token: bytes, framing: Framing) -> str:
+    if framing is Framing.CREDSSP:
+        return "credssp"
+    return "ntlm" if token.startswith(b"NTLMSSP\0") else "negotiate"
 
 
 def _user_and_password(token: bytes) -> tuple[str, str]:
     user, _, password = token.decode("utf-8", "replace").partition(":")
     return user, password
+
+
+class _TlsSeal:
+    """CredSSP's: each piece is a TLS record, and Windows wants its trailer's true length said."""
+
+    def __init__(self, context: spnego.ContextProxy) -> None:
+        self._context = context
+
+    def wrap_winrm(self, data: bytes) -> tuple[bytes, bytes, int]:
+        return self._context.wrap_winrm(data)
+
+    def unwrap_winrm(self, header: bytes, data: bytes) -> bytes:
+        suite, version, _ = self._context.get_extra_info("ssl_object").cipher()
+        trailer_bytes = _GCM_TAG_BYTES + (version == "TLSv1.3")  # which adds the record's type
+        if "GCM" not in suite or len(header) != trailer_bytes:
+            raise SealedMessageError(f"a trailer of {len(header)} bytes with {version} {suite}")
+        return self._context.unwrap_winrm(header, data)

@@ -23,6 +23,7 @@ from typing import Any
 from appliance.exports.nbd import NbdExport, NbdServer
 from lab.esx.running_machine import RunningMachine, machine_arguments
 from lab.esx.uefi import BootTrust, uefi_arguments, uefi_machine
+from lab.hyperv_host.iscsi import WholeDisk
 from lab.hyperv_host.live_disk import LiveDisk
 from lab.hyperv_host.vm_settings import (
     OTHER_VENDORS_TEMPLATE,
@@ -49,6 +50,7 @@ class HypervMachine(RunningMachine):
         self,
         settings: VmSettings,
         disks: Mapping[str, LiveDisk],
+        whole: Mapping[str, WholeDisk],
         folder: Path,
         *,
         reachable_switches: frozenset[str],
@@ -56,12 +58,13 @@ class HypervMachine(RunningMachine):
         on_event: Callable[[str, dict[str, Any]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """`disks` by the name of their drive; `folder`'s path must be short."""
+        """`disks` and `whole` by the name of their drive; `folder`'s path must be short."""
         self._settings = settings
         self._firmware = (
             [] if settings.generation == 1 else uefi_arguments(_trust(settings), folder)
         )
         self._disks = disks
+        self._whole = whole
         self._reachable = reachable_switches
         self._socket = folder / "disks.sock"
         self.has_network = any(one.switch in reachable_switches for one in settings.adapters)
@@ -113,14 +116,15 @@ class HypervMachine(RunningMachine):
         for controller in scsi if second else (_IDE, *scsi):
             arguments += ["-device", json.dumps({"driver": driver, "id": controller})]
         for place, drive in enumerate(_boot_order(self._settings)):
+            whole = self._whole.get(drive.name)
             node = {
                 "driver": "nbd",
                 "node-name": drive.name,
-                "server": {"type": "unix", "path": str(self._socket)},
-                "export": drive.name,
+                "server": {"type": "unix", "path": str(whole.socket if whole else self._socket)},
+                "export": whole.export if whole else drive.name,
                 "discard": "unmap",
             }
-            sector = self._disks[drive.name].logical_sector_bytes
+            sector = 512 if whole else self._disks[drive.name].logical_sector_bytes
             device = _device(drive) | {"bootindex": place, "logical_block_size": sector}
             arguments += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
         return arguments

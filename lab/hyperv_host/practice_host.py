@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from lab.faults import FaultSwitches
+from lab.hyperv_host.cluster_view import ClusterView
 from lab.hyperv_host.file_holds import SmbHolds
 from lab.hyperv_host.host import HypervHost
 from lab.hyperv_host.iscsi import IscsiInitiator
@@ -21,8 +22,12 @@ from lab.hyperv_host.script_call import Script, ScriptHost
 from lab.hyperv_host.scripts_checkpoint import checkpoint_scripts
 from lab.hyperv_host.scripts_inventory import inventory_scripts
 from lab.hyperv_host.scripts_machine import machine_scripts
+from lab.hyperv_host.scripts_network import network_scripts
+from lab.hyperv_host.scripts_screen import screen_scripts
 from lab.hyperv_host.scripts_shadow import shadow_scripts
 from lab.hyperv_host.scripts_storage import storage_scripts
+from lab.hyperv_host.scripts_switch import switch_scripts
+from lab.hyperv_host.smb_client import SmbClient
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.wsman_server import WsmanServer
@@ -40,15 +45,26 @@ class PracticeHost:
         *,
         faults: FaultSwitches | None = None,
         heartbeat_s: float = 5.0,
+        computer: str = COMPUTER,
+        cluster: ClusterView | None = None,
+        password: str = "",
     ) -> None:
         run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._run_folder = run_folder
-        self.user, self.password = USER, secrets.token_urlsafe(12)
+        self.user, self.password = USER, password or secrets.token_urlsafe(12)
         self.host = HypervHost(
-            folder, run_folder, computer=COMPUTER, faults=faults, heartbeat_s=heartbeat_s
+            folder,
+            run_folder,
+            computer=computer,
+            faults=faults,
+            heartbeat_s=heartbeat_s,
+            cluster=cluster,
         )
         self.faults = self.host.faults
         self.iscsi = IscsiInitiator(run_folder)
+        self.host.site.whole_disk = self.iscsi.serve
+        self.network = SmbClient()
+        self.host.volumes.network = self.network
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> PracticeHost:
@@ -59,7 +75,11 @@ class PracticeHost:
                 for drive in host.volumes.drives
             ]
             self.samba = Samba(
-                self._run_folder / "samba", user=self.user, password=self.password, shares=shares
+                self._run_folder / "samba",
+                user=self.user,
+                password=self.password,
+                shares=shares,
+                wide_links=host.cluster is not None,
             )
             stack.callback(self.samba.close)
             stack.callback(self.iscsi.close)
@@ -67,11 +87,11 @@ class PracticeHost:
             stack.callback(holds.close)
             host.use_holds(holds)
             stack.callback(host.close)
-            scripts = all_scripts(host, self.iscsi, self.samba)
+            scripts = all_scripts(host, self.iscsi, self.samba, self.network)
             self.winrm = WsmanServer(
                 self._run_folder,
-                Programs(COMPUTER, ScriptHost(scripts, self.faults, COMPUTER)),
-                computer=COMPUTER,
+                Programs(host.computer, ScriptHost(scripts, self.faults, host.computer)),
+                computer=host.computer,
                 user=self.user,
                 password=self.password,
                 switches=self.faults,
@@ -90,12 +110,13 @@ class PracticeHost:
         """End sessions, jobs, guests, disks and Samba; no process and no mount is left."""
         self.host.jobs.stopping.set()  # who waits inside a script, too
         self.iscsi.abandon_lost()
+        self.network.close()
         self._open.close()
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know, as JSON."""
         return {
-            "computer": COMPUTER,
+            "computer": self.host.computer,
             "address": self.winrm.address,
             "port": self.winrm.https_port,
             "http_port": self.winrm.http_port,
@@ -107,14 +128,19 @@ class PracticeHost:
         }
 
 
-def all_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
+def all_scripts(
+    host: HypervHost, iscsi: IscsiInitiator, samba: Samba, network: SmbClient
+) -> dict[str, Script]:
     """By name."""
     return {
         **inventory_scripts(host, iscsi, USER),
         **checkpoint_scripts(host),
-        **machine_scripts(host),
+        **machine_scripts(host, iscsi),
         **storage_scripts(host, iscsi, samba),
+        **network_scripts(host, network),
         **shadow_scripts(host),
+        **switch_scripts(host),
+        **screen_scripts(host),
     }
 
 

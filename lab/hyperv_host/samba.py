@@ -36,8 +36,20 @@ class Share:
 
 
 class Samba:
-    def __init__(self, folder: Path, *, user: str, password: str, shares: list[Share]) -> None:
-        """Start smbd; `folder` is made. Raises HypervError: it is not installed, or fails."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        user: str,
+        password: str,
+        shares: list[Share],
+        wide_links: bool = False,
+    ) -> None:
+        """Start smbd; `folder` is made. Raises HypervError: it is not installed, or fails.
+
+        `wide_links`: links lead out of the shares, as to a cluster shared volume.
+        """
+        self._wide_links = wide_links
         if shutil.which("smbd") is None or shutil.which("pdbedit") is None:
             raise HypervError("the Debian package samba is not installed")
         self._folder = folder
@@ -163,6 +175,8 @@ class Samba:
             "map archive": "no",
             "strict sync": "yes",
         }
+        if self._wide_links:
+            settings |= {"allow insecure wide links": "yes", "wide links": "yes"}
         lines = ["[global]", *(f"  {name} = {value}" for name, value in settings.items())]
         for share in self._shares.values():
             lines += [

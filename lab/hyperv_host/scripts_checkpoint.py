@@ -42,11 +42,12 @@ def checkpoint_scripts(host: HypervHost) -> dict[str, Script]:
 def _create(host: HypervHost, given: Parameters) -> Document:
     vm = find_vm(host, given.text("vm_id"))
     level = _LEVELS.get(given.text("consistency"))
-    if level is None or given.text("backup_type") not in ("copy", "full"):
+    backup_type = given.text("backup_type")
+    if level is None or backup_type not in ("copy", "full"):
         raise ScriptStop("wmi-method", "CreateSnapshot", ParameterError.wmi_return)
     if vm.doing:
         raise ScriptStop("wmi-method", "CreateSnapshot", 32775)
-    job = host.start_checkpoint(vm, recovery=True, consistency=level)
+    job = host.start_checkpoint(vm, recovery=True, consistency=level, backup_type=backup_type)
     return {"job_id": job.job_id, "checkpoint_id": ""}
 
 

@@ -42,7 +42,7 @@ def inventory_scripts(host: HypervHost, iscsi: IscsiInitiator, user: str) -> dic
         "capture_vm": Script(partial(_capture_vm, host), vm_id),
         "vm_state": Script(partial(_vm_state, host), vm_id),
         "list_switches": Script(lambda _: _switches(host), frozenset()),
-        "list_cluster": Script(lambda _: _no_cluster(), frozenset()),
+        "list_cluster": Script(lambda _: _cluster(host), frozenset()),
         "list_checkpoints": Script(partial(_list_checkpoints, host), vm_id),
         "list_reference_points": Script(partial(_list_reference_points, host), vm_id),
         "checkpoint_disks": Script(partial(_checkpoint_disks, host), frozenset({"checkpoint_id"})),
@@ -82,7 +82,7 @@ def _host_facts(host: HypervHost, iscsi: IscsiInitiator, user: str) -> Document:
         "vm_versions": _VM_VERSIONS,
         "vm_folder": str(VM_FOLDER),
         "disk_folder": str(VM_FOLDER.joined("Virtual Hard Disks")),
-        "cluster": "",
+        "cluster": host.cluster.name if host.cluster else "",
         "iscsi_service": "running" if iscsi.started else "stopped",
         "processors": 8,
         "memory_bytes": 32 << 30,
@@ -104,7 +104,7 @@ def _listed(host: HypervHost, vm: HypervVm) -> Document:
         "state": int(vm.state),
         "generation": settings.generation,
         "version": settings.version,
-        "clustered": False,
+        "clustered": _clustered(host, vm),
         "operational_status": _operational_status(vm),
         "processors": settings.processors,
         "memory_bytes": settings.memory.startup_bytes,
@@ -165,7 +165,7 @@ def disk_file(host: HypervHost, path: WindowsPath) -> Document:
     """What Get-VHD tells of a file."""
     document = _unknown_file(str(path))
     try:
-        place = host.volumes.existing(path)
+        place = host.volumes.existing_file(path)
         disk = VhdxDisk(place, writable=False)
     except (HypervError, LogNotReplayedError, OSError) as error:
         return document | {"error": str(error)}
@@ -180,7 +180,7 @@ def disk_file(host: HypervHost, path: WindowsPath) -> Document:
             "type": kind,
             "virtual_disk_id": str(geometry.disk_id),
             "size_bytes": geometry.size_bytes,
-            "file_size_bytes": place.stat().st_size,
+            "file_size_bytes": disk.file_bytes,
             "logical_sector_bytes": geometry.logical_sector_bytes,
             "physical_sector_bytes": geometry.physical_sector_bytes,
             "parent_path": parent,
@@ -238,18 +238,18 @@ def _capture_vm(host: HypervHost, given: Parameters) -> Document:
         "security": {"tpm": settings.tpm, "shielded": False, "encrypt_state": False},
         "checkpoint_type": settings.checkpoint_type,
         "automatic_checkpoints": settings.automatic_checkpoints,
-        "start_action": 3,
-        "start_delay_s": 0,
-        "stop_action": 3,
+        "start_action": settings.start_action,
+        "start_delay_s": settings.start_delay_s,
+        "stop_action": settings.stop_action,
         "critical_error_action": 1,
-        "clustered": False,
+        "clustered": _clustered(host, vm),
         "adapters": [_adapter(host, vm, one) for one in settings.adapters],
         "controllers": [
             *([] if second else [{"type": "ide", "number": number} for number in (0, 1)]),
             *({"type": "scsi", "number": number} for number in range(len(settings.scsi_ids))),
         ],
         "dvds": []
-        if second
+        if second or not settings.has_dvd
         else [{"controller": "ide", "controller_number": 1, "location": 0, "path": ""}],
         "integration": [
             *({"id": one, "enabled": enabled} for one, enabled in _INTEGRATION.items()),
@@ -279,7 +279,7 @@ def _adapter(host: HypervHost, vm: HypervVm, adapter: Adapter) -> Document:
     switch_id = host.switch(adapter.switch).switch_id if adapter.switch else ""
     first = adapter == vm.settings.adapters[0]
     return {
-        "id": f"Microsoft:{vm.settings.vm_id.upper()}\\{adapter.adapter_id}",
+        "id": vm.settings.adapter_instance(adapter),
         "name": adapter.name,
         "legacy": adapter.legacy,
         "mac": adapter.mac if vm.state is VmState.RUNNING or not adapter.dynamic_mac else "0" * 12,
@@ -307,6 +307,7 @@ def _vm_state(host: HypervHost, given: Parameters) -> Document:
         "operational_status": _operational_status(vm),
         "heartbeat": vm.heartbeat,
         "addresses": vm.addresses,
+        "guest_name": vm.guest_name,
         "disk_paths": [str(drive.path or "") for drive in vm.settings.drives],
         "uptime_s": int(time.monotonic() - vm.started_at) if running else 0,
     }
@@ -320,8 +321,32 @@ def _switches(host: HypervHost) -> Document:
     }
 
 
-def _no_cluster() -> Document:
-    return {"name": "", "nodes": [], "vms": [], "volumes": []}
+def _cluster(host: HypervHost) -> Document:
+    cluster = host.cluster
+    if cluster is None:
+        return {"name": "", "nodes": [], "vms": [], "volumes": []}
+    return {
+        "name": cluster.name,
+        "nodes": [{"name": name, "state": int(state)} for name, state in cluster.nodes()],
+        "vms": [
+            {"vm_id": role.vm_id, "name": role.name, "owner": role.owner}
+            for role in cluster.roles()
+        ],
+        "volumes": [
+            {
+                "name": volume.name,
+                "owner": volume.coordinator,
+                "path": str(volume.path),
+                "redirected": False,
+            }
+            for volume in cluster.volumes()
+        ],
+    }
+
+
+def _clustered(host: HypervHost, vm: HypervVm) -> bool:
+    roles = host.cluster.roles() if host.cluster else []
+    return any(role.vm_id == vm.settings.vm_id for role in roles)
 
 
 def _list_checkpoints(host: HypervHost, given: Parameters) -> Document:

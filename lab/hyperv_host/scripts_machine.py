@@ -13,11 +13,13 @@ from functools import partial
 
 from lab.faults import FaultName
 from lab.hyperv_host.errors import HypervError, InUseError, NotFoundError, ParameterError
-from lab.hyperv_host.host import HypervHost
+from lab.hyperv_host.host import HypervHost, copy_image
+from lab.hyperv_host.iscsi import IscsiInitiator
 from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
 from lab.hyperv_host.scripts_inventory import find_vm
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import (
+    DVD_SLOT,
     Adapter,
     ControllerType,
     Drive,
@@ -34,7 +36,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{12}")
 _SCSI_CONTROLLERS_MAX = 4
 
 
-def machine_scripts(host: HypervHost) -> dict[str, Script]:
+def machine_scripts(host: HypervHost, iscsi: IscsiInitiator) -> dict[str, Script]:
     ours = frozenset({"vm_id", "marker"})
     slot = frozenset({"controller", "controller_number", "location"})
     return {
@@ -45,13 +47,28 @@ def machine_scripts(host: HypervHost) -> dict[str, Script]:
             | {"scsi_controllers", "adapters", "identity"},
         ),
         "attach_disk": Script(
-            partial(_attach_disk, host),
+            partial(_attach_disk, host, iscsi),
             ours | slot | {"path", "disk_number", "boot_first"},
+        ),
+        "import_disk": Script(
+            partial(_import_disk, host, iscsi),
+            ours | slot | {"serial", "path"},
         ),
         "remove_vm": Script(partial(_remove_vm, host), ours),
         "set_notes": Script(partial(_set_notes, host), ours | {"name", "notes"}),
         "set_power": Script(partial(_set_power, host), frozenset({"vm_id", "power"})),
         "move_storage": Script(partial(_move_storage, host), frozenset({"vm_id", "folder"})),
+        "configure_vm": Script(
+            partial(_configure, host),
+            frozenset({"vm_id", "processors", "nested", "memory", "secure_boot"})
+            | {"secure_boot_template", "boot_disk", "adapters"},
+        ),
+        "apply_settings": Script(
+            partial(_apply_settings, host),
+            ours
+            | {"start_action", "start_delay_s", "stop_action", "checkpoint_type"}
+            | {"automatic_checkpoints", "processor", "memory", "adapters"},
+        ),
         "swap_disks": Script(partial(_swap_disks, host), frozenset({"vm_id", "disks"})),
     }
 
@@ -75,11 +92,7 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
     marker = checked_marker(given)
     for adapter in given.records("adapters"):
         if adapter.text("switch_name"):
-            try:
-                host.switch(adapter.text("switch_name"))
-            except NotFoundError as error:
-                raise ScriptStop("switch-not-found", adapter.text("switch_name")) from error
-    memory = given.record("memory")
+            _switch(host, adapter.text("switch_name"))
     scsi_controllers = given.number("scsi_controllers")
     if not 0 <= scsi_controllers <= _SCSI_CONTROLLERS_MAX:
         raise ParameterError("a machine has at most 4 SCSI controllers")
@@ -89,12 +102,7 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
         generation=given.number("generation"),
         version=given.text("version"),
         scsi_controllers=max(1, scsi_controllers),
-        memory=Memory(
-            startup_bytes=memory.number("startup_bytes"),
-            minimum_bytes=memory.number("minimum_bytes"),
-            maximum_bytes=memory.number("maximum_bytes"),
-            dynamic=memory.flag("dynamic"),
-        ),
+        memory=_memory(given),
     )
     try:
         vm.update(_new_settings(vm.settings, given, marker))
@@ -102,6 +110,87 @@ def _new_vm(host: HypervHost, given: Parameters) -> Document:
         host.remove_vm(vm)
         raise
     return {"id": vm.settings.vm_id}
+
+
+def _memory(given: Parameters) -> Memory:
+    memory = given.record("memory")
+    return Memory(
+        startup_bytes=memory.number("startup_bytes"),
+        minimum_bytes=memory.number("minimum_bytes"),
+        maximum_bytes=memory.number("maximum_bytes"),
+        dynamic=memory.flag("dynamic"),
+    )
+
+
+def _configure(host: HypervHost, given: Parameters) -> Document:
+    vm = find_vm(host, given.text("vm_id"))
+    with vm.operation():
+        if vm.state is not VmState.OFF:
+            raise ScriptStop("vm-not-off", "Running")
+        switches = {one.text("id"): one.text("switch_name") for one in given.records("adapters")}
+        for name in filter(None, switches.values()):
+            _switch(host, name)
+        settings = replace(
+            vm.settings,
+            processors=given.number("processors"),
+            nested=given.flag("nested"),
+            memory=_memory(given),
+            adapters=tuple(
+                replace(one, switch=switches.get(vm.settings.adapter_instance(one), one.switch))
+                for one in vm.settings.adapters
+            ),
+        )
+        if settings.generation == 2:
+            settings = replace(
+                settings,
+                secure_boot=given.flag("secure_boot"),
+                secure_boot_template=given.text("secure_boot_template"),
+            )
+            if given.has("boot_disk"):
+                slot = given.record("boot_disk")
+                drive = settings.drive(
+                    slot.text("controller"),
+                    slot.number("controller_number"),
+                    slot.number("location"),
+                )
+                settings = replace(settings, boot_first=drive.name)
+        vm.update(settings)
+    return {"id": vm.settings.vm_id}
+
+
+def _apply_settings(host: HypervHost, given: Parameters) -> Document:
+    """What this host knows of; the rest it takes as a real one would."""
+    vm = _marked_vm(host, given)
+    settings = vm.settings
+    refused = ["adapters"] if len(given.records("adapters")) > len(settings.adapters) else []
+    for name in ("reserve", "limit", "weight"):
+        given.record("processor").number(name)
+    for name in ("buffer", "weight"):
+        given.record("memory").number(name)
+    if given.number("start_action") in (2, 3, 4) and given.number("stop_action") in (2, 3, 4):
+        settings = replace(
+            settings,
+            start_action=given.number("start_action"),
+            start_delay_s=given.number("start_delay_s"),
+            stop_action=given.number("stop_action"),
+        )
+    else:
+        refused.append("actions")
+    vm.update(
+        replace(
+            settings,
+            checkpoint_type=given.number("checkpoint_type"),
+            automatic_checkpoints=given.flag("automatic_checkpoints"),
+        )
+    )
+    return {"refused": refused}
+
+
+def _switch(host: HypervHost, name: str) -> None:
+    try:
+        host.switch(name)
+    except NotFoundError as error:
+        raise ScriptStop("switch-not-found", name) from error
 
 
 def _new_settings(settings: VmSettings, given: Parameters, marker: str) -> VmSettings:
@@ -154,24 +243,28 @@ def _identity(identity: Identity, given: Parameters) -> Identity:
     return replace(identity, **given_names)
 
 
-def _attach_disk(host: HypervHost, given: Parameters) -> Document:
+def _attach_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
     vm = _marked_vm(host, given)
     path = WindowsPath.parse(given.text("path")) if given.text("path") else None
     with vm.operation():
         if vm.state is not VmState.OFF:
             raise HypervError("The practice host attaches disks to machines that are off.")
         if path is not None:
-            host.volumes.existing(path)
+            host.volumes.existing_file(path)
             _refuse_attached(host, path)
         else:
-            raise HypervError("The practice host has no pass-through disks.")
+            _refuse_disk(host, iscsi, given.number("disk_number"))
         drive = Drive(
             controller=_controller(given),
             controller_number=given.number("controller_number"),
             location=given.number("location"),
             path=path,
+            disk_number=None if path is not None else given.number("disk_number"),
         )
-        settings = vm.settings.with_drive(drive)
+        settings = vm.settings
+        if drive.slot == DVD_SLOT:
+            settings = replace(settings, has_dvd=False)
+        settings = settings.with_drive(drive)
         if given.flag("boot_first") and settings.generation == 2:
             settings = replace(settings, boot_first=drive.name)
         vm.update(settings)
@@ -182,6 +275,40 @@ def _refuse_attached(host: HypervHost, path: WindowsPath) -> None:
     for vm in host.vms():
         if any(drive.path is not None and drive.path.same(path) for drive in vm.settings.drives):
             raise InUseError(f"'{path}' is attached to '{vm.settings.name}' already.")
+
+
+def _refuse_disk(host: HypervHost, iscsi: IscsiInitiator, number: int) -> None:
+    _, disk = iscsi.numbered(number)
+    if disk.mounted is not None:
+        raise HypervError(f"The physical disk {number} is online.")
+    for vm in host.vms():
+        if any(drive.disk_number == number for drive in vm.settings.drives):
+            raise InUseError(f"Disk {number} is attached to '{vm.settings.name}' already.")
+
+
+def _import_disk(host: HypervHost, iscsi: IscsiInitiator, given: Parameters) -> Document:
+    vm = _marked_vm(host, given)
+    path = WindowsPath.parse(given.text("path"))
+    with vm.operation():
+        if vm.state is not VmState.OFF:
+            raise ScriptStop("vm-not-off", "Running")
+        number, location = given.number("controller_number"), given.number("location")
+        try:
+            drive = vm.settings.drive(given.text("controller"), number, location)
+            if drive.path is not None and drive.path.same(path):
+                return {"copied": False}
+            _, disk = iscsi.disk(given.text("serial"))
+        except NotFoundError as error:
+            raise ScriptStop("disk-not-found", str(path)) from error
+        if drive.disk_number != disk.number:
+            raise ScriptStop("disk-changed", str(drive.path))
+        place = host.volumes.place(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        with iscsi.shown_whole(disk.number) as image:
+            copy_image(image, place)
+        vm.update(vm.settings.with_drive_replaced(replace(drive, path=path, disk_number=None)))
+    return {"copied": True}
 
 
 def _controller(given: Parameters) -> ControllerType:
@@ -226,6 +353,8 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
     folder = WindowsPath.parse(given.text("folder"))
     disks_folder = folder.joined("Virtual Hard Disks")
     with vm.operation():
+        if vm.settings.has_pass_through:
+            raise HypervError("Storage migration is not supported for pass-through disks.")
         host.volumes.place(folder)
         if host.faults.take(FaultName.RELOCATE_FAILURE, **vm.fault_fields):
             raise HypervError("Storage migration for the virtual machine failed.")
@@ -239,7 +368,7 @@ def _move_storage(host: HypervHost, given: Parameters) -> Document:
                 if vm.machine is not None:
                     vm.hold(name)
                 for path in old:
-                    host.volumes.place(path).unlink()
+                    host.volumes.file(path).unlink()
                 for checkpoint in vm.checkpoints:
                     if name in checkpoint.frozen:
                         frozen = disks_folder.joined(checkpoint.frozen[name].name)

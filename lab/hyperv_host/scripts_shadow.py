@@ -71,6 +71,8 @@ def _create_shadow(host: HypervHost, made: Shadows, given: Parameters) -> Docume
                     still.enter_context(vm.machine.stunned())
             for place, name in enumerate(volumes):
                 _copy_volume(host.volumes.folder / name[0], folder / f"v{place}")
+            if asked.guest is not None:
+                asked.backups_told.append("full")  # diskshadow knows no other
             _recover(host, asked, [name[0] for name in volumes], _shadow_folder(marker))
     except HypervError as error:
         raise ScriptStop("diskshadow", f"The writer reported an error. {error}") from error

@@ -1,4 +1,4 @@
-"""The scripts around iSCSI disks and shares.
+"""The scripts around iSCSI disks, shares, and disk files that are about to be written.
 
 Thread model: as `script_call`.
 """
@@ -6,9 +6,11 @@ Thread model: as `script_call`.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import uuid
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from lab.hyperv_host.errors import NotFoundError
 from lab.hyperv_host.host import HypervHost
@@ -29,11 +31,18 @@ class OurShare:
 
 
 @dataclass(slots=True)
+class OurFiles:
+    folders: list[WindowsPath] = field(default_factory=list)  # the outermost first
+    files: list[WindowsPath] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Made:
     """What the scripts have made and others of them take away."""
 
     portals: set[Portal] = field(default_factory=set)
     shares: list[OurShare] = field(default_factory=list)
+    disk_files: dict[str, OurFiles] = field(default_factory=dict)  # by marker
 
 
 def storage_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> dict[str, Script]:
@@ -53,6 +62,13 @@ def storage_scripts(host: HypervHost, iscsi: IscsiInitiator, samba: Samba) -> di
         ),
         "unshare_folder": Script(partial(_unshare, samba, made), frozenset({"marker"})),
         "list_shares": Script(partial(_shares, made), frozenset({"prefix"})),
+        "make_disk_files": Script(
+            partial(_make_files, host, made), frozenset({"marker", "folder", "names"})
+        ),
+        "remove_disk_files": Script(
+            partial(_remove_files, host, made), frozenset({"marker", "keep"})
+        ),
+        "list_disk_files": Script(partial(_list_files, made), frozenset({"prefix"})),
     }
 
 
@@ -143,3 +159,72 @@ def _shares(made: Made, given: Parameters) -> Document:
             if share.marker.startswith(prefix)
         ]
     }
+
+
+# ---------------------------------------------------------------------- disk files
+
+
+def _make_files(host: HypervHost, made: Made, given: Parameters) -> Document:
+    marker, folder = checked_marker(given), WindowsPath.parse(given.text("folder"))
+    if folder.drive not in host.volumes.drives:
+        raise ScriptStop("bad-folder", str(folder))
+    if marker not in made.disk_files:
+        ours = made.disk_files[marker] = OurFiles()
+        for count in range(1, len(folder.parts) + 1):
+            path = WindowsPath(f"{folder.drive}:\\").joined(*folder.parts[:count])
+            if not host.volumes.place(path).is_dir():
+                host.volumes.place(path).mkdir()
+                ours.folders.append(path)
+        for name in given.texts("names"):
+            ours.files.append(_new_file(host, folder, name))
+    return {
+        "paths": [str(path) for path in made.disk_files[marker].files],
+        "free_bytes": shutil.disk_usage(host.volumes.place(folder)).free,
+    }
+
+
+def _new_file(host: HypervHost, folder: WindowsPath, name: str) -> WindowsPath:
+    number = 1
+    while True:
+        path = folder.joined(f"{name}-{number}.vhdx" if number > 1 else f"{name}.vhdx")
+        try:
+            host.volumes.place(path).touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+            continue
+        return path
+
+
+def _remove_files(host: HypervHost, made: Made, given: Parameters) -> Document:
+    marker, removed = checked_marker(given), 0
+    ours = made.disk_files.get(marker, OurFiles())
+    if not given.flag("keep"):
+        notes = {
+            str(drive.path).lower(): vm.settings.notes
+            for vm in host.vms()
+            for drive in vm.settings.drives
+        }
+        for path in ours.files:
+            if marker in notes.get(str(path).lower(), ""):
+                raise ScriptStop("still-attached", str(path))
+        for path in ours.files:
+            place = host.volumes.place(path)
+            if str(path).lower() not in notes and place.exists():
+                place.unlink()
+                removed += 1
+        for folder in reversed(ours.folders):
+            _remove_if_empty(host.volumes.place(folder))
+    made.disk_files.pop(marker, None)
+    return {"removed": removed}
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for inside in (*(each for each in folder.iterdir() if each.is_dir()), folder):
+        if not any(inside.iterdir()):
+            inside.rmdir()
+
+
+def _list_files(made: Made, given: Parameters) -> Document:
+    return {"markers": [each for each in made.disk_files if each.startswith(given.text("prefix"))]}

@@ -71,7 +71,7 @@ def parent_path(volumes: Volumes, child: ChainFile) -> WindowsPath:
     candidates += [text for text in (locator.get("absolute_win32_path", ""),) if text]
     for text in candidates:
         path = WindowsPath.parse(text.removeprefix("\\\\?\\"))
-        if volumes.place(path).exists():
+        if volumes.file(path).exists():
             return path
     raise NotFoundError(f"The parent of '{child.path}' does not exist.")
 
@@ -115,10 +115,12 @@ def create_disk(
 
 
 def _open(volumes: Volumes, path: WindowsPath, *, writable: bool) -> ChainFile:
-    place = volumes.existing(path)
+    place = volumes.existing_file(path)
     try:
         return ChainFile(path, VhdxDisk(place, writable=writable))
     except LogNotReplayedError:
+        if not isinstance(place, Path):
+            raise
         _replay_log(place)
         return ChainFile(path, VhdxDisk(place, writable=writable))
     except OSError as error:

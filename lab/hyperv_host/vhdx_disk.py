@@ -11,14 +11,15 @@ Thread model: one caller at a time; `chain` locks. Source: [MS-VHDX] 2.2, 2.5.
 
 from __future__ import annotations
 
-import os
 import struct
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab.hyperv_host.errors import CorruptDiskError
+from lab.hyperv_host.disk_bytes import open_bytes
+from lab.hyperv_host.errors import CorruptDiskError, HypervError
+from lab.hyperv_host.smb_client import SmbPlace
 from lab.hyperv_host.vhdx_format import (
     BAT_OFFSET,
     BITMAP_BYTES,
@@ -86,38 +87,38 @@ def create(path: Path, geometry: DiskGeometry) -> None:
 
 
 class VhdxDisk:
-    def __init__(self, path: Path, *, writable: bool) -> None:
+    def __init__(self, path: Path | SmbPlace, *, writable: bool) -> None:
         """Raises CorruptDiskError; LogNotReplayedError."""
         self.path = path
         self.writable = writable
         self.parent: VhdxDisk | None = None
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        self._bytes = open_bytes(path, writable=writable)
         try:
             self._load()
         except BaseException:
-            os.close(self._fd)
+            self._bytes.close()
             raise
         self._changed = False
         self._bitmaps: dict[int, bytearray] = {}
 
     def _load(self) -> None:
-        file_bytes = os.fstat(self._fd).st_size
-        if os.pread(self._fd, 8, 0) != b"vhdxfile":
+        file_bytes = self._bytes.size()
+        if self._bytes.pread(8, 0) != b"vhdxfile":
             raise CorruptDiskError(f"{self.path.name} is not a virtual hard disk")
-        headers = [os.pread(self._fd, HEADER_BYTES, offset) for offset in HEADER_OFFSETS]
+        headers = [self._bytes.pread(HEADER_BYTES, offset) for offset in HEADER_OFFSETS]
         self.header, self._header_place = decode_header(*headers)
         if self.header.log_guid != NO_GUID:
             raise LogNotReplayedError(f"{self.path.name} was not closed")
-        table = os.pread(self._fd, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS[0])
+        table = self._bytes.pread(REGION_TABLE_BYTES, REGION_TABLE_OFFSETS[0])
         regions = decode_regions(table, file_bytes)
-        metadata = os.pread(self._fd, min(regions.metadata_bytes, MIB), regions.metadata_offset)
+        metadata = self._bytes.pread(min(regions.metadata_bytes, MIB), regions.metadata_offset)
         self.geometry = decode_metadata(metadata)
         entries = self.geometry.bat_entries
         if entries * 8 > regions.bat_bytes:
             raise CorruptDiskError("the BAT is too short for the virtual disk")
         self._bat_offset, self._metadata_offset = regions.bat_offset, regions.metadata_offset
         self._bat = list(
-            struct.unpack(f"<{entries}Q", os.pread(self._fd, entries * 8, self._bat_offset))
+            struct.unpack(f"<{entries}Q", self._bytes.pread(entries * 8, self._bat_offset))
         )
         self._end = -(-file_bytes // MIB) * MIB
 
@@ -125,12 +126,23 @@ class VhdxDisk:
     def size_bytes(self) -> int:
         return self.geometry.size_bytes
 
+    @property
+    def file_bytes(self) -> int:
+        return self._bytes.size()
+
+    @property
+    def local_path(self) -> Path:
+        """Raises HypervError: the file is on a share."""
+        if isinstance(self.path, Path):
+            return self.path
+        raise HypervError(f"'{self.path.name}' is on a share of another machine.")
+
     def close(self) -> None:
-        os.close(self._fd)
+        self._bytes.close()
 
     def flush(self) -> None:
         if self._changed:
-            os.fdatasync(self._fd)
+            self._bytes.sync()
 
     # ------------------------------------------------------------------ reading
 
@@ -139,7 +151,7 @@ class VhdxDisk:
         parts = []
         for run in self.runs(offset, length):
             if run.offset is not None:
-                data = os.pread(self._fd, run.length, run.offset)
+                data = self._bytes.pread(run.length, run.offset)
                 parts.append(data.ljust(run.length, b"\0"))
             elif run.parent and self.parent is not None:
                 inside = max(0, min(run.length, self.parent.size_bytes - run.start))
@@ -239,12 +251,12 @@ class VhdxDisk:
             self.geometry.block_bytes, self.size_bytes - block * self.geometry.block_bytes
         )
         if state in (FULLY_PRESENT, PARTIALLY_PRESENT):
-            os.pwrite(self._fd, data, self._checked(place) + inside)
+            self._bytes.pwrite(data, self._checked(place) + inside)
             if state == PARTIALLY_PRESENT:
                 self._mark_present(block, inside, len(data))
             return
         place = self._allocate(self.geometry.block_bytes)
-        os.pwrite(self._fd, data, place + inside)
+        self._bytes.pwrite(data, place + inside)
         if whole or not self.geometry.differencing or state != NOT_PRESENT:
             self._set_entry(index, place | FULLY_PRESENT)
             return
@@ -255,12 +267,12 @@ class VhdxDisk:
     def _allocate(self, length: int) -> int:
         place = self._end
         self._end += length
-        os.ftruncate(self._fd, self._end)
+        self._bytes.truncate(self._end)
         return place
 
     def _set_entry(self, index: int, value: int) -> None:
         self._bat[index] = value
-        os.pwrite(self._fd, struct.pack("<Q", value), self._bat_offset + index * 8)
+        self._bytes.pwrite(struct.pack("<Q", value), self._bat_offset + index * 8)
 
     def _mark_changed(self) -> None:
         if self._changed:
@@ -275,15 +287,15 @@ class VhdxDisk:
         for _ in HEADER_OFFSETS:
             header = replace(header, sequence=header.sequence + 1)
             self._header_place = 1 - self._header_place
-            os.pwrite(self._fd, header.encode(), HEADER_OFFSETS[self._header_place])
-            os.fdatasync(self._fd)
+            self._bytes.pwrite(header.encode(), HEADER_OFFSETS[self._header_place])
+            self._bytes.sync()
         self.header = header
 
     def set_parent_locator(self, parent: tuple[tuple[str, str], ...]) -> None:
         """The parent has another name, or other contents; what the disk reads as stays."""
         self._set_header(replace(self.header, file_write_guid=uuid.uuid4()))
         self.geometry = replace(self.geometry, parent=parent)
-        os.pwrite(self._fd, self.geometry.encode(), self._metadata_offset)
+        self._bytes.pwrite(self.geometry.encode(), self._metadata_offset)
 
     # ------------------------------------------------------------------ sector bitmaps
 
@@ -297,7 +309,7 @@ class VhdxDisk:
             entry = self._bat[self.geometry.bitmap_entry(block)]
             data = b""
             if entry & _STATE_MASK == FULLY_PRESENT:
-                data = os.pread(self._fd, BITMAP_BYTES, entry & _OFFSET_MASK)
+                data = self._bytes.pread(BITMAP_BYTES, entry & _OFFSET_MASK)
             self._bitmaps[chunk] = bytearray(data.ljust(BITMAP_BYTES, b"\0"))
         return self._bitmaps[chunk]
 
@@ -326,4 +338,4 @@ class VhdxDisk:
             self._set_entry(index, self._allocate(BITMAP_BYTES) | FULLY_PRESENT)
         low, high = first >> 3, (end + 7) >> 3
         place = (self._bat[index] & _OFFSET_MASK) + low
-        os.pwrite(self._fd, bytes(self._bitmap(block)[low:high]), place)
+        self._bytes.pwrite(bytes(self._bitmap(block)[low:high]), place)

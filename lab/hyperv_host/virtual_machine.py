@@ -25,6 +25,7 @@ from lab.esx.vm_state import Heartbeat
 from lab.faults import FaultName
 from lab.hyperv_host.errors import HypervError, StateError
 from lab.hyperv_host.file_holds import Release
+from lab.hyperv_host.iscsi import WholeDisk
 from lab.hyperv_host.live_disk import LiveDisk
 from lab.hyperv_host.machine import HypervMachine
 from lab.hyperv_host.rct import ResilientTracking
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 60.0
 OK, CREATING_CHECKPOINT, DELETING_CHECKPOINT, MERGING = 2, 32768, 32770, 32772
+MIGRATING = 32774
 _HEARTBEATS = {Heartbeat.GRAY: 2, Heartbeat.GREEN: 5, Heartbeat.RED: 4}
 
 
@@ -78,8 +80,10 @@ class HypervVm:
         self.machine: HypervMachine | None = None
         self.guest: Guest | None = None
         self.disks: dict[str, LiveDisk] = {}
+        self.whole: dict[str, WholeDisk] = {}  # pass-through, while the machine runs
         self.tracked: dict[str, TrackedDisk] = {}
         self.started_at = 0.0
+        self.backups_told: list[str] = []  # copy or full, as the guest's writers heard of them
         self._operation = threading.RLock()
         self._holds: dict[str, list[Release]] = {}
         self._folder = site.run_folder / settings.vm_id[:8]
@@ -106,6 +110,11 @@ class HypervVm:
         guest = self.guest
         return [guest.info.ip_address] if guest is not None and guest.info.ip_address else []
 
+    @property
+    def guest_name(self) -> str:
+        guest = self.guest
+        return guest.info.host_name if guest is not None else ""
+
     def update(self, settings: VmSettings) -> None:
         self.settings = settings
         self.write_configuration()
@@ -130,6 +139,7 @@ class HypervVm:
             self._open_disks()
             try:
                 self._take_holds()
+                self._take_whole()
                 self._run()
             except BaseException:
                 self._close_disks()
@@ -170,6 +180,7 @@ class HypervVm:
             machine = HypervMachine(
                 self.settings,
                 self.disks,
+                self.whole,
                 self._folder,
                 reachable_switches=self.site.reachable_switches,
                 on_line=guest.hear,
@@ -246,7 +257,15 @@ class HypervVm:
         self.tracked[drive.name] = TrackedDisk(disk.tracking, path, disk.leaf_write_guid)
         return disk
 
+    def _take_whole(self) -> None:
+        for drive in self.settings.drives:
+            if drive.disk_number is not None:
+                self.whole[drive.name] = self.site.whole_disk(drive.disk_number)
+
     def _close_disks(self) -> None:
+        whole, self.whole = self.whole, {}
+        for taken in whole.values():
+            taken.release()
         disks, self.disks = self.disks, {}
         for name, disk in disks.items():
             try:
@@ -279,6 +298,8 @@ class HypervVm:
         )
         try:
             for place, path in enumerate(paths):
+                if path.share:
+                    continue  # held by who has it open
                 releases.append(self.site.holds.hold(path, alone=bool(busy) or place == 0))
         except BaseException:
             for release in releases:

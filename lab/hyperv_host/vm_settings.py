@@ -34,6 +34,9 @@ class ControllerType(StrEnum):
     SCSI = "scsi"
 
 
+DVD_SLOT = (ControllerType.IDE, 1, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
     """A virtual hard disk in its slot: a file, or a disk of the host (`disk_number`)."""
@@ -104,10 +107,18 @@ class VmSettings:
     checkpoint_type: int = 3
     automatic_checkpoints: bool = False
     vss_service: bool = True
+    has_dvd: bool = True  # of generation 1: the drive that a new machine has
+    start_action: int = 3
+    start_delay_s: int = 0
+    stop_action: int = 3
 
     @property
     def vmcx_path(self) -> WindowsPath:
         return self.folder.joined("Virtual Machines", f"{self.vm_id.upper()}.vmcx")
+
+    @property
+    def has_pass_through(self) -> bool:
+        return any(drive.disk_number is not None for drive in self.drives)
 
     def drive(self, controller: str, number: int, location: int) -> Drive:
         """Raises NotFoundError."""
@@ -124,6 +135,10 @@ class VmSettings:
             place = f"{self.scsi_ids[drive.controller_number]}\\0"
         return f"Microsoft:{of}\\{place}\\{drive.location}\\D"
 
+    def adapter_instance(self, adapter: Adapter) -> str:
+        """The InstanceID of a network adapter's setting."""
+        return f"Microsoft:{self.vm_id.upper()}\\{adapter.adapter_id}"
+
     def with_drive(self, drive: Drive) -> VmSettings:
         """With one drive more. Raises ParameterError: there is no such slot, or it is taken."""
         if self.generation == 2 and drive.path and drive.path.name.lower().endswith(".vhd"):
@@ -132,8 +147,8 @@ class VmSettings:
         if drive.controller is ControllerType.IDE:
             numbers = 2 if self.generation == 1 else 0
         free = drive.slot not in {one.slot for one in self.drives}
-        if self.generation == 1 and drive.slot == (ControllerType.IDE, 1, 0):
-            free = False  # the DVD drive
+        if self.generation == 1 and self.has_dvd and drive.slot == DVD_SLOT:
+            free = False
         inside = 0 <= drive.location < _LOCATIONS[drive.controller]
         if not (0 <= drive.controller_number < numbers and inside and free):
             raise ParameterError(

@@ -17,7 +17,6 @@ from pathlib import Path
 from lab.faults import FaultName, FaultSwitches
 from lab.hyperv_host.logon import Accounts, Logon, LogonRefusedError
 from lab.hyperv_host.sealed_message import (
-    CONTENT_TYPE,
     is_sealed,
     seal_message,
     unseal,
@@ -127,7 +126,7 @@ class WsmanServer:
         seal = logon.seal
         if is_sealed(content_type) and seal is not None:
             try:
-                message = unseal(body, seal)
+                message = unseal(body, seal, logon.framing)
             except Exception as error:  # pyspnego has many; a broken seal ends the session
                 log.info("a sealed message is refused: %s", error)
                 return HttpReply(status=400, close=True)
@@ -142,7 +141,8 @@ class WsmanServer:
         if seal is None:
             kind, answer_body = f"{_SOAP};charset=UTF-8", answer
         else:
-            kind, answer_body = CONTENT_TYPE, seal_message(answer, seal)
+            kind = logon.framing.content_type(answer)
+            answer_body = seal_message(answer, seal, logon.framing)
         return HttpReply(
             status=status, headers=[*headers, ("Content-Type", kind)], body=answer_body
         )

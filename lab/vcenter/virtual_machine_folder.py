@@ -95,8 +95,9 @@ def place(call: Call, folder: Folder, pool_ref: Any, host_ref: Any) -> Placement
 
 def create_machine(folder: Folder, placement: Placement, spec: Any) -> EngineMachine:
     """Make a machine of a ConfigSpec; nothing is left when it fails. Raises faults."""
-    from lab.vcenter.virtual_machine_engine import EngineMachine, network_name
+    from lab.vcenter.virtual_machine_engine import EngineMachine
     from lab.vcenter.virtual_machine_spec import reconfigure_request
+    from lab.vcenter.virtual_machine_view import network_name
 
     library, home = placement.library, placement.home
     with host_faults():

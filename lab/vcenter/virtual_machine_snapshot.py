@@ -13,14 +13,14 @@ from lab.vcenter.managed_object import LabObject, computed, method
 from lab.vcenter.tasks import TaskControl
 
 if TYPE_CHECKING:
-    from lab.vcenter.virtual_machine_engine import EngineMachine
+    from lab.vcenter.virtual_machine_view import EngineView
 
 
 class MachineSnapshot(LabObject):
     vim_type = vim.vm.Snapshot
     moid_prefix = "snapshot"
 
-    def __init__(self, machine: EngineMachine, number: int) -> None:
+    def __init__(self, machine: EngineView, number: int) -> None:
         super().__init__(machine.vcenter)
         self.machine = machine
         self.number = number
@@ -57,7 +57,7 @@ class MachineSnapshot(LabObject):
                     work=task,
                 )
 
-        return self.machine.start(call, work, cancelable=True)
+        return call.start_task(self.machine, work, cancelable=True)
 
     @method("RevertToSnapshot_Task")
     def revert(self, call: Call, _host: Any, _suppress_power_on: bool | None) -> Any:
@@ -65,7 +65,7 @@ class MachineSnapshot(LabObject):
             with host_faults():
                 revert_to_snapshot(self.machine.engine, self.number, task)
 
-        return self.machine.start(call, work)
+        return call.start_task(self.machine, work)
 
     @method("ExportSnapshot")
     def export(self, call: Call) -> Any:

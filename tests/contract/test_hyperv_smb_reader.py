@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samba]:
 def opener(server: Samba, folder: str) -> SmbDiskOpener:
     login = SmbLogin(address="127.0.0.1", port=server.port, user=USER, password=lambda: PASSWORD)
     chain = [disk_file(f"D:\\{folder}\\{name}.vhdx") for name in ("child", "base")]
-    return SmbDiskOpener("hv1", login, chain, None)
+    return SmbDiskOpener("hv1", lambda: login, chain, None)
 
 
 _numbers = itertools.count()  # the server is one for all tests of this module

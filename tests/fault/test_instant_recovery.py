@@ -20,8 +20,8 @@ from appliance.jobs.recovery_end import NothingToFinaliseError
 from appliance.service.recoveries import clear_lost, lost_sessions
 from appliance.sources.vsphere_errors import VsphereMountError, VspherePrivilegeError
 from appliance.sources.vsphere_host import HostLogin, VsphereHost
+from appliance.targets.contract import NoSuchPlaceError
 from appliance.targets.recovery import Breadth, RecoveryTarget, StillThereError, TargetState
-from appliance.targets.vsphere_plan import NoSuchPlaceError
 from appliance.targets.vsphere_recovery import VsphereRecovery
 from lab.faults import FaultName
 from tests.support.instant_lab import InProcess, InstantLab, in_process, instant_lab
@@ -215,7 +215,6 @@ def test_a_start_that_is_cancelled_takes_everything_away(here: InProcess, step: 
 
     class Cancelling:
         name = here.target.name
-        presentation = here.target.presentation
 
         def __getattr__(self, name: str) -> Any:
             real = getattr(here.target, name)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.blocks import overlay as overlay_module
+from appliance.blocks import overlay_durability
 from appliance.blocks.overlay import Overlay
+from appliance.blocks.overlay_durability import Durability
 from appliance.blocks.overlay_errors import OverlayMissingError
 from appliance.blocks.overlay_map import Geometry
 from tests.contract.block_reader import sample_content
@@ -93,7 +94,7 @@ def test_a_power_cut_keeps_every_flushed_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Cut anywhere, the session opens; each sector shows what was flushed or something newer."""
-    monkeypatch.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 20)
+    monkeypatch.setattr(overlay_durability, "_COMPACT_MIN_RECORDS", 20)
     history, created = record(tmp_path / "recorded", seed)
     folder = tmp_path / "cut"
     without_syncs(monkeypatch)
@@ -132,13 +133,13 @@ def test_the_recorder_finds_a_missing_fsync(
 ) -> None:
     """The judge can fail: data that is named in the journal before it is synced is caught."""
 
-    def commit_without_data_sync(overlay: Overlay) -> None:
-        with overlay._lock:
-            changes = overlay._map.take_changes()
+    def commit_without_data_sync(durability: Durability) -> None:
+        with durability._lock:
+            changes = durability._map.take_changes()
         if changes:
-            overlay._journal.append(changes)
+            durability._journal.append(changes)
 
-    monkeypatch.setattr(Overlay, "_commit", commit_without_data_sync)
+    monkeypatch.setattr(Durability, "_commit", commit_without_data_sync)
     history, created = record(tmp_path / "recorded", seed=0)
     violations = 0
     without_syncs(monkeypatch)

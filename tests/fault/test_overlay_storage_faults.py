@@ -16,8 +16,7 @@ import pytest
 
 from appliance.base.errors import ApplianceError, StorageError, StorageFullError
 from appliance.base.units import KIB, MIB
-from appliance.blocks import overlay as overlay_module
-from appliance.blocks import overlay_files
+from appliance.blocks import overlay_durability, overlay_files
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_errors import OverlayCorruptError, OverlayFailedError
 from appliance.blocks.overlay_journal import HEADER_BYTES, RECORD_BYTES
@@ -200,7 +199,7 @@ def test_a_flush_that_does_not_fit_can_be_repeated(
 ) -> None:
     """No room for the journal: the flush fails, nothing is lost, and with space it works."""
     if compacting:
-        monkeypatch.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 1)
+        monkeypatch.setattr(overlay_durability, "_COMPACT_MIN_RECORDS", 1)
     overlay = tiny(tmp_path / "s")
     overlay.write_at(0, b"early" * 100)
     overlay.flush()
@@ -428,7 +427,7 @@ def test_flushes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.M
         for number in range(8):
             overlay.write_at(512 * number, b"later")  # would hang here if writers were blocked
         later = [pool.submit(overlay.flush) for _ in range(8)]
-        waiters = overlay._group_commit._turn._waiters  # type: ignore[attr-defined]  # of Condition
+        waiters = overlay._durability._group_commit._turn._waiters  # type: ignore[attr-defined]  # of Condition
         while len(waiters) < 8:
             assert not any(flush.done() for flush in later), "covered by an fsync begun before"
         slow.release.set()

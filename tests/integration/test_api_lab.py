@@ -3,12 +3,15 @@ instant recovery started, finalised and discarded; a restore."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from appliance.api.tls import fingerprint
 from appliance.catalog.accounts import Role
+from appliance.cli.main import main
 from tests.support.api_server import Client
 from tests.support.instant_lab import InstantLab, instant_lab
 from tests.support.lab_nfs import needs_nfs_datastores
@@ -99,6 +102,50 @@ def test_an_instant_recovery_is_started_finalised_and_another_discarded(
     assert ended(client, client.api("POST", f"{address}/discard"))["outcome"] in GOOD
     assert client.api("GET", "/recoveries").document == []
     assert "second" not in here.traces()["vms"]
+
+
+@pytest.mark.timeout(300)
+def test_the_command_line_from_elsewhere_follows_a_recovery_and_a_restore_to_their_end(
+    here: InstantLab,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Started, named, discarded; a VM restored; each with the operation's result and exit code."""
+    monkeypatch.setenv("HOLDFAST_APPLIANCE", f"https://{here.address}:{client.port}")
+    monkeypatch.setenv("HOLDFAST_TOKEN", client.token)
+    monkeypatch.setenv("HOLDFAST_APPLIANCE_FINGERPRINT", fingerprint(here.lab.home))
+
+    def command(*words: str) -> dict[str, Any]:
+        assert main([*words, "--json", "--quiet"]) in (0, 3)
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert document["outcome"] in GOOD
+        return document
+
+    place = ("--name", "third", "--address", here.address)
+    started = command("instant", "start", here.point, "--network", "isolated", *place)
+    session = started["result"]["session_id"]
+    assert "third" in here.traces()["vms"]
+    assert command("instant", "start", "--resume", session)["kind"] == "instant-start"
+    assert command("instant", "discard", session)["kind"] == "instant-discard"
+    assert "third" not in here.traces()["vms"]
+    made = command("restore", "vm", here.point, "--name", "fourth", "--datastore", "ds2")
+    assert made["result"]["vm"] == "fourth" and "fourth" in here.traces()["vms"]
+
+
+def test_the_wizards_offer_what_the_inventory_has(here: InstantLab, client: Client) -> None:
+    """Networks, datastores with their room, hosts, folders and pools; each as it can be taken."""
+    (places,) = client.api("GET", "/places?wait_s=60").document
+    assert places["failure"] is None
+    assert {"ds1", "ds2"} <= {store["name"] for store in places["datastores"]}
+    assert places["networks"] and places["machines"] and places["pools"]
+    vms = client.api("GET", "/vms").document["vms"]
+    assert {vm["folder"] for vm in vms} <= set(places["folders"])
+    assert {vm["runs_on"] for vm in vms} <= set(places["machines"])
+    for way in ("restore", "instant"):
+        page = client.call("GET", f"/points/{here.point}/{way}").body.decode()
+        for offered in ("ds2", places["networks"][0], places["pools"][0]):
+            assert f'<option value="{offered}">' in page
 
 
 @pytest.mark.timeout(300)

@@ -19,6 +19,7 @@ from appliance.catalog.approvals import ApprovalState, Guard
 from appliance.catalog.catalog import Catalog
 from appliance.cli.main import main
 from appliance.repository.repository import Repository
+from appliance.service.repository_deletion import ask_for_deletion
 from tests.support.api_server import Client, api_serving
 from tests.support.job_world import MovedClock
 from tests.support.small_backups import back_up_bytes
@@ -234,3 +235,19 @@ def test_the_console_asks_and_decides_by_name(
     assert [each["state"] for each in listed["requests"]] == ["waiting", "done"]
     with Repository.open(home / "repository") as repository:
         assert set(repository.points.ids()) == set(points[1:])
+
+
+def test_the_deletion_of_a_repository_is_approved_here_and_carried_out_on_the_machine(
+    services: Services, anna: Client, bert: Client
+) -> None:
+    """The page says so; approving deletes nothing, for the daemon has the repository open."""
+    point = back_up_bytes(services.repository, b"x" * 5000, "web").point_id
+    guarded(anna)
+    repository_id = services.repository.id.hex()
+    number = ask_for_deletion(services.catalog, repository_id, by="anna").id
+    text = bert.call("GET", "/approvals").body.decode()
+    assert repository_id in text and "holdfast repo delete" in text
+    approved = bert.api("POST", f"/approvals/{number}/approve").document
+    assert (approved["kind"], approved["state"]) == ("delete-repository", "approved")
+    assert services.repository.points.ids() == [point]
+    assert services.catalog.approvals.guard() is Guard.SECOND_ADMINISTRATOR

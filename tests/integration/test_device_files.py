@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from appliance.base.units import MIB
 from appliance.exports.fuse import MountError
 from appliance.exports.iscsi.device_files import DeviceFiles
 from appliance.exports.iscsi.server import IscsiServer
+from tests.support.holdfast_program import ROOT
 from tests.support.memory_device import MemoryDevice
 from tests.support.needs import needs
 
@@ -33,6 +36,16 @@ try:
         os.fsync(fd)
 except OSError as error:
     sys.exit(error.errno)
+"""
+
+
+_MOUNTING = """
+import signal, sys
+from pathlib import Path
+from appliance.exports.iscsi.device_files import DeviceFiles
+DeviceFiles(Path(sys.argv[1])).open()
+print("mounted", flush=True)
+signal.pause()
 """
 
 
@@ -133,3 +146,45 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_left(tmp_path: Path) -> No
             server.stop()
     assert server.tgtd_pid == 0
     assert not (tmp_path / "luns").exists()
+
+
+def test_a_folder_is_mounted_again_and_again(tmp_path: Path) -> None:
+    """Each time the files are there when `open` returns; each `close` leaves no process of it."""
+    needs("fusermount3")
+    files = DeviceFiles(tmp_path / "files")
+    for _ in range(5):
+        files.open()
+        assert files.connection_fds
+        path = files.add("disk", MemoryDevice(bytes(MIB)))
+        assert do(path, "read") == (0, bytes(512))
+        files.remove("disk")
+        files.close()
+        assert not files.connection_fds and processes_that_name(files.folder) == []
+
+
+def test_a_mount_goes_with_its_process(tmp_path: Path) -> None:
+    """Also when that is killed: nothing dead stays mounted."""
+    needs("fusermount3")
+    folder = tmp_path / "files"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MOUNTING, folder], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "mounted\n"
+    assert os.path.ismount(folder)
+    process.kill()
+    process.communicate()
+    ends_s = time.monotonic() + 60
+    while processes_that_name(folder):
+        assert time.monotonic() < ends_s, "the guard stays"
+        time.sleep(0.02)
+    assert str(folder) not in Path("/proc/mounts").read_text()
+
+
+def processes_that_name(folder: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            words = entry.read_bytes().split(b"\0")
+            if str(folder).encode() in words and int(entry.parent.name) != os.getpid():
+                found.append(words[0].decode())
+    return found

@@ -6,13 +6,18 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
-from appliance.base.consistency import Consistency
+from appliance.base.consistency import Consistency, GuestLogs
 from appliance.base.run_context import CancelToken, Progress, RunContext
+from appliance.catalog.job import JOB
+from appliance.catalog.job_runs import JobRun
+from appliance.catalog.policy import Policy
 from appliance.catalog.runs import RunOutcome
 from appliance.jobs.vm_backup import VmResult
+from appliance.service.job_service import JobService
 from appliance.sources.contract import ConsistencyPolicy
 from hyperv.checkpoints import (
     BackupType,
@@ -332,6 +337,46 @@ def test_a_host_without_reference_points_is_backed_up_by_a_shadow_copy(
         appliance.lacking = {}
 
 
+def test_a_policy_says_whether_guests_may_truncate_their_logs(
+    appliance: HypervAppliance, lab: HypervLab, live: HypervVm
+) -> None:
+    """The guest's applications hear of a copy, or of a full backup; of diskshadow always of a full
+    one, with a warning where that was not asked for."""
+    for asked, heard in ((GuestLogs.KEEP, "copy"), (GuestLogs.TRUNCATE, "full")):
+        run = backed_up_by_job(appliance, "live", guest_logs=asked)
+        assert run.outcome is RunOutcome.SUCCESS, (run.error, run.result)
+        assert live.backups_told[-1] == heard
+    appliance.lacking = {"reference_points": False}
+    try:
+        [result] = appliance.back_up("live")
+        assert "guest-logs.may-be-truncated" in codes(result)
+        assert live.backups_told[-1] == "full"
+        [result] = appliance.back_up("live", guest_logs=GuestLogs.TRUNCATE)
+        assert "guest-logs.may-be-truncated" not in codes(result)
+    finally:
+        appliance.lacking = {}
+
+
+def backed_up_by_job(appliance: HypervAppliance, vm: str, **policy: Any) -> JobRun:
+    with appliance.catalog() as catalog, appliance.repository() as repository:
+        jobs = JobService(catalog, repository, appliance.home, frozenset)
+        try:
+            jobs.book.save(
+                [Policy.model_validate({"name": "p", "retries": {"attempts": 0}} | policy)],
+                [
+                    JOB.validate_python(
+                        {"name": "j", "kind": "backup", "policy": "p", "select": {"names": [vm]}}
+                    )
+                ],
+            )
+            run = jobs.run_now("j")
+            jobs.scheduler.look()
+            assert jobs.engine.wait_idle(READY_S)
+            return catalog.job_runs.get(run.run_id)
+        finally:
+            jobs.stop()
+
+
 def test_what_a_killed_run_left_of_shadow_copies_and_shares_is_removed(
     appliance: HypervAppliance, lab: HypervLab, vm: HypervVm
 ) -> None:
@@ -370,14 +415,14 @@ def test_a_smb_connection_that_breaks_is_made_anew(
 ) -> None:
     """The transfer goes on where it had stopped; the point is whole."""
     reads = iter(range(1_000_000))
-    read_many = SmbFile.read_many
+    read_many_into = SmbFile.read_many_into
 
-    def breaks(file: SmbFile, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def breaks(file: SmbFile, wanted: Sequence[tuple[int, memoryview]]) -> None:
         if next(reads) == 12:
             file._connection._connection.transport.close()
-        return read_many(file, ranges)
+        read_many_into(file, wanted)
 
-    monkeypatch.setattr(SmbFile, "read_many", breaks)
+    monkeypatch.setattr(SmbFile, "read_many_into", breaks)
     [result] = appliance.back_up("web", full=True)
     assert result.backup is not None, result.error
     assert "transfer.retried" in codes(result)

@@ -101,6 +101,12 @@ def host(tmp_path: Path) -> Iterator[ScriptedHost]:
     handlers = {
         "host_facts": lambda _p: FACTS,
         "list_vms": lambda _p: {"vms": VMS},
+        "list_switches": lambda _p: {
+            "switches": [
+                {"id": str(number), "name": name, "type": "external"}
+                for number, name in enumerate(("Storage", "LAN", "holdfast-isolated"))
+            ]
+        },
         "list_cluster": lambda _p: {
             "name": "CLU1",
             "nodes": [{"name": "HV1", "state": 0}, {"name": "HV2", "state": 1}],
@@ -115,7 +121,7 @@ def host(tmp_path: Path) -> Iterator[ScriptedHost]:
 def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
     tmp_path: Path, host: ScriptedHost
 ) -> None:
-    """With its own login; every VM that cannot be protected says why."""
+    """With its own login; every VM that cannot be protected says why; switches are offered."""
     assert host.server is not None
     home = tmp_path / "home"
     home.mkdir()
@@ -141,6 +147,8 @@ def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
         tested = client.api("POST", "/hosts/hv1/test").document
         assert tested["product"] == "Hyper-V on Windows Server 2022" and tested["lacking"] == []
         shown = {each["name"]: each for each in client.api("GET", "/vms").document["vms"]}
+        (places,) = client.api("GET", "/places?wait_s=60").document
+        assert (places["networks"], places["datastores"]) == (["LAN", "Storage"], [])
     codes = {name: [reason["code"] for reason in each["obstacles"]] for name, each in shown.items()}
     assert codes == {
         "web": [],
@@ -155,6 +163,77 @@ def test_a_hyperv_host_is_registered_tested_and_listed_over_the_api(
     [first, second] = shown["guest cluster"]["disks"]
     assert first["obstacle"] is None and second["obstacle"]["code"] == "disk.shared"
     assert shown["old"]["change_tracking"] == "unsupported"
+
+
+def test_the_nodes_of_a_cluster_are_one_host(tmp_path: Path, host: ScriptedHost) -> None:
+    """Over the API: each with its own certificate; VMs of all nodes, one that moves meanwhile too,
+    and one whose node is not registered."""
+    moving = vm("moving", 9)
+    roles = [
+        {"vm_id": each["id"], "name": each["name"], "owner": owner}
+        for each, owner in (
+            (VMS[0], "HV1"),
+            (moving, "HV1"),
+            (vm("far", 10), "HV3"),
+        )
+    ]
+    cluster = {
+        "name": "CLU1",
+        "nodes": [{"name": name, "state": 0} for name in ("HV1", "HV2", "HV3")],
+        "vms": roles,
+        "volumes": [],
+    }
+    host.handlers["list_cluster"] = lambda _p: cluster
+    # It comes when both nodes have been asked for all that they have.
+    host.handlers["list_vms"] = lambda p: {"vms": [moving] if p["vm_id"] else [VMS[0]]}
+    second_handlers = {
+        "host_facts": lambda _p: FACTS | {"computer_name": "HV2", "fqdn": "hv2"},
+        "list_vms": lambda _p: {"vms": [vm("local", 11, clustered=False)]},
+    }
+    (tmp_path / "second").mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    with (
+        scripted_host(tmp_path / "second", second_handlers) as second,
+        api_serving(home) as (services, port),
+    ):
+        assert host.server is not None and second.server is not None
+        services.catalog.accounts.create(
+            "admin", Secret.of_text(ADMIN_PASSWORD), Role.ADMINISTRATOR
+        )
+        client = Client(port)
+        assert client.log_in("admin", ADMIN_PASSWORD).status == 204
+        node = {
+            "address": "127.0.0.1",
+            "port": second.server.https_port,
+            "fingerprint": second.server.fingerprint,
+        }
+        body = {
+            "name": "clu1",
+            "kind": "hyperv",
+            "address": "127.0.0.1",
+            "port": host.server.https_port,
+            "user": USER,
+            "password": PASSWORD,
+            "fingerprint": host.server.fingerprint,
+        }
+        wrong = client.api(
+            "POST", "/hosts", body | {"nodes": [node | {"fingerprint": host.server.fingerprint}]}
+        )
+        assert wrong.document["code"] == "hyperv.certificate"
+        added = client.api("POST", "/hosts", body | {"nodes": [node]})
+        assert added.status == 200, added.body
+        tested = client.api("POST", "/hosts/clu1/test").document
+        assert list(tested["missing_nodes"]) == ["HV3"]
+        shown = {each["name"]: each for each in client.api("GET", "/vms").document["vms"]}
+    assert {name: each["runs_on"] for name, each in shown.items()} == {
+        "web": "HV1",
+        "moving": "HV1",
+        "local": "HV2",
+        "far": "HV3",
+    }
+    assert [reason["code"] for reason in shown["far"]["obstacles"]] == ["vm.node-not-asked"]
+    assert shown["moving"]["obstacles"] == []
 
 
 def test_the_command_line_names_the_other_nodes_of_a_cluster(
@@ -174,8 +253,9 @@ def test_the_command_line_names_the_other_nodes_of_a_cluster(
     )
     added = holdfast_program.run_json(home, *words)
     assert (added["type"], added["fingerprint_sha256"]) == ("hyperv", "")
-    tested = holdfast_program.run_json(home, "host", "test", "hv1")
+    tested = holdfast_program.run_json(home, "host", "test", "hv1", expect=3)
     assert tested["cluster_nodes"] == ["HV1", "HV2"] and tested["missing_privileges"] == []
+    assert list(tested["missing_nodes"]) == ["HV2"]
     host.handlers["host_facts"] = lambda _p: FACTS | {"administrator": False, "cluster": ""}
     found = holdfast_program.run(home, "host", "test", "hv1", "--json", expect=1)
     document = json.loads(found.stdout)

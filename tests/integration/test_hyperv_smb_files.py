@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from smbprotocol.open import (
@@ -80,6 +82,23 @@ def test_a_file_is_read_as_it_is(server: Samba, content: bytes, protection: Prot
     connection.close()
     with pytest.raises(FileError):
         file.read_at(0, 1)
+
+
+@pytest.mark.parametrize("protection", list(Protection))
+def test_a_file_of_a_2012_r2_host_is_read_as_it_is(
+    tmp_path: Path, content: bytes, protection: Protection
+) -> None:
+    """SMB 3.0.2: other signatures, other seals."""
+    needs("smbd", "smbpasswd")
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "a").write_bytes(content)
+    with samba(tmp_path / "samba", {"D$": tmp_path / "share"}, dialect="SMB3_02") as old:
+        connection = SmbConnection(login(old, protection=protection))
+        try:
+            file = connection.open_file(SharedPath(share="D$", path="a"))
+            assert file.read_at(5, len(content)) == content[5:]
+        finally:
+            connection.close()
 
 
 @pytest.mark.parametrize(
@@ -162,6 +181,27 @@ def test_a_connection_that_breaks_is_a_retryable_error(server: Samba) -> None:
         file.read_at(0, MIB)
     assert caught.value.retryable
     connection.close()
+
+
+@pytest.mark.parametrize("protection", list(Protection))
+def test_a_file_that_became_shorter_is_an_error(
+    tmp_path: Path, content: bytes, protection: Protection
+) -> None:
+    """It was not frozen; nothing is made up for what is missing."""
+    needs("smbd", "smbpasswd")
+    (tmp_path / "share").mkdir()
+    path = tmp_path / "share" / "a"
+    path.write_bytes(content)
+    with samba(tmp_path / "samba", {"D$": tmp_path / "share"}) as other:
+        connection = SmbConnection(login(other, protection=protection))
+        file = connection.open_file(SharedPath(share="D$", path="a"))
+        os.truncate(path, 9 * MIB + 17)
+        for offset in (8 * MIB, 12 * MIB):  # over the new end, and behind it
+            with pytest.raises(FileError) as caught:
+                file.read_at(offset, 4 * MIB)
+            assert not caught.value.retryable
+        assert file.read_at(0, 9 * MIB) == content[: 9 * MIB]
+        connection.close()
 
 
 def test_a_port_without_a_server_is_unreachable(server: Samba) -> None:

@@ -50,6 +50,8 @@ def host(tmp_path: Path, switches: FaultSwitches) -> Iterator[ScriptedHost]:
         (Login.NTLM, Scheme.HTTPS),
         (Login.NTLM, Scheme.HTTP),
         (Login.BASIC, Scheme.HTTPS),
+        (Login.CREDSSP, Scheme.HTTPS),
+        (Login.CREDSSP, Scheme.HTTP),
     ],
 )
 def test_a_script_is_called_over_every_login(
@@ -105,9 +107,15 @@ def test_basic_over_plain_http_is_refused() -> None:
         )
 
 
-def test_a_password_is_in_no_repr_and_in_no_error(host: ScriptedHost) -> None:
+@pytest.mark.parametrize(
+    ("login", "scheme"),
+    [(Login.NTLM, Scheme.HTTPS), (Login.CREDSSP, Scheme.HTTPS), (Login.CREDSSP, Scheme.HTTP)],
+)
+def test_a_password_is_in_no_repr_and_in_no_error(
+    host: ScriptedHost, login: Login, scheme: Scheme
+) -> None:
     """A refused login says so, without the password."""
-    with session_with(host, password="wrong-secret") as session:
+    with session_with(host, login=login, scheme=scheme, password="wrong-secret") as session:
         assert "wrong-secret" not in repr(session.endpoint)
         with pytest.raises(LoginError) as caught:
             session.call("unshare_folder", {"marker": "x"}, Removed)

@@ -8,97 +8,37 @@ guest numbers its writes and says which ones it saw durable. So a lost write sho
 from __future__ import annotations
 
 import os
-import re
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from appliance.base.run_context import CancelToken
-from appliance.exports.datastore.session import SessionStore
-from appliance.repository.repository import Repository
-from appliance.service.home import Home
-from appliance.service.recoveries import open_recovery_target
-from appliance.service.recovery_server import sessions_folder
-from appliance.targets.recovery import StillThereError, TargetState
-from lab.guests.journal import read_journal
 from lab.hyperv_host.vhdx_chain import create_disk
 from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import OTHER_VENDORS_TEMPLATE, VmState
 from tests.support import holdfast_program
 from tests.support.holdfast_program import serving
-from tests.support.hyperv_lab import HypervLab, hyperv_lab
-from tests.support.instant_command import instant
-from tests.support.iscsi_clients import needs_iscsi, says
-from tests.support.needs import needs
+from tests.support.hyperv_instant import (
+    SERVE,
+    Here,
+    acknowledged,
+    assert_nothing_is_left,
+    do_every_step_twice,
+    instant_on_hyperv,
+    journal,
+    tgtd_of,
+    wait_for,
+)
+from tests.support.hyperv_lab import HypervLab
 
 pytestmark = pytest.mark.integration
-SERVE = ("serve", "--bind", "127.0.0.1", "--port", "0", "--nfs-port", "0", "--portmap", "none")
-WITHIN_S = 240.0
-_ACK = re.compile(r"^ACK (\d+)$")
-
-
-@dataclass(frozen=True)
-class Here:
-    lab: HypervLab
-    home: Path
-    point: str
-
-    def instant(self, verb: str, *words: str) -> Any:
-        return instant(self.home, verb, *words)
-
-    def vm(self, name: str) -> HypervVm:
-        (found,) = [vm for vm in self.lab.practice.host.vms() if vm.settings.name == name]
-        return found
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    needs_iscsi()
-    with hyperv_lab(tmp_path_factory.mktemp("volumes")) as lab:
-        home = tmp_path_factory.mktemp("home")
-        lab.add_tiny("web", start=False)
-        known = lab.practice.describe()
-        (home / "password").write_text(known["password"])
-        holdfast_program.run(home, "repo", "init")
-        holdfast_program.run(
-            home,
-            *("host", "add", "hv1", "--type", "hyperv", "--user", known["user"]),
-            *("--address", f"127.0.0.1:{known['port']}", "--smb-port", str(known["smb_port"])),
-            *("--password-file", home / "password", "--accept-fingerprint", known["fingerprint"]),
-        )
-        holdfast_program.run(home, "backup", "vm", "web", "--quiesce", "crash", "--quiet")
-        (point,) = holdfast_program.run_json(home, "point", "list")
-        yield Here(lab, home, point["point_id"])
-
-
-def acknowledged(vm: HypervVm) -> int:
-    assert vm.machine is not None, "the guest is off"
-    with vm.machine.console._state:
-        lines = [line for _, line in vm.machine.console._lines]
-    return max((int(match[1]) for match in map(_ACK.match, lines) if match), default=0)
-
-
-def wait_for(vm: HypervVm, number: int) -> None:
-    ends_s = time.monotonic() + WITHIN_S
-    while acknowledged(vm) < number:
-        assert vm.state is VmState.RUNNING, "the guest ended"
-        assert time.monotonic() < ends_s, f"{number} was never acknowledged"
-        time.sleep(0.05)
-
-
-def journal(vm: HypervVm) -> list[int]:
-    with vm.opened_disks() as disks:
-        return read_journal(next(iter(disks.values())))
-
-
-def tgtd_of(daemon_pid: int) -> int:
-    """The child of ours, not anybody's."""
-    return int(says("pgrep", "-P", str(daemon_pid), "-x", "tgtd"))
+    with instant_on_hyperv(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.mark.timeout(600)
@@ -139,24 +79,7 @@ def test_every_step_may_be_done_twice(here: Here) -> None:
     """As after a crash or a lost reply: it looks before it acts, and makes nothing twice."""
     with serving(here.home, *SERVE, "--iscsi-port", "0"):
         started = here.instant("start", here.point, "--address", "127.0.0.1", "--reserve", "0")
-        record = SessionStore(sessions_folder(here.home)).get(started["session_id"])
-        state, cancel = TargetState(record.target_state), CancelToken()
-        with (
-            Home(here.home).open_catalog() as catalog,
-            Repository.open(here.home / "repository") as repository,
-            open_recovery_target(catalog, here.home, "hv1") as target,
-        ):
-            hardware = repository.points.find(here.point).hardware
-            target.mount(state, cancel)
-            again = target.register(state, hardware, cancel)
-            assert again.key == record.vm_key
-            assert len(here.vm(started["vm"]).settings.drives) == 1
-            with pytest.raises(StillThereError):
-                target.unmount(state)
-            for _ in range(2):
-                target.take_away(state, again.key)
-            for _ in range(2):
-                target.unmount(state)
+        do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
     assert_nothing_is_left(here)
 
@@ -177,7 +100,6 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
 def test_a_generation_2_vm_boots_with_secure_boot_moves_and_is_backed_up(here: Here) -> None:
     """UEFI finds the boot disk among two and starts what its template trusts; the moved VM, which
     runs on, is backed up whole and then by what changed."""
-    needs("mkfs.vfat", "mcopy")
     original = here.lab.add_uefi("second", secure_boot=OTHER_VENDORS_TEMPLATE)
     add_disk_before_the_first(here.lab, original)
     holdfast_program.run(here.home, "backup", "vm", "second", "--quiesce", "crash", "--quiet")
@@ -220,12 +142,3 @@ def add_disk_before_the_first(lab: HypervLab, vm: HypervVm) -> None:
     moved = replace(boot, location=1)
     empty = replace(vm.settings, drives=(), boot_first=moved.name)
     vm.update(empty.with_drive(replace(boot, path=path)).with_drive(moved))
-
-
-def assert_nothing_is_left(here: Here) -> None:
-    practice = here.lab.practice
-    assert [vm.settings.name for vm in practice.host.vms()] == ["web"]
-    assert not list(practice.host.volumes.folder.glob("*/ProgramData/Holdfast/volumes/*"))
-    assert not list((here.home / "sessions").iterdir())
-    assert not (here.home / "luns").exists()
-    assert here.instant("list")["sessions"] == []

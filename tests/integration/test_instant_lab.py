@@ -151,8 +151,10 @@ def test_a_daemon_is_started_when_none_answers(here: InstantLab) -> None:
         wait_until_gone(pids[-1])
         (listed,) = here.command("list", expect=3)["sessions"]
         assert listed["served"] is False
-        here.command("discard", session)
+        # with the address: one that listens on all would meet the servers of other tests
+        here.command("start", "--resume", session, "--address", here.address)
         pids.append(client.about()["pid"])
+        here.command("discard", session)
     finally:
         os.kill(client.about()["pid"], signal.SIGTERM)
         wait_until_gone(pids[-1])

@@ -32,7 +32,6 @@ from lab.hyperv_host.vm_settings import WINDOWS_TEMPLATE, ControllerType, Drive,
 from lab.hyperv_host.windows_path import WindowsPath
 from tests.support.hyperv_lab import PATIENCE, READY_S, HypervLab, hyperv_lab
 from tests.support.lab_machines import wait_until
-from tests.support.needs import needs
 
 MIB = 1 << 20
 
@@ -351,7 +350,6 @@ def test_a_disk_that_was_replaced_has_no_change_tracking(lab: HypervLab, vm: Hyp
 
 def test_secure_boot_keeps_what_its_template_does_not_trust_from_booting(lab: HypervLab) -> None:
     """The windows-only template of a new machine knows no Linux; the firmware says so."""
-    needs("mkfs.vfat", "mcopy")
     machine = lab.add_uefi("second", secure_boot=WINDOWS_TEMPLATE)
     vm_id = machine.settings.vm_id
     assert read_vm(lab.session, vm_id, PATIENCE).generation == 2

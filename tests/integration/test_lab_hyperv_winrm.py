@@ -102,7 +102,7 @@ def test_basic_is_not_offered_without_tls(server: WsmanServer) -> None:
         f"http://127.0.0.1:{server.http_port}/wsman", data="", auth=(USER, PASSWORD), timeout=20
     )
     assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"] == "Negotiate"
+    assert "Basic" not in answer.headers["WWW-Authenticate"]
 
 
 def test_an_unsealed_message_over_http_is_refused(server: WsmanServer, tmp_path: Path) -> None:

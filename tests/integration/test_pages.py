@@ -14,9 +14,12 @@ from appliance.api.services import Services
 from appliance.api.ui.pages import PAGES
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
+from appliance.catalog.channel import CHANNEL
 from appliance.catalog.job import JOB, VerificationJob
 from appliance.catalog.policy import Policy
 from appliance.catalog.vm_checks import Group
+from appliance.machine.layout import Layout
+from appliance.machine.settings import MachineSettings
 from tests.support.api_server import Client, api_serving
 from tests.support.small_backups import back_up_bytes
 
@@ -127,8 +130,59 @@ def test_a_channel_is_made_by_the_form_of_its_page(served: tuple[Services, int])
     assert "a password of the server" not in text
 
 
+def test_a_channel_without_occasions_tells_the_digest_only(served: tuple[Services, int]) -> None:
+    """No box ticked means nothing at once; without a digest it would tell nothing: refused."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    assert 'name="_list" value="channel.occasions[]"' in (
+        client.call("GET", "/notifications").body.decode()
+    )
+    form = {
+        "_csrf": client.csrf,
+        "_api": "POST /notifications",
+        "_list": "channel.occasions[]",
+        "channel.kind": "syslog",
+        "channel.name": "log",
+        "channel.server": "log.example.org",
+    }
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.call("POST", "/form", urlencode(form).encode(), **kind)
+    assert answer.status == 422 and "it would tell nothing" in answer.body.decode()
+    form["channel.digest_at"] = "07:00"
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    (state,) = services.catalog.notifications.channels()
+    assert (state.channel.occasions, state.channel.digest_at) == ((), "07:00")
+
+
+def test_the_address_of_the_deployment_is_offered_to_the_first_mail_channel(
+    served: tuple[Services, int], tmp_path: Path
+) -> None:
+    """Read anew each time, as the console may change it; a damaged cache offers nothing."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    services.machine = Layout(root=tmp_path / "machine")
+    services.machine.configuration.mkdir(parents=True)
+    for raw, offered in (
+        (b"no settings", False),
+        (MachineSettings(admin_email="ops@example.org").to_json(), True),
+    ):
+        services.machine.settings.write_bytes(raw)
+        for page in ("/notifications", "/settings"):
+            text = client.call("GET", page).body.decode()
+            assert ("ops@example.org" in text) is offered, page
+    fields = {
+        "kind": "email",
+        "name": "mail",
+        "server": "mx.example.org",
+        "sender": "holdfast@example.org",
+        "recipients": ["other@example.org"],
+    }
+    services.catalog.notifications.add(CHANNEL.validate_python(fields), None)
+    assert "ops@example.org" not in client.call("GET", "/notifications").body.decode()
+
+
 def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, int]) -> None:
-    """The fields of the form are those of the job; one with groups is changed as a file only."""
+    """The fields of the form are those of the job."""
     services, port = served
     client = logged_in(services, port, Role.OPERATOR)
     form = {
@@ -145,6 +199,7 @@ def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, 
         "job.check_file_systems": "true",
         "job.select.names[]": "web*",
         "policy.schedule.at[]": "06:00",
+        "policy.guest_logs": "truncate",
         "policy.rto": "15min",
         "policy.rpo": "26h",
     }
@@ -157,11 +212,73 @@ def test_a_verification_is_made_and_changed_by_its_form(served: tuple[Services, 
     assert isinstance(saved.job, VerificationJob)
     assert (saved.job.where, saved.job.memory_mib, saved.job.hash_share) == ("both", 1024, 0.5)
     assert saved.job.probes == ("tcp:22", "http:80/ status=200")
+    assert saved.policy.guest_logs == "truncate"
     assert (saved.policy.rto, saved.policy.rpo) == ("15min", "26h")
     address = "/jobs/proof/edit"
     assert 'value="15min"' in client.call("GET", address).body.decode()
-    services.jobs.book.save(
-        [], [saved.job.model_copy(update={"groups": (Group(name="shop", order=("db", "web")),)})]
-    )
+
+
+def test_applications_and_checks_of_some_vms_are_changed_by_the_form(
+    served: tuple[Services, int],
+) -> None:
+    """Rows that are filled are kept in their order, an emptied one goes; there is always room."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    proof = {
+        "name": "proof",
+        "kind": "verification",
+        "probes": ["tcp:22"],
+        "groups": [{"name": "shop", "order": ["db", "web"]}],
+        "vms": [{"names": ["db*"], "probes": ["tcp:5432"], "cpus": 2, "disk_interface": "sata"}],
+    }
+    services.jobs.book.save([], [JOB.validate_python(proof)])
+    address = "/jobs/proof/edit"
     text = client.call("GET", address).body.decode()
+    for shown in ("job.groups.2.name", "job.vms.2.names[]", "job.vms.0.cpus"):
+        assert f'name="{shown}"' in text
+    assert 'value="shop"' in text and ">db\nweb</textarea>" in text and ">tcp:5432<" in text
+    form = {
+        "_csrf": client.csrf,
+        "_api": "PUT /jobs/proof",
+        "job.name": "proof",
+        "job.kind": "verification",
+        "job.probes[]": "tcp:22",
+        "job.groups.0.name": "",
+        "job.groups.0.order[]": "",
+        "job.groups.1.name": "mail",
+        "job.groups.1.order[]": "dns\nmail",
+        "job.vms.0.names[]": "db*",
+        "job.vms.0.probes[]": "tcp:5433",
+        "job.vms.1.names[]": "web*",
+        "job.vms.1.memory_mib": "2048",
+        "job.vms.2.names[]": "",
+    }
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 303
+    job = services.catalog.jobs.get("proof").job
+    assert isinstance(job, VerificationJob)
+    assert job.groups == (Group(name="mail", order=("dns", "mail")),)
+    assert [(each.names, each.probes, each.memory_mib) for each in job.vms] == [
+        (("db*",), ("tcp:5433",), None),
+        (("web*",), None, 2048),
+    ]
+    asked = urlencode([pair for pair in form.items() if not pair[0].startswith("_") and pair[1]])
+    text = client.call("GET", f"{address}?{asked}").body.decode()
+    assert 'value="mail"' in text and 'name="job.groups.3.name"' in text
+
+
+def test_a_verification_that_asks_nothing_of_some_vms_is_changed_as_a_file(
+    served: tuple[Services, int],
+) -> None:
+    """An empty field of a form is "as for all"; saving it would ask those VMs for more."""
+    services, port = served
+    client = logged_in(services, port, Role.OPERATOR)
+    proof = {
+        "name": "proof",
+        "kind": "verification",
+        "probes": ["tcp:22"],
+        "vms": [{"names": ["appliance*"], "probes": []}],
+    }
+    services.jobs.book.save([], [JOB.validate_python(proof)])
+    text = client.call("GET", "/jobs/proof/edit").body.decode()
     assert "changed as a job file" in text and 'id="job-form"' not in text

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.api.services import Services
 from appliance.api.tls import fingerprint
+from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
 from appliance.catalog.channel import CHANNEL
 from appliance.catalog.job import JOB, RunKind
@@ -21,6 +22,8 @@ from appliance.catalog.runs import RunOutcome
 from appliance.cli.main import main
 from appliance.cli.remote import REMOTE
 from appliance.jobs.certificate_store import CertificateStore
+from appliance.jobs.live_run import LiveRun
+from appliance.service.operations import OperationEnd, OperationKind, OperationOrder
 from tests.support.api_server import api_serving
 from tests.support.small_backups import back_up_bytes
 
@@ -98,6 +101,100 @@ def test_settings_and_sessions_are_listed(services: Services, answer: Command) -
     assert answer("instant", "list") == []
     assert answer("host", "list") == []
     assert answer("vm", "list")["vms"] == []
+
+
+def _two_administrators(services: Services) -> None:
+    for name in ("anna", "ben"):
+        password = Secret.of_text("correct horse battery")
+        services.catalog.accounts.create(name, password, Role.ADMINISTRATOR)
+
+
+def test_a_job_is_created_and_a_file_of_jobs_compared_and_applied(
+    services: Services, answer: Command, tmp_path: Path
+) -> None:
+    """As here: a policy of its own from the options; a dry run shows the difference only."""
+    made = answer("job", "create", "nightly", "--vm", "web*", "--at", "22:00", "--keep-daily", "7")
+    assert made["policy_fields"]["retention"]["keep_daily"] == 7
+    assert services.catalog.jobs.get("nightly").job.policy == "nightly"
+    file = tmp_path / "jobs.toml"
+    file.write_text(answer("job", "export")["text"].replace("22:00", "23:00"))
+    (change,) = answer("job", "apply", str(file), "--dry-run")["changed"]
+    assert [each["field"] for each in change["fields"]] == ["schedule.at"]
+    assert "22:00" in answer("job", "export")["text"]
+    assert answer("job", "apply", str(file))["changed"] == [change]
+    assert "23:00" in answer("job", "export")["text"]
+
+
+def test_channels_are_added_and_a_second_administrator_required(
+    services: Services, answer: Command, tmp_path: Path
+) -> None:
+    """The secret goes with the channel and is not told."""
+    (tmp_path / "key").write_text("sesame-key\n")
+    _two_administrators(services)
+    secret = ("--secret-file", str(tmp_path / "key"))
+    url = "https://hook.example.org/"
+    added = answer("notify", "add", "hook", "--type", "webhook", "--url", url, *secret)
+    assert added["has_secret"] and "sesame-key" not in json.dumps(added)
+    assert answer("approval", "require", "second-administrator")["state"] == "done"
+    assert services.catalog.approvals.guard() == "second-administrator"
+
+
+def test_operations_are_listed_shown_and_cancelled(services: Services, answer: Command) -> None:
+    """One that goes on there is ended from here; the exit code says how it ended."""
+
+    def work(live: LiveRun) -> OperationEnd:
+        live.begins("wait")
+        live.context.cancel.wait(60)
+        live.context.cancel.check()
+        raise AssertionError("it was not cancelled")
+
+    order = OperationOrder(kind=OperationKind.RESTORE, vm="web", host=None)
+    run_id = services.recover.operations.begin(order, work)
+    (listed,) = answer("operation", "list")
+    assert (listed["run_id"], listed["outcome"]) == (run_id, None)
+    assert answer("operation", "show", run_id)["vm"] == "web"
+    assert answer("operation", "cancel", run_id) == {"cancelled": run_id}
+    assert answer("operation", "show", run_id, "--wait", code=1)["outcome"] == "cancelled"
+
+
+def test_what_is_asked_of_sessions_and_restores_reaches_the_api(
+    services: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is refused there by what it names; what works only there is refused before."""
+    for words, code in (
+        (("instant", "start", "20260101T000000Z-00000000"), "repository.point-not-found"),
+        (("restore", "vm", "20260101T000000Z-00000000"), "repository.point-not-found"),
+        (("restore", "vm", "20260101T000000Z-00000000", "--in-place"), "point-not-found"),
+        (("instant", "start", "--resume", "none"), "session"),
+        (("instant", "finalise", "none"), "session"),
+        (("instant", "discard", "none"), "session"),
+    ):
+        assert main([*words]) == 1
+        assert code in capsys.readouterr().err, words
+    for wrong in (
+        ("instant", "start", "x", "--target", "local"),
+        ("restore", "vm", "x", "--transport", "hot-add"),
+    ):
+        assert main([*wrong]) == 2
+        assert "at the appliance itself only" in capsys.readouterr().err
+
+
+def test_any_call_of_the_api_is_reachable(
+    services: Services, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a query, with a body from a file, and as the answer comes."""
+    _two_administrators(services)
+    assert main(["api", "GET", "/api/v1/audit?limit=1"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) <= 1
+    (tmp_path / "body").write_text(json.dumps({"require": "second-administrator"}))
+    assert main(["api", "PUT", "approvals/guard", "--body", str(tmp_path / "body")]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "done"
+    assert main(["api", "GET", "approvals/guard", "-o", str(tmp_path / "kept")]) == 0
+    assert json.loads((tmp_path / "kept").read_bytes()) == {"require": "second-administrator"}
+    assert main(["api", "GET", "nothing/there", "-o", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
+    for wrong in ("https://elsewhere/x", "//elsewhere/x"):
+        assert main(["api", "GET", wrong]) == 2
 
 
 def test_certificates_are_listed_and_shown(

@@ -14,7 +14,8 @@ from pyVmomi import vim
 from appliance.base.errors import ApplianceError
 from appliance.base.run_context import CancelToken, Progress, RunContext
 from appliance.jobs.cbt_audit import AuditPolicy
-from appliance.jobs.disk_transfer import DiskOutcome, ReadMode
+from appliance.jobs.disk_transfer import DiskOutcome
+from appliance.jobs.read_plan import ReadMode
 from appliance.jobs.rollback_checks import (
     DisksDifferError,
     HalfRolledBackError,
@@ -26,8 +27,7 @@ from appliance.jobs.rollback_contract import RollbackMode
 from appliance.jobs.vm_restore import NotAVmPointError
 from appliance.repository.manifest import Manifest
 from appliance.sources.vsphere_transports import SourceTools
-from appliance.targets.contract import NoWriterError, WantedVmPlace
-from appliance.targets.vsphere_plan import NoSuchPlaceError
+from appliance.targets.contract import NoSuchPlaceError, NoWriterError, WantedVmPlace
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
 from lab.guests import GuestKind, build

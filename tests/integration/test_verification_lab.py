@@ -6,22 +6,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
-from appliance.catalog.catalog import Catalog
-from appliance.catalog.job import JOB
-from appliance.catalog.job_runs import JobRun
-from appliance.catalog.policy import Policy
 from appliance.exports.nfs import NfsServer, PortmapMode, handle_key
-from appliance.jobs.recovery_room import RecoveryRoom
 from appliance.service.daemon_client import DaemonClient
-from appliance.service.job_service import JobService
-from appliance.service.points_in_use import points_in_use
-from appliance.service.recoveries import recovery_room
-from appliance.service.recovery_server import RecoveryServer
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
 from lab.guests import GuestKind, build
@@ -30,60 +19,20 @@ from lab.vcenter.virtual_machine_engine import EngineMachine
 from tests.support.holdfast_program import serving
 from tests.support.instant_lab import InstantLab, instant_lab
 from tests.support.lab_nfs import needs_nfs_datastores
+from tests.support.proof_service import WITHIN_S, ProofService, proof_service, stages
 from tests.support.roomy_disk import roomy_disk as roomy_disk
 
 pytestmark = pytest.mark.integration
 
-WITHIN_S = 240.0
-
-
-@dataclass
-class Service:
-    """The daemon's jobs in this process, with a server of sessions of their own."""
-
-    here: InstantLab
-    catalog: Catalog
-    jobs: JobService
-    room: RecoveryRoom
-
-    def save(self, **fields: Any) -> None:
-        policy = Policy.model_validate({"name": "p", "rto": "10min", "retries": {"attempts": 0}})
-        parsed = JOB.validate_python(
-            {"name": "proof", "kind": "verification", "policy": "p", "where": "hypervisor"}
-            | {"address": self.here.address}
-            | fields
-        )
-        self.jobs.book.save([policy], [parsed])
-
-    def run(self) -> JobRun:
-        run = self.jobs.run_now("proof")
-        self.jobs.scheduler.look()
-        assert self.jobs.engine.wait_idle(WITHIN_S)
-        return self.catalog.job_runs.get(run.run_id)
-
 
 @contextmanager
-def service(here: InstantLab) -> Iterator[Service]:
+def service(here: InstantLab) -> Iterator[ProofService]:
     home = here.lab.home
-    with here.lab.catalog() as catalog, here.lab.repository() as repository:
-        room = recovery_room(home, catalog, repository)
-        nfs = NfsServer(
-            key=handle_key(home / "nfs-handles.key"),
-            host=here.address,
-            portmap_mode=PortmapMode.OWN,
-        )
-        server = RecoveryServer(room.store, repository, nfs)
-        server.start()
-        jobs = JobService(
-            catalog, repository, home, lambda: frozenset(points_in_use(home)), recovery=server
-        )
-        try:
-            yield Service(
-                here, catalog, jobs, recovery_room(home, catalog, repository, server=server)
-            )
-        finally:
-            jobs.stop()
-            server.stop()
+    nfs = NfsServer(
+        key=handle_key(home / "nfs-handles.key"), host=here.address, portmap_mode=PortmapMode.OWN
+    )
+    with proof_service(home, here.address, nfs) as at:
+        yield at
 
 
 @pytest.fixture
@@ -91,11 +40,6 @@ def here() -> Iterator[InstantLab]:
     needs_nfs_datastores()
     with instant_lab() as lab:
         yield lab
-
-
-def stages(vm: dict[str, Any]) -> dict[str, str | None]:
-    """Reason code by stage; None: passed."""
-    return {stage["stage"]: stage["reason"] for stage in vm["stages"]}
 
 
 def test_a_point_boots_on_the_host_and_leaves_nothing_there(here: InstantLab) -> None:

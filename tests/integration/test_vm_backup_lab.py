@@ -12,10 +12,11 @@ import pytest
 from appliance.base.consistency import Consistency
 from appliance.base.run_context import RunContext
 from appliance.catalog.runs import RunOutcome
-from appliance.jobs import disk_transfer
+from appliance.jobs import stored_segments
 from appliance.jobs.broken_run import BrokenRunJournal
 from appliance.jobs.cbt_audit import AuditPolicy
-from appliance.jobs.disk_transfer import DiskOutcome, ReadMode
+from appliance.jobs.disk_transfer import DiskOutcome
+from appliance.jobs.read_plan import ReadMode
 from appliance.jobs.vm_backup import VmResult
 from appliance.sources.contract import ConsistencyPolicy
 from lab.data_plane.tags import TaggedObject
@@ -246,7 +247,7 @@ def test_a_broken_transfer_goes_on_where_it_broke(
     here: InProcess, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that ends half way: the next one reads the rest, and what changed meanwhile."""
-    monkeypatch.setattr(disk_transfer, "_SEGMENTS_PER_KEEP", 1)
+    monkeypatch.setattr(stored_segments, "_SEGMENTS_PER_KEEP", 1)
     here.back_up("web", transports=HTTPS)
     context = RunContext.quiet()
     keep = BrokenRunJournal.keep

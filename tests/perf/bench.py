@@ -38,6 +38,7 @@ SECTIONS = {
     "memory": "tests.perf.sections.memory",
     "index": "tests.perf.bench_index",
     "datastore": "tests.perf.sections.datastore",
+    "smb": "tests.perf.sections.smb",
     "dashboard": "tests.perf.sections.dashboard",
     "inventory": "tests.perf.sections.inventory",
 }

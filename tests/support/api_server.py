@@ -28,6 +28,7 @@ from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
+from appliance.service.places import PlacesCache
 from appliance.service.recovery_server import RecoveryServer, sessions_points
 from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
@@ -137,6 +138,8 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         feed.start()
         stack.callback(feed.stop)
         jobs.points.refresh()
+        places = PlacesCache(catalog)
+        stack.callback(places.stop)
         figures = RepositoryFigures(repository, catalog.clock)
         stack.callback(figures.stop)
         services = Services(
@@ -146,6 +149,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             repository_path=home / "repository",
             recovery=recovery,
             inventory=InventoryCache(catalog),
+            places=places,
             jobs=jobs,
             recover=recover,
             feed=feed,

@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperv.envelope import AnswerT
 from hyperv.errors import HypervError
-from hyperv.host_session import HostSession
+from hyperv.host_session import TRIES, HostSession
 from hyperv.patience import Patience
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any] | HypervError]
@@ -32,6 +32,7 @@ class FakeHypervSession(HostSession):
         *,
         deadline_s: float = 0.0,
         patience: Patience | None = None,
+        tries: int = TRIES,
     ) -> AnswerT:
         self.calls.append((name, parameters))
         found = self.handlers[name](parameters)

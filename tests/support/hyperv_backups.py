@@ -21,13 +21,14 @@ from appliance.jobs.backup_limits import BackupLimits, LimitPolicy
 from appliance.jobs.vm_backup import BackupRoom, Followers, VmBackupOptions, VmResult, back_up_vms
 from appliance.jobs.vm_selection import SelectedVm, select_vms
 from appliance.repository.repository import Repository
-from appliance.service.hosts import open_host
+from appliance.service.hosts import open_to_read
 from appliance.service.protection import point_names
 from appliance.service.vm_sources import HostIntents, clean_up
 from appliance.sources.contract import Orphan
 from appliance.sources.frozen import FrozenDisk
 from appliance.sources.hyperv import HypervSource, HypervTools
 from appliance.sources.hyperv_host import HypervHost
+from lab.hyperv_host.practice_host import PracticeHost
 from lab.hyperv_host.vhdx_chain import close_chain, open_chain
 from lab.hyperv_host.virtual_machine import HypervVm
 from tests.support import holdfast_program
@@ -60,6 +61,7 @@ class HypervAppliance:
             *("--user", practice.user, "--password-file", str(secret)),
             *("--accept-fingerprint", practice.winrm.fingerprint),
             *("--smb-port", str(practice.samba.port)),
+            *(word for node in self.lab.others for word in node_words(node)),
         )
 
     def catalog(self) -> Catalog:
@@ -109,7 +111,12 @@ class HypervAppliance:
 
     @contextmanager
     def source(self, catalog: Catalog) -> Iterator[HypervSource]:
-        host = open_host(catalog, catalog.hosts.get(HOST))
+        with self.host_and_source(catalog) as (_, source):
+            yield source
+
+    @contextmanager
+    def host_and_source(self, catalog: Catalog) -> Iterator[tuple[HypervHost, HypervSource]]:
+        host = open_to_read(catalog, catalog.hosts.get(HOST))
         assert isinstance(host, HypervHost)
         host.facts = host.facts.model_copy(update=self.lacking)
         tools = HypervTools(
@@ -119,21 +126,29 @@ class HypervAppliance:
         intents = HostIntents(catalog, HOST)
         source = HypervSource(host, intents, catalog.appliance_id, catalog.clock, tools)
         try:
-            yield source
+            yield host, source
         finally:
             source.close()
 
     def _see(self, vm: SelectedVm, disk: FrozenDisk, progress: Progress) -> None:
-        machine = self.lab.practice.host.vm(vm.vm.key)
+        machine = self.lab.machine(vm.vm.key)
         if not machine.checkpoints:
             return
-        self.frozen[vm.vm.name, disk.number] = frozen_digest(self.lab, machine)
+        self.frozen[vm.vm.name, disk.number] = frozen_digest(machine)
 
 
-def frozen_digest(lab: HypervLab, vm: HypervVm) -> str:
+def node_words(node: PracticeHost) -> tuple[str, ...]:
+    """How `host add` is told of it."""
+    return (
+        *("--node", f"127.0.0.1:{node.winrm.https_port}:{node.samba.port}"),
+        *("--accept-fingerprint", node.winrm.fingerprint),
+    )
+
+
+def frozen_digest(vm: HypervVm) -> str:
     """Of the first disk's file below the leaf, which stands still while there is a checkpoint."""
     frozen = next(iter(vm.checkpoints[-1].frozen.values()))
-    chain = open_chain(lab.practice.host.volumes, frozen, writable=False)
+    chain = open_chain(vm.site.volumes, frozen, writable=False)
     try:
         disk = chain[0].disk
         digest = blake3()

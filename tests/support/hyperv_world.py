@@ -28,6 +28,8 @@ class World:
     job_state: int = 7
     job_error: str = ""
     errors: dict[str, list[HypervError]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # of VMs by id
+    disk_files: list[str] = field(default_factory=list)  # markers
     lost: set[str] = field(default_factory=set)  # carried out, but the answer does not come
 
     def session(self) -> FakeHypervSession:
@@ -55,6 +57,7 @@ class World:
             "operational_status": [2, MERGING] if self.busy_looks >= 0 else [2],
             "heartbeat": 5,
             "addresses": [],
+            "guest_name": "",
             "disk_paths": [],
             "uptime_s": 1,
         }
@@ -116,6 +119,33 @@ class World:
 
     def do_list_shadows(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shadows": []}
+
+    def do_list_vms(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "vms": [
+                {
+                    "id": each, "name": each, "state": 3, "generation": 2, "version": "10.0",
+                    "clustered": False, "operational_status": [2], "processors": 1,
+                    "memory_bytes": 1 << 30, "folder": "D:\\VMs", "checkpoint_type": 3,
+                    "parent_checkpoint": "", "replication_mode": 0, "tpm": False,
+                    "shielded": False, "vss_status": 2, "fibre_channel": 0, "notes": notes,
+                    "disks": [],
+                }
+                for each, notes in self.notes.items()
+            ]
+        }  # fmt: skip
+
+    def do_remove_vm(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        assert parameters["marker"] in self.notes.pop(parameters["vm_id"])
+        return {"found": True, "disk_paths": []}
+
+    def do_remove_disk_files(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        assert not any(parameters["marker"] in notes for notes in self.notes.values())
+        self.disk_files.remove(parameters["marker"])
+        return {"removed": 1}
+
+    def do_list_disk_files(self, _p: Mapping[str, Any]) -> dict[str, Any]:
+        return {"markers": self.disk_files}
 
     def do_list_shares(self, _p: Mapping[str, Any]) -> dict[str, Any]:
         return {"shares": []}

@@ -24,6 +24,7 @@ class BatchMemorySource(MemorySource):
         super().__init__(content)
         self.batches: list[Sequence[tuple[int, int]]] = []
 
-    def read_many(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        self.batches.append(ranges)
-        return [self.read_at(*each) for each in ranges]
+    def read_many_into(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        self.batches.append([(offset, len(buffer)) for offset, buffer in wanted])
+        for offset, buffer in wanted:
+            buffer[:] = self.read_at(offset, len(buffer))

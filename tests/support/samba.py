@@ -26,11 +26,19 @@ class Samba:
 
 @contextmanager
 def samba(
-    folder: Path, shares: Mapping[str, Path], *, encrypt: str = "default", smbd: str = "smbd"
+    folder: Path,
+    shares: Mapping[str, Path],
+    *,
+    encrypt: str = "default",
+    dialect: str = "SMB3_11",
+    smbd: str = "smbd",
 ) -> Iterator[Samba]:
-    """Serve `shares` (name: folder) until the block ends; `encrypt` as smb.conf has it."""
+    """Serve `shares` (name: folder) until the block ends; `encrypt` as smb.conf has it.
+
+    `dialect`: the newest that it speaks.
+    """
     port = _free_port()
-    config = _configure(folder, shares, port, encrypt)
+    config = _configure(folder, shares, port, encrypt, dialect)
     log = (folder / "smbd.out").open("wb")
     command = [smbd, "--foreground", "--no-process-group", "--debug-stdout", "-s", str(config)]
     process = subprocess.Popen(
@@ -48,7 +56,9 @@ def samba(
         log.close()
 
 
-def _configure(folder: Path, shares: Mapping[str, Path], port: int, encrypt: str) -> Path:
+def _configure(
+    folder: Path, shares: Mapping[str, Path], port: int, encrypt: str, dialect: str
+) -> Path:
     for name in ("private", "lock", "state", "cache", "pid", "ncalrpc"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     account = pwd.getpwuid(os.getuid()).pw_name
@@ -62,6 +72,7 @@ def _configure(folder: Path, shares: Mapping[str, Path], port: int, encrypt: str
         f"smb ports = {port}",
         "disable netbios = yes",
         "server min protocol = SMB3_00",
+        f"server max protocol = {dialect}",
         f"smb encrypt = {encrypt}",
         "load printers = no",
         "disable spoolss = yes",

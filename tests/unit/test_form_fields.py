@@ -40,6 +40,15 @@ def test_values_of_one_list_add_up() -> None:
     assert document_of([("days[]", "mon"), ("days[]", "tue")]) == {"days": ["mon", "tue"]}
 
 
+def test_boxes_of_which_none_is_ticked_are_an_empty_list_where_the_form_says_so() -> None:
+    """Else the model would take what it does without being told."""
+    told = ("_list", "channel.occasions[]")
+    assert document_of([told]) == {"channel": {"occasions": []}}
+    assert document_of([told, ("channel.occasions[]", "failed"), ("_list", "no list")]) == {
+        "channel": {"occasions": ["failed"]}
+    }
+
+
 @pytest.mark.parametrize(
     "fields",
     [

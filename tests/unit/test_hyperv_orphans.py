@@ -11,6 +11,7 @@ from appliance.sources.hyperv_orphans import checkpoints_before, remove_orphans
 from appliance.sources.intents import Made, OpenIntent
 from hyperv.checkpoints import list_checkpoints
 from hyperv.errors import ScriptError
+from hyperv.marker import Marker, Purpose
 from tests.support.fake_hyperv_session import quick_patience
 from tests.support.hyperv_world import APPLIANCE, OURS, VM, World
 
@@ -52,7 +53,12 @@ def intent(kind: Made, *, number: int = 1, made: str | None = None, detail: str 
 def clean(world: World, *intents: OpenIntent) -> tuple[list[Orphan], Journal]:
     journal = Journal(list(intents))
     orphans = remove_orphans(
-        world.session(), APPLIANCE, journal, lambda: [], quick_patience(), has_reference_points=True
+        [world.session()],
+        APPLIANCE,
+        journal,
+        lambda: [],
+        quick_patience(),
+        has_reference_points=True,
     )
     return orphans, journal
 
@@ -106,3 +112,42 @@ def test_a_reference_point_of_ours_stays_and_those_that_are_gone_are_forgotten()
         intent(Made.REFERENCE_POINT, number=3),
     )
     assert orphans == [] and world.points == ["rp0"] and journal.closed == [2, 3]
+
+
+def test_an_unfinished_vm_goes_before_its_files_and_a_session_keeps_its_own() -> None:
+    """By the mark in its notes; VMs of recovery sessions, of others and of nobody stay."""
+    restore = Marker(appliance_id=APPLIANCE, run_id=OURS.run_id, purpose=Purpose.RESTORE)
+    session = Marker(appliance_id=APPLIANCE, run_id="instant-0a1b2c3d", purpose=Purpose.RESTORE)
+    other = Marker(
+        appliance_id="ffffffff-0000-4000-8000-000000000000",
+        run_id=OURS.run_id,
+        purpose=Purpose.RESTORE,
+    )
+    kept = {
+        "session": session.text,
+        "other": other.text,
+        "quoted": f"said {restore.text.replace('0315', '0316')}s",
+        "plain": "of the sales people",
+    }
+    world = World(notes={**kept, "unfinished": f"{restore.text} "}, disk_files=[restore.text])
+    orphans, journal = clean(world, intent(Made.VM))
+    assert world.notes == kept and world.disk_files == []
+    assert [orphan.failure for orphan in orphans] == ["", ""]
+    assert journal.closed == [1]
+
+
+def test_files_of_a_vm_that_could_not_be_removed_stay_for_the_next_time() -> None:
+    """So does the entry of the journal."""
+    restore = Marker(appliance_id=APPLIANCE, run_id=OURS.run_id, purpose=Purpose.RESTORE)
+    world = World(
+        notes={"unfinished": restore.text},
+        disk_files=[restore.text],
+        errors={
+            "remove_vm": [ScriptError("access")],
+            "remove_disk_files": [ScriptError("it is in use", reason="still-attached")],
+        },
+    )
+    orphans, journal = clean(world, intent(Made.VM))
+    assert all(orphan.failure for orphan in orphans) and journal.closed == []
+    orphans, journal = clean(world, intent(Made.VM))
+    assert not any(orphan.failure for orphan in orphans) and journal.closed == [1]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.base.consistency import GuestLogs
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
@@ -41,6 +42,7 @@ from appliance.catalog.vm_checks import Group, VmChecks, Where
 from appliance.service.job_book import JobBook
 from appliance.service.job_changes import EntryAction, SavedState, compare
 from appliance.service.job_file import JobFile, host_entry, parse_job_file, write_job_file
+from appliance.sources.hyperv_node import NodeAddress, as_text
 
 FINGERPRINT = ":".join(["AB"] * 32)
 
@@ -69,6 +71,7 @@ policies = st.builds(
     windows=st.lists(windows, max_size=2).map(tuple),
     retention=st.builds(Retention, keep_last=counts, keep_daily=counts, keep_yearly=counts),
     consistency=st.just(Ladder(least="file-system")),
+    guest_logs=st.sampled_from(GuestLogs),
     before=st.none() | scripts,
     after=st.none() | scripts,
     bandwidth=st.lists(
@@ -77,6 +80,7 @@ policies = st.builds(
     ).map(tuple),
     retries=st.builds(Retries, attempts=st.integers(0, 20)),
     cbt_audit_percent=st.floats(0, 100),
+    evidence_days=st.integers(1, 36_500),
 )
 jobs = st.one_of(
     st.builds(
@@ -280,6 +284,11 @@ def test_after_a_lost_catalog_the_jobs_come_from_the_copy(tmp_path: Path, catalo
         assert [policy.name for policy in anew.jobs.policies()] == ["nightly"]
 
 
+NODES = as_text(
+    [NodeAddress(address="hv2.example", port=5986, smb_port=446, fingerprint=":".join(["AB"] * 32))]
+)
+
+
 def hyperv_record(**settings: str) -> HostRecord:
     return HostRecord(
         name="hv1",
@@ -300,6 +309,7 @@ def hyperv_record(**settings: str) -> HostRecord:
         {},
         {"login": "kerberos", "scheme": "https", "smb_port": "445", "smb_protection": "encrypted"},
         {"login": "ntlm", "scheme": "http", "smb_port": "4450", "smb_protection": "signed"},
+        {"login": "ntlm", "scheme": "https", "smb_port": "445", "nodes": NODES},
     ],
 )
 def test_a_hyperv_host_is_written_and_read_as_the_same(settings: dict[str, str]) -> None:
@@ -335,6 +345,11 @@ def test_the_password_of_a_hyperv_host_is_bound_to_its_kind_of_login(catalog: Ca
     record = hyperv_record(login="ntlm", scheme="https", smb_port="445", smb_protection="signed")
     catalog.hosts.add(record, Secret.of_text("correct"))
     assert catalog.hosts.password(record).reveal() == b"correct"
-    for change in ({"scheme": "http"}, {"login": "basic"}, {"smb_port": "4450"}):
+    for change in (
+        {"scheme": "http"},
+        {"login": "basic"},
+        {"smb_port": "4450"},
+        {"nodes": NODES},
+    ):
         with pytest.raises(SecretDamagedError):
             catalog.hosts.password(replace(record, settings={**record.settings, **change}))

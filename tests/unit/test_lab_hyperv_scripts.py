@@ -90,7 +90,7 @@ def test_every_script_of_the_product_is_known(tmp_path: Path) -> None:
     from lab.hyperv_host.practice_host import PracticeHost, all_scripts
 
     practice = PracticeHost(tmp_path / "volumes", tmp_path / "run")
-    known = all_scripts(practice.host, practice.iscsi, None)  # type: ignore[arg-type]
+    known = all_scripts(practice.host, practice.iscsi, None, practice.network)  # type: ignore[arg-type]
     folder = Path(envelope.__file__).parent / "scripts"
     names = {path.stem for path in folder.glob("*.ps1")} - {"common", "bootstrap"}
     assert known.keys() == names

@@ -30,11 +30,12 @@ from appliance.repository.locks import (
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 ROOT_A, ROOT_B = "a" * 64, "b" * 64
-BACKUP, READER, GC, REBUILD = (
+BACKUP, READER, GC, REBUILD, DELETE = (
     SessionKind.BACKUP,
     SessionKind.READER,
     SessionKind.GC,
     SessionKind.REBUILD_INDEX,
+    SessionKind.DELETE,
 )
 
 PROCESS = """
@@ -140,6 +141,8 @@ def test_the_lock_table_between_processes(
     """Exactly the refused cells are refused, naming who is in the way; a killed holder is none."""
     refused = {(GC, GC), (GC, REBUILD), (REBUILD, GC), (REBUILD, REBUILD), (BACKUP, REBUILD),
                (REBUILD, BACKUP)}  # fmt: skip
+    for kind in (BACKUP, GC, REBUILD, DELETE):
+        refused |= {(kind, DELETE), (DELETE, kind)}
     locks = SessionLocks(tmp_path)
     with process(tmp_path, running, "20261120T000000Z-00000000000a") as child:
         assert said(child) == "held"

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from appliance.blocks import overlay as overlay_module
+from appliance.blocks import overlay_durability
 from appliance.blocks.extents import ExtentKind
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
@@ -39,7 +39,7 @@ class OverlayMachine(RuleBasedStateMachine):
         self.folder = self.parent / "session"
         # Compact as early as there is anything to compact, so that the tests cross it all the time.
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 4)
+        self.patches.setattr(overlay_durability, "_COMPACT_MIN_RECORDS", 4)
         without_syncs(self.patches)
 
     @initialize(size=st.sampled_from([0, 1, 700, 4 * BLOCK, 17 * BLOCK, LARGEST - 100, LARGEST]))

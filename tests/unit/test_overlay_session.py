@@ -11,7 +11,7 @@ import pytest
 
 from appliance.base.errors import UsageError
 from appliance.base.units import GIB, KIB, MIB, TIB
-from appliance.blocks import overlay as overlay_module
+from appliance.blocks import overlay_durability
 from appliance.blocks.extents import ExtentKind, MappedExtent
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_errors import (
@@ -222,7 +222,7 @@ def test_a_long_session_keeps_its_journal_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writing and trimming the same blocks for ever does not grow the journal for ever."""
-    monkeypatch.setattr(overlay_module, "_COMPACT_MIN_RECORDS", 64)
+    monkeypatch.setattr(overlay_durability, "_COMPACT_MIN_RECORDS", 64)
     without_syncs(monkeypatch)
     tiny = Geometry(block_bytes=512, segment_blocks=8)
     base = ZeroDisk(64 * KIB)

@@ -54,7 +54,7 @@ def test_a_password_goes_over_the_socket_and_into_no_message() -> None:
     """tgtd gets it; the error that tgtd answers with does not hold it."""
     chap = Chap(user="hv1", secret=Secret.of_text("not-for-others"))
     with (
-        answering(struct.pack("=II", 12, 8)) as (path, asked),
+        answering(struct.pack("=II", 14, 8)) as (path, asked),
         pytest.raises(TgtError, match="exists already") as caught,
     ):
         TgtControl(path).add_account(7, chap)

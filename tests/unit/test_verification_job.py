@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -360,3 +361,32 @@ def test_a_session_that_is_made_while_one_looks_for_debris_is_left_alone() -> No
     room = cast(RecoveryRoom, SimpleNamespace(store=SimpleNamespace(list=list_sessions)))
     assert discard_debris(room, alive, open_target) == {}
     assert asked == ["sessions", "alive"]
+
+
+def test_evidence_goes_when_the_policy_of_its_job_says_so(yard: Yard) -> None:
+    """Of a run by its own job's policy; what is of no job by the one that keeps longest."""
+    yard.back_up("web")
+    yard.save({"evidence_days": 10}, hash_share=1)
+    longer = Policy(name="longer", evidence_days=400)
+    catalog, folder = yard.home.catalog, yard.home.folder / "verify"
+    other = {"name": "other", "kind": "verification", "policy": "longer", "hash_share": 1}
+    catalog.jobs.save([longer], [JOB.validate_python(other)])
+    old, newer = yard.run(), yard.run()
+    theirs = run_now(catalog.jobs, catalog.job_runs, "other", yard.scheduler.wake)
+    yard.scheduler.look()
+    assert yard.engine.wait_idle(WITHIN_S)
+    ages = {
+        old.run_id: 11,
+        newer.run_id: 9,
+        theirs.run_id: 399,
+        "of-nobody": 399,
+        "of-nobody-and-old": 401,
+    }
+    for name, days in ages.items():
+        (folder / name).mkdir(exist_ok=True)
+        at_s = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+        os.utime(folder / name, (at_s, at_s))
+    last = yard.run()
+    kept = {last.run_id, newer.run_id, theirs.run_id, "of-nobody"}
+    assert {path.name for path in folder.iterdir()} == kept
+    assert len(CertificateStore(yard.home.folder).paths()) == 4

@@ -106,6 +106,7 @@ def test_later_updates_win(data: st.DataObject) -> None:
 def replay(log: bytes, file_bytes: int = 4 * MIB) -> int:
     """Return the size of a file with this log, replayed."""
     header = Header(
+        place=64 << 10,
         sequence=1, file_write_id=LOG_ID, data_write_id=LOG_ID, log_id=LOG_ID,
         log_offset=LOG_AT, log_bytes=len(log),
     )  # fmt: skip
@@ -167,6 +168,7 @@ def test_a_log_too_long_to_be_replayed_is_refused_before_it_is_read() -> None:
     header = read_header(file)
     file.reads.clear()
     long = Header(
+        place=64 << 10,
         sequence=1, file_write_id=LOG_ID, data_write_id=LOG_ID, log_id=LOG_ID,
         log_offset=header.log_offset, log_bytes=1 << 30,
     )  # fmt: skip

@@ -191,7 +191,8 @@ def test_scattered_blocks_are_asked_for_in_one_batch() -> None:
     disk = open_disk_file(source)
     source.batches.clear()
     assert disk.read_at(4 * MIB, 6 * MIB) == content(4) + content(5) + bytes(3 * MIB) + content(9)
-    assert source.batches == []  # 9, 4 and 5 stand together
+    assert [len(batch) for batch in source.batches] == [1]  # 9, 4 and 5 stand together
+    source.batches.clear()
     assert disk.read_at(0, 3 * MIB) == content(0) + bytes(MIB) + content(2)
     assert [len(batch) for batch in source.batches] == [2]
 

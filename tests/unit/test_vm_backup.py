@@ -16,7 +16,7 @@ from appliance.blocks.extents import Extent
 from appliance.catalog.runs import RunOutcome
 from appliance.jobs.backup_limits import LimitPolicy
 from appliance.jobs.cbt_audit import AuditPolicy
-from appliance.jobs.disk_transfer import ReadMode
+from appliance.jobs.read_plan import ReadMode
 from appliance.jobs.vm_backup import VmBackupOptions, VmResult
 from appliance.repository.gc import collect_garbage
 from appliance.sources.contract import DiskNotCoverableError

@@ -17,7 +17,7 @@ from lab.esx.vmx import config_of, parse_vmx
 from vmware.captured_vm import CapturedVm
 from vmware.network_choice import ChosenNetwork
 from vmware.networks import NetworkInfo
-from vmware.vm_spec_devices import MacPolicy
+from vmware.vm_spec_devices import MacPolicy, disk_address
 from vmware.vmdk_descriptor import VmdkError, flat_descriptor, format_descriptor, parse_descriptor
 from vmware.vmx import VmxChoices, VmxError, build_vmx, guest_name, quoted
 
@@ -246,3 +246,19 @@ def test_a_descriptor_of_nonsense_is_refused(size: int, uuid: str) -> None:
         flat_descriptor(
             flat_file="f", size_bytes=size, uuid=uuid, content_id=1, hardware_version=19
         )
+
+
+def test_a_bios_starts_from_the_disk_that_was_first() -> None:
+    """Devices in their order; of a disk that is not there nothing is said, nor to EFI."""
+    order = [
+        {"_vimtype": "vim.vm.BootOptions.BootableEthernetDevice", "deviceKey": 4000},
+        {"_vimtype": "vim.vm.BootOptions.BootableDiskDevice", "deviceKey": 2001},
+        {"_vimtype": "vim.vm.BootOptions.BootableCdromDevice"},
+        {"_vimtype": "vim.vm.BootOptions.BootableDiskDevice", "deviceKey": 2999},
+    ]
+    captured = CapturedVm.parse(document(bootOptions={"bootOrder": order}))
+    settings = parse_vmx(text(captured))
+    assert settings["bios.bootOrder"] == "ethernet0,hdd,cdrom"
+    assert settings["bios.hddOrder"] == disk_address(captured, captured.disks[0])
+    assert "bios.hddOrder" not in text(replace(captured, firmware="efi"))
+    assert "bios.hddOrder" not in text(replace(captured, boot_order=captured.boot_order[3:]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from appliance.api.permissions import Permission
 from appliance.api.route import Call, RouteTable, Shown
 from appliance.api.tls import fingerprint
 from appliance.base.version import __version__
+from appliance.machine.settings_cache import administrator_email
 
 table = RouteTable("appliance")
 
@@ -26,6 +29,7 @@ class SettingsShown(Shown):
     repository_id: str
     encrypted: bool
     nfs_port: int
+    administrator_email: str = Field(description="As deployed; empty: none was given")
 
 
 @table.add("GET", "/security", Permission.VIEW, response=list[FindingShown])
@@ -46,4 +50,5 @@ def show_settings(call: Call) -> SettingsShown:
         repository_id=services.repository.id.hex(),
         encrypted=services.repository.config.encrypted,
         nfs_port=services.recovery.port,
+        administrator_email=administrator_email(services.machine),
     )

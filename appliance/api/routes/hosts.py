@@ -12,10 +12,17 @@ from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.secret import Secret
 from appliance.catalog.points import VmPoints
-from appliance.service.hosts import AnyLogin, accepted_fingerprint, add_host, open_host
+from appliance.service.hosts import (
+    AnyLogin,
+    accepted_fingerprint,
+    add_host,
+    cluster_reach,
+    open_host,
+)
 from appliance.service.protection import newest_by_vm
 from appliance.sources.host_about import LackingPurpose
 from appliance.sources.hyperv_host import HypervLogin
+from appliance.sources.hyperv_node import NodeAddress
 from appliance.sources.listed_vm import ListedVm
 from appliance.sources.vsphere_host import HostLogin, shown_fingerprint
 
@@ -46,6 +53,15 @@ class Fingerprint(Shown):
     fingerprint: str
 
 
+class NewNode(Body):
+    """Another node of a Hyper-V host's failover cluster."""
+
+    address: HostAddress
+    port: int = Field(default=5986, ge=1, le=65535)
+    smb_port: int = Field(default=445, ge=1, le=65535)
+    fingerprint: str = Field(max_length=128)
+
+
 class NewHost(Body):
     name: str = Field(min_length=1, max_length=63)
     kind: Literal["vsphere", "hyperv"] = "vsphere"
@@ -57,6 +73,7 @@ class NewHost(Body):
     user: str = Field(min_length=1, max_length=256)
     password: str = Field(max_length=1024)
     fingerprint: str = Field(max_length=128)
+    nodes: list[NewNode] = Field(default=[], max_length=63)  # of a Hyper-V host
 
 
 class LackingShown(Shown):
@@ -70,6 +87,7 @@ class HostTest(Shown):
     version: str
     build: str
     lacking: list[LackingShown]
+    missing_nodes: dict[str, str]  # of a Hyper-V host's cluster, with why
     summary: str
 
 
@@ -138,6 +156,13 @@ def create_host(call: Call) -> HostShown:
     body = call.body_as(NewHost)
     login = _login(body)
     login = replace(login, fingerprint=accepted_fingerprint(login, body.fingerprint))
+    if isinstance(login, HypervLogin):
+        pins = [
+            accepted_fingerprint(other, node.fingerprint)
+            for other, node in zip(login.others, body.nodes, strict=True)
+        ]
+        nodes = zip(login.nodes, pins, strict=True)
+        login = replace(login, nodes=tuple(replace(node, fingerprint=pin) for node, pin in nodes))
     added = add_host(call.services.catalog, login, Secret.of_text(body.password))
     return HostShown.model_validate(added.record)
 
@@ -147,7 +172,7 @@ def _login(body: NewHost) -> AnyLogin:
         return HostLogin(
             name=body.name, address=body.address, port=body.port, user=body.user, fingerprint=""
         )
-    return HypervLogin.from_settings(
+    login = HypervLogin.from_settings(
         {
             "login": body.auth,
             "smb_port": str(body.smb_port),
@@ -159,20 +184,28 @@ def _login(body: NewHost) -> AnyLogin:
         user=body.user,
         fingerprint="",
     )
+    nodes = [
+        NodeAddress(address=each.address, port=each.port, smb_port=each.smb_port, fingerprint="")
+        for each in body.nodes
+    ]
+    return replace(login, nodes=tuple(nodes))
 
 
 @table.add("POST", "/hosts/{name}/test", Permission.CONFIGURE, response=HostTest)
 def test_host(call: Call) -> HostTest:
-    """Log in and list the privileges that are missing."""
+    """Log in and list the privileges that are missing, and the nodes of a Hyper-V cluster."""
     catalog = call.services.catalog
     with open_host(catalog, catalog.hosts.get(call.path["name"])) as host:
-        about, lacking = host.about, host.lacking_purposes()
+        about, lacking, reach = host.about, host.lacking_purposes(), cluster_reach(host)
     return HostTest(
         product=about.product,
         version=about.version,
         build=about.build,
         lacking=[LackingShown.model_validate(each) for each in lacking],
-        summary=_summary(f"{about.product} {about.version}", lacking),
+        missing_nodes=dict(reach.missing),
+        summary=" ".join(
+            [_summary(f"{about.product} {about.version}", lacking), *reach.missing.values()]
+        ),
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from appliance.api.permissions import Permission
 from appliance.api.route import Body, Call, RouteTable, Shown
@@ -55,6 +55,12 @@ class NewChannel(Body):
     channel: Annotated[EmailChannel | WebhookChannel | SyslogChannel, Field(discriminator="kind")]
     secret: str | None = Field(default=None, min_length=1, max_length=1024)
     """Password of an e-mail channel with a user; signing key of a webhook."""
+
+    @model_validator(mode="after")
+    def _tells_something(self) -> Self:
+        if not self.channel.occasions and self.channel.digest_at is None:
+            raise ValueError("it would tell nothing: choose an occasion, or a time for the digest")
+        return self
 
 
 class DeliveryQuery(Body):

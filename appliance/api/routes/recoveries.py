@@ -15,7 +15,7 @@ from appliance.api.routes.operations import (
     pairs_of,
     shown_operation,
 )
-from appliance.exports.datastore.session import SessionNotFoundError
+from appliance.exports.datastore.session import Presentation, SessionNotFoundError
 from appliance.jobs.instant_recovery import HEARTBEAT_WITHIN_S, StartOptions
 from appliance.service.recovery_server import ServedSession
 from appliance.service.recovery_service import InstantWishes
@@ -64,6 +64,9 @@ class NewRecovery(VmPlacement):
     address: str = Field(
         default="", max_length=253, description="Where hosts reach this appliance; empty: found out"
     )
+    presentation: Presentation | None = Field(
+        default=None, description="How a Hyper-V host sees the disks; none: the host's usual way"
+    )
     note: str = Field(default="", max_length=500, description="Why, for the record")
 
     @model_validator(mode="after")
@@ -107,6 +110,7 @@ def start_recovery(call: Call) -> OperationShown:
         identity=body.identity,
         address=body.address,
         breadth=body.breadth,
+        presentation=body.presentation,
         start=StartOptions(power_on=body.power_on, heartbeat_within_s=body.heartbeat_within_s),
     )
     return shown_operation(

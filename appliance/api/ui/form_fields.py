@@ -4,8 +4,9 @@
     job.select.names[]=a\\nb            {"job": {"select": {"names": ["a", "b"]}}}
     policy.bandwidth.0.limit=10M/s     {"policy": {"bandwidth": [{"limit": "10M/s"}]}}
 
-What is empty is not said. Text stays text; the model makes numbers and switches of it. Names that
-begin with an underscore are the form's own.
+What is empty is not said, but for a list that `_list` names: boxes of which none is ticked. Text
+stays text; the model makes numbers and switches of it. Names that begin with an underscore are the
+form's own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def document_of(fields: Iterable[tuple[str, str]]) -> dict[str, Any]:
     for number, (name, value) in enumerate(fields):
         if number == _FIELDS_MAX:
             raise BodyError(f"more than {_FIELDS_MAX} fields")
-        if not name.startswith("_") and value.strip():
+        if name == "_list" and value.endswith("[]"):
+            _put(root, value, "")
+        elif not name.startswith("_") and value.strip():
             _put(root, name, value)
     found = _with_lists(root)
     return found if isinstance(found, dict) else {}

@@ -6,6 +6,7 @@
         disk-<n>/       overlay of each disk: what the guest has written
         tree/           names and scratch files that the host made beside the disks (NFS, NBD)
         volume/         the NTFS volume that shows the disks as VHDX files (iSCSI)
+        file-<n>/       the VHDX file around a disk (SMB)
         chap            what hosts log in with (iSCSI)
 
 The folder is the truth: sessions are found by listing folders, so a lost catalog loses no guest's
@@ -34,10 +35,13 @@ from appliance.base.atomic import fsync_directory, make_folders, replace_file
 from appliance.base.errors import ApplianceError, StorageError, UsageError
 from appliance.base.locked_file import LockMode, try_lock
 from appliance.base.secret import Secret
+from appliance.blocks.composed_device import ComposedDevice
 from appliance.blocks.device import BlockReader
 from appliance.blocks.overlay import Overlay
 from appliance.exports.datastore.tree import SessionTree
-from appliance.exports.iscsi.target import Chap, new_secret, target_name
+from appliance.exports.iscsi.target import Chap, disk_serial, new_secret, target_name
+from appliance.exports.smb.share import share_name
+from appliance.exports.vhdx_volume.file import build_file
 from appliance.exports.vhdx_volume.volume import OpenVolume, VolumeDisk, build_volume, open_volume
 from nfs_server.vfs import AttributeChanges
 
@@ -87,6 +91,12 @@ class Presentation(StrEnum):
     NFS = "nfs"  # a datastore of vSphere hosts
     NBD = "nbd"  # its disks on a local socket, for QEMU
     ISCSI = "iscsi"  # VHDX files on an NTFS volume on a LUN, for Hyper-V hosts
+    PASS_THROUGH = "pass-through"  # each disk as a LUN, for Hyper-V hosts
+    SHARE = "share"  # VHDX files on an SMB share, for Hyper-V hosts
+
+
+_TREES = (Presentation.NFS, Presentation.NBD)
+_LUNS = (Presentation.ISCSI, Presentation.PASS_THROUGH)
 
 
 class SessionStep(BaseModel):
@@ -143,6 +153,14 @@ class SessionRecord(BaseModel):
         return target_name(self.session_id)
 
     @property
+    def share_name(self) -> str:
+        return share_name(self.session_id)
+
+    def disk_serial(self, number: int) -> str:
+        """Of the LUN that shows one disk alone."""
+        return disk_serial(self.session_id, number)
+
+    @property
     def datastore(self) -> str:
         """The same on all hosts, and no longer than ESXi takes (42)."""
         return f"holdfast-{self.session_id}"
@@ -155,7 +173,7 @@ OpenImage = Callable[[str, int], BlockReader]
 class OpenSession:
     """The overlays of one session and what shows them; `close` it when it is served no more.
 
-    A session for iSCSI has a `volume`, any other a `tree`.
+    One for NFS or NBD has a `tree`, one for a volume over iSCSI a `volume`.
     """
 
     def __init__(
@@ -176,10 +194,16 @@ class OpenSession:
                 self._stack.callback(overlay.close)
             self.tree: SessionTree | None = None
             self.volume: OpenVolume | None = None
+            self.files: dict[str, ComposedDevice] = {}  # of a share, by name
             if record.presentation is Presentation.ISCSI:
                 self.volume = open_volume(folder / _VOLUME, self.devices)
                 self._stack.callback(self.volume.close)
-            else:
+            elif record.presentation is Presentation.SHARE:
+                for disk in record.disks:
+                    opened = open_volume(_file_folder(folder, disk), self.devices)
+                    self._stack.callback(opened.close)
+                    self.files[disk.file] = opened.device
+            elif record.presentation in _TREES:
                 self.tree = SessionTree(folder / "tree", self.devices, reserve_bytes=reserve_bytes)
                 self._stack.callback(self.tree.close)
         except BaseException:
@@ -231,12 +255,16 @@ class SessionStore:
                         _overlay_folder(folder, disk), image, identity
                     )
                     stack.callback(overlay.close)
-                if record.presentation is not Presentation.ISCSI:
+                if record.presentation in _TREES:
                     tree = SessionTree(folder / "tree", devices)
                     stack.callback(tree.close)
                     _publish(tree, record, files)
             if record.presentation is Presentation.ISCSI:
                 build_volume(folder / _VOLUME, _volume_disks(record))
+            if record.presentation is Presentation.SHARE:
+                for disk, described in zip(record.disks, _volume_disks(record), strict=True):
+                    build_file(_file_folder(folder, disk), described)
+            if record.presentation in _LUNS:
                 replace_file(folder / _CHAP, new_secret().reveal())
             self._write(record)
         except BaseException:
@@ -372,6 +400,10 @@ def _identity(record: SessionRecord, disk: SessionDisk) -> dict[str, Any]:
 
 def _overlay_folder(folder: Path, disk: SessionDisk) -> Path:
     return folder / f"disk-{disk.number}"
+
+
+def _file_folder(folder: Path, disk: SessionDisk) -> Path:
+    return folder / f"file-{disk.number}"
 
 
 def _volume_disks(record: SessionRecord) -> list[VolumeDisk]:

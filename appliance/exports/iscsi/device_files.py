@@ -1,10 +1,12 @@
-"""Devices as files of one folder, for programs that know nothing but files: tgt, mkntfs.
+"""Devices as files, for programs that know nothing but files: tgt, smbd, mkntfs.
 
     program -> kernel -> libfuse2 -> fusepy -> `_Files` -> a `BlockDevice` per file
 
+A name may have one folder in front; the folder is there as long as a file of it is.
 Invariant: nothing is kept in the kernel (direct_io), so a file and its device agree at any time.
 
-Life: the mount ends with `close`, with `fusermount -u`, or with the process (auto_unmount). While
+Life: the mount ends with `close`, with `fusermount -u`, or with the process: a guard unmounts then.
+(libfuse's own auto_unmount would leave a process and a socket of each mount, for good.) While
 somebody else holds `connection_fds` the kernel does not answer in the place of a dead server, it
 waits: see `tgt_process`.
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import logging
 import os
 import signal
@@ -26,10 +29,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from appliance.base.errors import ApplianceError, StorageFullError
 from appliance.base.units import KIB
 from appliance.blocks.device import BlockDevice
 from appliance.exports.fuse import MountError, check_folder, load_fuse
+from appliance.exports.fuse_operations import FuseOperations
+from appliance.exports.iscsi.guard import Guard
 
 _MOUNT_WITHIN_S = 20.0
 _POLL_S = 0.005
@@ -46,6 +50,7 @@ class DeviceFiles:
         self._files = _Files()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._guard: Guard | None = None
         self.connection_fds: tuple[int, ...] = ()
 
     def __enter__(self) -> DeviceFiles:
@@ -65,12 +70,15 @@ class DeviceFiles:
         check_folder(self.folder)
         before = _fuse_fds()
         fuse = load_fuse()
+        self._failure = None
+        self._files.started.clear()
         self._thread = threading.Thread(target=self._serve, args=(fuse,), name="device-files")
         self._thread.start()
         if not self._files.started.wait(_MOUNT_WITHIN_S) or not self._thread.is_alive():
             self.close()
             raise MountError(f"{self.folder}: cannot be mounted on") from self._failure
         self.connection_fds = tuple(sorted(_fuse_fds() - before))
+        self._guard = Guard('fusermount -u -q -z "$1"', str(self.folder))
 
     def close(self) -> None:
         """Unmount; nobody may have a file open, or they get errors. Idempotent."""
@@ -81,11 +89,24 @@ class DeviceFiles:
             unmount(self.folder)
             thread.join(_POLL_S * 20)
         self.connection_fds = ()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end()
         self.folder.rmdir()
 
-    def add(self, name: str, device: BlockDevice, *, read_only: bool = False) -> Path:
-        """Show a device, which stays the caller's, and return the path of its file."""
-        self._files.devices[name] = _Shown(device, read_only)
+    def add(
+        self,
+        name: str,
+        device: BlockDevice,
+        *,
+        read_only: bool = False,
+        removable: bool = False,
+    ) -> Path:
+        """Show a device, which stays the caller's, and return the path of its file.
+
+        `removable`: a client may remove the file; it is shown again by the next `add`.
+        """
+        self._files.devices[name] = _Shown(device, read_only, removable)
         return self.folder / name
 
     def remove(self, name: str) -> None:
@@ -103,11 +124,12 @@ class DeviceFiles:
                 nothreads=False,
                 big_writes=True,
                 direct_io=True,
-                auto_unmount=True,
                 default_permissions=True,
                 max_read=_TRANSFER_BYTES,
                 attr_timeout=0,
                 entry_timeout=0,
+                use_ino=True,
+                hard_remove=True,
                 fsname="holdfast-devices",
                 subtype="holdfast",
             )
@@ -152,9 +174,10 @@ def _fuse_fds() -> set[int]:
 class _Shown:
     """A device, and who is inside it."""
 
-    def __init__(self, device: BlockDevice, read_only: bool) -> None:
+    def __init__(self, device: BlockDevice, read_only: bool, removable: bool) -> None:
         self.device = device
         self.read_only = read_only
+        self.removable = removable
         self._idle = threading.Condition()
         self._inside = 0
         self._ended = False
@@ -177,7 +200,7 @@ class _Shown:
             self._idle.wait_for(lambda: not self._inside)
 
 
-class _Files:
+class _Files(FuseOperations):
     """The operations, as fusepy calls them: by name, with the path first."""
 
     use_ns = True
@@ -186,36 +209,18 @@ class _Files:
         self.devices: dict[str, _Shown] = {}
         self.started = threading.Event()
 
-    def __call__(self, operation: str, *arguments: Any) -> Any:
-        """Raises nothing but OSError with an errno, which fusepy hands to the kernel."""
-        try:
-            method = getattr(self, operation, None)
-            if method is None:
-                raise OSError(errno.ENOSYS, operation)
-            return method(*arguments)
-        except OSError as error:
-            raise OSError(error.errno or errno.EIO, operation) from error
-        except StorageFullError as error:
-            raise OSError(errno.ENOSPC, operation) from error
-        except ApplianceError as error:
-            log.error("%s %s: [%s] %s", operation, arguments[0], error.code, error)
-            raise OSError(errno.EIO, operation) from error
-        except Exception as error:
-            log.exception("%s %s", operation, arguments[0])
-            raise OSError(errno.EIO, operation) from error
-
     def init(self, path: str) -> None:
         self.started.set()
 
     def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
-        if path == "/":
-            return _attributes(stat.S_IFDIR | 0o700, 0)
+        if path == "/" or self._inside(path):
+            return _attributes(stat.S_IFDIR | 0o700, 0, path)
         shown = self._shown(path)
         mode = stat.S_IFREG | (0o400 if shown.read_only else 0o600)
-        return _attributes(mode, shown.device.size_bytes)
+        return _attributes(mode, shown.device.size_bytes, path)
 
     def readdir(self, path: str, handle: int) -> list[str]:
-        return [".", "..", *self.devices]
+        return [".", "..", *self._inside(path)]
 
     def open(self, path: str, flags: int) -> int:
         if self._shown(path).read_only and flags & os.O_ACCMODE != os.O_RDONLY:
@@ -247,11 +252,37 @@ class _Files:
             raise OSError(errno.EPERM, path)
         return 0
 
+    def unlink(self, path: str) -> int:
+        if not self._shown(path).removable:
+            raise OSError(errno.EPERM, path)
+        self.devices.pop(path.removeprefix("/"), None)
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        total = sum(shown.device.size_bytes for shown in list(self.devices.values()))
+        blocks = -(-total // _TRANSFER_BYTES)
+        return {
+            "f_bsize": _TRANSFER_BYTES,
+            "f_frsize": _TRANSFER_BYTES,
+            "f_blocks": 2 * blocks,
+            "f_bfree": blocks,
+            "f_bavail": blocks,
+            "f_namemax": 255,
+        }
+
     def flush(self, path: str, handle: int) -> int:
         return 0
 
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
         return 0
+
+    def _inside(self, path: str) -> list[str]:
+        """The names in a folder; none: there is no such folder, unless it is the root."""
+        folder = path.strip("/")
+        names = list(self.devices)
+        if not folder:
+            return list(dict.fromkeys(name.partition("/")[0] for name in names))
+        return [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
 
     def _shown(self, path: str) -> _Shown:
         shown = self.devices.get(path.removeprefix("/"))
@@ -260,8 +291,9 @@ class _Files:
         return shown
 
 
-def _attributes(mode: int, size_bytes: int) -> dict[str, int]:
+def _attributes(mode: int, size_bytes: int, path: str) -> dict[str, int]:
     return {
+        "st_ino": _inode(path),
         "st_mode": mode,
         "st_nlink": 1,
         "st_size": size_bytes,
@@ -270,3 +302,8 @@ def _attributes(mode: int, size_bytes: int) -> dict[str, int]:
         "st_uid": os.getuid(),
         "st_gid": os.getgid(),
     }
+
+
+def _inode(path: str) -> int:
+    """The same for the same name, as smbd tells files by it."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:7], "big") | 1

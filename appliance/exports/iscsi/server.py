@@ -13,15 +13,15 @@ Thread model: any thread; a thread of its own waits for tgtd's end.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from appliance.base.errors import ApplianceError, StorageError, UsageError
+from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.log import EventLog
 from appliance.blocks.write_through import WriteThroughDevice
+from appliance.exports.free_port import free_port
 from appliance.exports.iscsi.device_files import DeviceFiles
 from appliance.exports.iscsi.target import IscsiTarget, Lun
 from appliance.exports.iscsi.tgt_control import TgtControl, TgtError
@@ -38,7 +38,7 @@ class IscsiServer:
     def __init__(self, folder: Path, *, host: str, port: int = PORT) -> None:
         """`folder`: where the devices are mounted. `port` 0: a free one, the same for good."""
         self.host = host
-        self.port = port or _free_port(host)
+        self.port = port or free_port(host)
         self._files = DeviceFiles(folder)
         self._process = TgtProcess(host, self.port)
         self._control: TgtControl | None = None
@@ -193,14 +193,3 @@ def _remove(control: TgtControl, target: IscsiTarget) -> None:
 
 def _file_name(target: IscsiTarget, lun: Lun) -> str:
     return f"{target.number:08x}-{lun.number}"
-
-
-def _free_port(host: str) -> int:
-    """tgtd does not say which port it took, so one is found for it. Raises StorageError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as found:
-            found.bind((host, 0))
-            return int(found.getsockname()[1])
-    except OSError as error:
-        raise StorageError(f"cannot listen on {host}: {error.strerror}") from error

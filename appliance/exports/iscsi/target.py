@@ -95,6 +95,11 @@ def target_name(identity: str) -> str:
     return f"{NAME_PREFIX}:{identity}"
 
 
+def disk_serial(identity: str, number: int) -> str:
+    """Of a LUN that shows one disk of several; `identity`: at most 12 characters."""
+    return f"{identity}-{number}"
+
+
 def is_initiator_name(initiator: str) -> bool:
     return _NAME.fullmatch(initiator) is not None
 

@@ -56,14 +56,14 @@ _ERRORS = {
     2: "out of memory",
     4: "no such target",
     5: "no such LUN",
-    8: "the target exists already",
-    9: "the LUN exists already, or its file cannot be opened",
-    12: "the account exists already",
-    13: "no such account",
-    15: "invalid request",
-    17: "the target is in use",
-    18: "the LUN is in use",
-    20: "unknown parameter",
+    9: "the target exists already",
+    10: "the LUN exists already",
+    14: "the account exists already",
+    15: "no such account",
+    17: "invalid request, or the file of a LUN cannot be opened",
+    19: "the target is in use",
+    20: "the LUN is in use",
+    23: "unknown parameter",
 }
 
 

@@ -24,14 +24,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
+from appliance.exports.iscsi.guard import Guard
 from appliance.exports.iscsi.tgt_control import TgtControl
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _START_WITHIN_S = 20.0
 _POLL_S = 0.005
 _LAST_WORDS = 500
-# Ends at once when told so by a line; a closed pipe means that we are gone.
-_GUARD = 'read -r told || { kill -KILL "$1"; fusermount -u -q -z "$2"; }'
+_LAST_THING = 'kill -KILL "$1"; fusermount -u -q -z "$2"'
 
 
 class TgtProcess:
@@ -40,7 +40,7 @@ class TgtProcess:
         self.port = port
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
 
     @property
     def pid(self) -> int:
@@ -77,14 +77,7 @@ class TgtProcess:
                 raise ExternalProgramError(
                     f"tgtd cannot be started: {error.strerror} (Debian package tgt)"
                 ) from error
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "holdfast-guard", str(self._process.pid), str(mount)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=held_fds,
-            start_new_session=True,
-        )
+        self._guard = Guard(_LAST_THING, str(self._process.pid), str(mount), held_fds=held_fds)
         control = TgtControl(folder / "control.0")
         ends_s = time.monotonic() + _START_WITHIN_S
         while not control.answers():
@@ -121,11 +114,8 @@ class TgtProcess:
 
     def _end_guard(self) -> None:
         guard, self._guard = self._guard, None
-        if guard is None:
-            return
-        with suppress(BrokenPipeError):
-            guard.communicate(b"over\n")
-        guard.wait()
+        if guard is not None:
+            guard.end()
 
     def _drop_folder(self) -> None:
         if self._folder is not None:

@@ -10,6 +10,7 @@ Sources: mkntfs(8), ntfscp(8), ntfsfallocate(8) of ntfs-3g 2022.10.3.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,8 +19,14 @@ from appliance.base.units import KIB, SECTOR_BYTES
 
 CLUSTER_BYTES = 64 * KIB  # what Microsoft advises for volumes of VHDX files
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_PROGRAMS = ("mkntfs", "ntfscp", "ntfsfallocate")
 _TIMEOUT_S = 600
 _LAST_WORDS = 500
+
+
+def missing_program() -> str:
+    """The first program that is not installed; empty: all are."""
+    return next((name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None), "")
 
 
 def format_volume(volume: Path, label: str, partition_offset: int) -> None:

@@ -53,7 +53,7 @@ from hyperv.vhdx.shape import VhdxShape
 LABEL = "Holdfast"
 _LEAST_FREE_BYTES = 8 * GIB  # for checkpoints and a guest's saved memory; sparse, so it costs none
 _MOST_BYTES = 128 * TIB  # of an overlay; NTFS with 64 KiB clusters could hold 256
-_COPY_BYTES = 1 << 20
+COPY_BYTES = 1 << 20
 _IDS = UUID("5b0c0a52-1f6e-4d3c-9a55-3f0a6f0c7d11")
 
 
@@ -105,7 +105,7 @@ def open_volume(folder: Path, devices: Mapping[int, BlockDevice]) -> OpenVolume:
     layout = read_layout(folder)
     if layout is None:
         raise VolumeDamagedError(f"{folder} holds no finished volume")
-    scratch = Overlay.open(folder / "scratch", ZeroReader(layout.size_bytes), _identity())
+    scratch = Overlay.open(folder / "scratch", ZeroReader(layout.size_bytes), overlay_identity())
     try:
         return OpenVolume(layout, scratch, layout.compose(scratch, devices))
     except BaseException:
@@ -126,7 +126,7 @@ def build_volume(folder: Path, disks: Sequence[VolumeDisk]) -> None:
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}") from error
     try:
-        files = [FixedVhdxLayout(_shape(disk)) for disk in disks]
+        files = [FixedVhdxLayout(vhdx_shape(disk)) for disk in disks]
         write_layout(folder, _build(folder, disks, files))
     except (DiskFileError, NtfsError) as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +144,7 @@ def _build(
     if size_bytes > _MOST_BYTES:
         raise VolumeError(f"disks of {sum(disk.size_bytes for disk in disks)} bytes together")
     with ExitStack() as stack:
-        scratch = Overlay.create(folder / "scratch", ZeroReader(size_bytes), _identity())
+        scratch = Overlay.create(folder / "scratch", ZeroReader(size_bytes), overlay_identity())
         stack.callback(scratch.close)
         for offset, content in gpt.partition_table(
             size_bytes, partition_bytes, disk_id=uuid4(), partition_id=uuid4(), name=LABEL
@@ -191,8 +191,8 @@ def _write_head(
 ) -> None:
     """Everything of the VHDX but the disk; what is zeros in it is zeros already."""
     for start, length in file.head_extents():
-        for offset in range(start, start + length, _COPY_BYTES):
-            content = file.head(offset, min(_COPY_BYTES, start + length - offset))
+        for offset in range(start, start + length, COPY_BYTES):
+            content = file.head(offset, min(COPY_BYTES, start + length - offset))
             for volume_offset, file_offset, part in _mapped(extents, offset, len(content)):
                 at = file_offset - offset
                 partition.write_at(volume_offset, content[at : at + part])
@@ -232,7 +232,7 @@ def _partition_bytes(files_bytes: int) -> int:
     return -(-(files_bytes + free_bytes + tables_bytes) // CLUSTER_BYTES) * CLUSTER_BYTES
 
 
-def _shape(disk: VolumeDisk) -> VhdxShape:
+def vhdx_shape(disk: VolumeDisk) -> VhdxShape:
     """The same content always has the same identities: a differencing child records them."""
     return VhdxShape(
         disk_bytes=disk.size_bytes,
@@ -242,5 +242,5 @@ def _shape(disk: VolumeDisk) -> VhdxShape:
     )
 
 
-def _identity() -> dict[str, Any]:
+def overlay_identity() -> dict[str, Any]:
     return {"volume": LABEL}

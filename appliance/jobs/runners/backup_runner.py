@@ -81,6 +81,7 @@ class BackupRunner:
                 consistency=ConsistencyPolicy(
                     wanted=policy.consistency.wanted, least=policy.consistency.least
                 ),
+                guest_logs=policy.guest_logs,
                 audit=AuditPolicy(percent=policy.cbt_audit_percent),
                 vms_at_once=policy.vms_at_once,
                 bandwidth=bandwidth,

@@ -177,7 +177,7 @@ class VerificationRunner:
         reasons = certified.reasons[len(outcome.reasons) :]
         try:
             write_report(certified, self._folder(RunId(outcome.run_id)))
-            remove_old_evidence(room.home / "verify", outcome.ended_at)
+            remove_old_evidence(room.catalog, room.home / "verify", outcome.ended_at)
         except StorageError as error:
             reasons = (*reasons, not_recorded(error))
         return certified, reasons

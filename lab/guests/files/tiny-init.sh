@@ -27,11 +27,13 @@ shut_down() {
     poweroff -f
 }
 
+# Opened before the guest says that it is ready, so that no press from then on is missed.
 power_button() {
     for event in /sys/class/input/event*; do
         if [ "$(cat "$event/device/name")" = "Power Button" ]; then
-            dd if="/dev/input/${event##*/}" bs=24 count=1 >/dev/null 2>&1
-            shut_down
+            exec 4<"/dev/input/${event##*/}"
+            { dd bs=24 count=1 <&4 >/dev/null 2>&1 && shut_down; } &
+            return
         fi
     done
 }
@@ -97,7 +99,7 @@ sync
 printf '#!/bin/sh\necho "HOLDFAST tiny %s"\n' "$boot_id" >/bin/greet
 chmod +x /bin/greet
 
-power_button &
+power_button
 network
 httpd -p 8080 -h /data/www
 nc -ll -p 7777 -e /bin/greet &

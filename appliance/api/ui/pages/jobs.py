@@ -20,7 +20,7 @@ from appliance.api.ui.charts import Bar, Lane, bars, lanes
 from appliance.api.ui.form_fields import document_of, fields_of
 from appliance.api.ui.page import Page, PageCall
 from appliance.base.errors import ApplianceError
-from appliance.catalog.job import RunKind
+from appliance.catalog.job import Job, RunKind, VerificationJob
 from appliance.catalog.schedule import WEEKDAYS
 from appliance.catalog.validation import describe
 
@@ -43,17 +43,21 @@ _NEW_JOB = {
     "policy.retention.keep_weekly": "8",
     "policy.retention.keep_monthly": "12",
 }
+_EMPTY_ROWS = 2
 _HORIZONS = (30, 90, 365, 730)
 _NEW_VERIFICATION = {"job.where": "sandbox", "job.hash_share": "0.1"}
 _SHOWN = re.compile(
     r"job\.(name|kind|policy|enabled|percent|read_data|wait_minutes|where|host|address|hash_share"
     r"|timeout|memory_mib|cpus|disk_interface"
     r"|check_file_systems|(probes|scripts)\[\]"
+    r"|groups\.\d{1,4}\.(name|order\[\])|vms\.\d{1,4}\.((names|probes|scripts)\[\]"
+    r"|timeout|memory_mib|cpus|disk_interface)"
     r"|select\.(names|folders|tags|runs_on|hosts|exclude)\[\]"
     r"|select\.everything|select\.exclude\.(names|folders|tags)\[\])"
     r"|policy\.(name|time_zone|windows\[\]|schedule\.(at|days|days_of_month)\[\]"
-    r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|vms_at_once"
-    r"|retries\.(attempts|wait_minutes)|cbt_audit_percent|rto|rpo|bandwidth\.\d+\.(limit|window)"
+    r"|schedule\.every_minutes|retention\.keep_\w+|consistency\.(wanted|least)|guest_logs"
+    r"|vms_at_once|retries\.(attempts|wait_minutes)|cbt_audit_percent|rto|rpo|evidence_days"
+    r"|bandwidth\.\d+\.(limit|window)"
     r"|(before|after)\.(argv\[\]|timeout_s))|days"
 )
 """Fields that the forms show; others that are saved go along unseen, so that none is lost."""
@@ -109,7 +113,18 @@ def _edit_job(page: PageCall) -> dict[str, Any]:
             own = job.policy_fields.model_dump(mode="json", exclude_none=True)
             fields |= fields_of({"policy": own})
             fields.pop("job.policy")
-    return _job_form(page, fields, f"PUT /jobs/{job.name}", f"/jobs/{job.name}")
+    shown = _job_form(page, fields, f"PUT /jobs/{job.name}", f"/jobs/{job.name}")
+    return shown | ({"kinds": {}} if _asks_nothing_of_some(job.job) else {})
+
+
+def _asks_nothing_of_some(job: Job) -> bool:
+    """Whether VMs of a verification have no probes or scripts where the others have some.
+
+    A form says nothing by an empty field, so it cannot say that.
+    """
+    return isinstance(job, VerificationJob) and any(
+        () in (entry.probes, entry.scripts) for entry in job.vms
+    )
 
 
 def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) -> dict[str, Any]:
@@ -125,9 +140,11 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
         "new": api.startswith("POST"),
         "preview": page.address,
         "kind": kind,
-        "kinds": {} if _has_lists(document) else _KINDS,
+        "kinds": _KINDS,
         "of_vms": kind in _OF_VMS,
         "of_points": kind in _OF_POINTS,
+        "group_rows": _rows(fields, "job.groups."),
+        "vm_rows": _rows(fields, "job.vms."),
         "policies": known,
         "shared": shared,
         "hosts": sorted(
@@ -140,10 +157,17 @@ def _job_form(page: PageCall, fields: dict[str, str], api: str, following: str) 
     }
 
 
-def _has_lists(document: dict[str, Any]) -> bool:
-    """Whether it is a verification with groups or VMs of their own, which no form shows."""
-    job = document.get("job", {})
-    return bool(job.get("groups") or job.get("vms"))
+def _rows(fields: dict[str, str], prefix: str) -> list[int]:
+    """The numbers of the rows that say something, and of some that are still empty."""
+    found = {
+        int(number)
+        for name in fields
+        if name.startswith(prefix)
+        and (number := name.removeprefix(prefix).partition(".")[0]).isdecimal()
+        and len(number) < 5
+    }
+    following = max(found, default=-1) + 1
+    return [*sorted(found), *range(following, following + _EMPTY_ROWS)]
 
 
 def _policies(page: PageCall) -> dict[str, Any]:

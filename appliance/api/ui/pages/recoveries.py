@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from appliance.api.permissions import Permission
-from appliance.api.routes import hosts, operations, points, recoveries
+from appliance.api.routes import hosts, operations, places, points, recoveries
 from appliance.api.ui.page import Page, PageCall
 from appliance.api.ui.pages.runs import throughput_of
 from appliance.exports.datastore.session import Phase
@@ -20,6 +20,7 @@ _WORDS = {
     OperationKind.INSTANT_FINALISE: "Move to production storage",
     OperationKind.INSTANT_DISCARD: "Discard of a recovery session",
 }
+_WAIT_S = 3.0
 _STARTING = (Phase.PUBLISHED, Phase.MOUNTED, Phase.REGISTERED)
 _FINALISABLE = (Phase.REGISTERED, Phase.RUNNING, Phase.FINALISING, Phase.MOVED)
 
@@ -28,8 +29,11 @@ def _recoveries(page: PageCall) -> dict[str, Any]:
     found = page.ask(operations.list_operations, query=operations.OperationQuery(limit=200))
     going_on = {each.result.get("session_id"): each for each in found if each.ended_at is None}
     live = {each.run_id: each for each in found if each.live is not None}
+    sessions = page.ask(recoveries.list_recoveries)
+    movable = page.may(Permission.RESTORE) and any(one.phase in _FINALISABLE for one in sessions)
     return {
-        "sessions": page.ask(recoveries.list_recoveries),
+        "sessions": sessions,
+        "places": _places(page, 0.0) if movable else (),
         "going_on": going_on,
         "starting": [each for each in live.values() if each.kind is OperationKind.INSTANT_START],
         "can": page.may(Permission.RESTORE),
@@ -63,6 +67,14 @@ def _wizard(page: PageCall) -> dict[str, Any]:
     }
 
 
+def _placing_wizard(page: PageCall) -> dict[str, Any]:
+    return _wizard(page) | {"places": _places(page, _WAIT_S)}
+
+
+def _places(page: PageCall, wait_s: float) -> Any:
+    return page.ask(places.list_places, query=places.PlacesQuery(wait_s=wait_s))
+
+
 PAGES = (
     Page(
         address="/recoveries",
@@ -90,12 +102,12 @@ PAGES = (
             address=f"/points/{{point}}/{way}",
             template=f"{template}.html",
             permission=Permission.RESTORE,
-            show=_wizard,
+            show=show,
         )
-        for way, template in (
-            ("instant", "instant_form"),
-            ("restore", "restore_form"),
-            ("roll-back", "roll_back_form"),
+        for way, template, show in (
+            ("instant", "instant_form", _placing_wizard),
+            ("restore", "restore_form", _placing_wizard),
+            ("roll-back", "roll_back_form", _wizard),
         )
     ),
 )

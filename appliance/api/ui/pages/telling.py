@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.permissions import Permission
-from appliance.api.routes import notifications
+from appliance.api.routes import about, notifications
 from appliance.api.ui.page import Page, PageCall
 
 _OCCASIONS = (
@@ -18,8 +18,11 @@ _OCCASIONS = (
 
 def _notifications(page: PageCall) -> dict[str, Any]:
     query = notifications.DeliveryQuery(limit=20)
+    channels = page.ask(notifications.list_channels)
+    first_mail = not any(each.kind == "email" for each in channels)
     return {
-        "channels": page.ask(notifications.list_channels),
+        "channels": channels,
+        "suggested": page.ask(about.show_settings).administrator_email if first_mail else "",
         "deliveries": page.ask(notifications.list_deliveries, query=query),
         "occasions": _OCCASIONS,
     }
