@@ -25,6 +25,7 @@ from appliance.base.errors import ApplianceError
 from appliance.base.ids import RecoveryPointId
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockReader
+from appliance.blocks.free_room import RoomKeepingDevice
 from appliance.blocks.read_ahead import ReadAheadReader
 from appliance.blocks.write_through import WriteThroughDevice
 from appliance.exports.datastore.session import (
@@ -192,13 +193,17 @@ class RecoveryServer:
                 )
             case Presentation.ISCSI:
                 assert session.volume is not None
-                device = session.volume.device
+                device = RoomKeepingDevice(session.volume.device, session.room)
                 self._show_luns(record, [Lun(number=1, identity=record.session_id, device=device)])
             case Presentation.PASS_THROUGH:
                 self._show_luns(
                     record,
                     [
-                        Lun(number=place, identity=record.disk_serial(disk), device=device)
+                        Lun(
+                            number=place,
+                            identity=record.disk_serial(disk),
+                            device=RoomKeepingDevice(device, session.room),
+                        )
                         for place, (disk, device) in enumerate(session.devices.items(), 1)
                     ],
                 )
@@ -227,13 +232,18 @@ class RecoveryServer:
     def _show_share(self, record: SessionRecord, session: OpenSession) -> None:
         if self._smb is None:
             raise SmbNotServedError(f"session {record.session_id} is for SMB")
-        self._smb.publish(
-            SmbShare(name=record.share_name, files=session.files, clients=record.clients)
-        )
+        files = {
+            name: RoomKeepingDevice(file, session.room) for name, file in session.files.items()
+        }
+        self._smb.publish(SmbShare(name=record.share_name, files=files, clients=record.clients))
 
     def _show_disks(self, record: SessionRecord, session: OpenSession) -> None:
         exports = [
-            NbdExport(name=f"disk-{number}", disk=WriteThroughDevice(device), read_only=False)
+            NbdExport(
+                name=f"disk-{number}",
+                disk=WriteThroughDevice(RoomKeepingDevice(device, session.room)),
+                read_only=False,
+            )
             for number, device in session.devices.items()
         ]
         path = self._store.nbd_socket(record.session_id)

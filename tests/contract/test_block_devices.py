@@ -10,6 +10,7 @@ import pytest
 from appliance.base.units import KIB
 from appliance.blocks.composed_device import ComposedDevice, Piece
 from appliance.blocks.extents import Extent
+from appliance.blocks.free_room import FreeRoom, RoomKeepingDevice
 from appliance.blocks.layers import PrefetchReader, RecordingReader
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.overlay_map import Geometry
@@ -70,6 +71,12 @@ class TestReadAheadReader(BlockReaderSuite):
     @pytest.fixture
     def make(self) -> MakeReader:
         return lambda content: ReadAheadReader(MemoryDevice(content))
+
+
+class TestRoomKeepingDevice(BlockDeviceSuite):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeReader:
+        return lambda content: RoomKeepingDevice(MemoryDevice(content), FreeRoom(tmp_path, 1))
 
 
 class TestComposedDevice(BlockDeviceSuite):

@@ -37,6 +37,7 @@ from appliance.base.locked_file import LockMode, try_lock
 from appliance.base.secret import Secret
 from appliance.blocks.composed_device import ComposedDevice
 from appliance.blocks.device import BlockReader
+from appliance.blocks.free_room import FreeRoom
 from appliance.blocks.overlay import Overlay
 from appliance.exports.datastore.tree import SessionTree
 from appliance.exports.iscsi.target import Chap, disk_serial, new_secret, target_name
@@ -173,7 +174,8 @@ OpenImage = Callable[[str, int], BlockReader]
 class OpenSession:
     """The overlays of one session and what shows them; `close` it when it is served no more.
 
-    One for NFS or NBD has a `tree`, one for a volume over iSCSI a `volume`.
+    One for NFS or NBD has a `tree`, one for a volume over iSCSI a `volume`. What guests write is
+    to keep to `room`: the tree sees to that itself, devices by a `RoomKeepingDevice`.
     """
 
     def __init__(
@@ -181,6 +183,7 @@ class OpenSession:
     ) -> None:
         """Go on with what is there. Raises as `Overlay.open` and the point's images do."""
         self.record = record
+        self.room = FreeRoom(folder, reserve_bytes)
         self._stack = ExitStack()
         try:
             self.devices: dict[int, Overlay] = {}

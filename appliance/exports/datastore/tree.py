@@ -14,7 +14,6 @@ Thread model and durability: as the contract says; `attributes`, `lookup` and `p
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 from bisect import bisect_right
@@ -26,6 +25,7 @@ from appliance.base.atomic import make_folders
 from appliance.base.errors import ApplianceError, OutOfRangeError, StorageFullError
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockDevice, BlockReader
+from appliance.blocks.free_room import FreeRoom
 from appliance.exports.datastore.names import NODES_MAX, ROOT, Kind, NameTable, Node
 from appliance.exports.datastore.scratch import ScratchFiles
 from nfs_server.errors import VfsError
@@ -34,7 +34,6 @@ from nfs_server.vfs import AttributeChanges, Attributes, Buffer, Entry, Space
 
 _TYPES = {Kind.FOLDER: FileType.DIRECTORY, Kind.SYMLINK: FileType.SYMLINK}
 _FOLDER_BYTES = 4096
-_SPACE_KEPT_S = 1.0
 _KNOWN_MAX = 1024  # attributes kept ready
 _CLOCK_STEP_NS = 20_000_000  # by which a file system's times may be behind ours
 _LOGGED_MAX = 100  # different errors of one folder
@@ -69,7 +68,7 @@ class SessionTree:
         self._folder = folder
         self.read_only = read_only
         self._disks = dict(disks)
-        self._reserve_bytes = reserve_bytes
+        self._room = FreeRoom(folder, reserve_bytes)
         self._now_ns = now_ns
         self._names = NameTable(folder / "names.lmdb", now_ns)
         self._scratch = ScratchFiles(folder / "files")
@@ -78,7 +77,6 @@ class SessionTree:
         self._lock = threading.Lock()
         # When content last changed, of files where that was after what their nodes say.
         self._written_ns = {} if read_only else self._last_writes()
-        self._space: tuple[float, Space] | None = None
         self._known: dict[int, tuple[tuple[Node, int, int], Attributes]] = {}
         self._listing: tuple[object, list[int], list[Entry]] = (None, [], [])
         self._logged: set[str] = set()
@@ -156,20 +154,13 @@ class SessionTree:
         return bytes.fromhex(self._names.node(number).link_hex)
 
     def space(self) -> Space:
-        known = self._space
-        now_s = time.monotonic()
-        if known is not None and now_s - known[0] < _SPACE_KEPT_S:
-            return known[1]
-        found = os.statvfs(self._folder)
-        free_bytes = max(0, found.f_bavail * found.f_frsize - self._reserve_bytes)
-        space = Space(
-            total_bytes=found.f_blocks * found.f_frsize,
-            free_bytes=free_bytes,
+        room = self._room.look()
+        return Space(
+            total_bytes=room.total_bytes,
+            free_bytes=room.free_bytes,
             total_files=NODES_MAX,
             free_files=max(0, NODES_MAX - len(self._names.nodes)),
         )
-        self._space = (now_s, space)
-        return space
 
     # vfs: content
 
@@ -193,9 +184,8 @@ class SessionTree:
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
         node = self._names.node(number)
-        if self._reserve_bytes and self.space().free_bytes < len(data):
-            raise VfsError(Status.NOSPC, "the space kept free on the appliance would be used")
         try:
+            self._room.check(len(data))
             if node.kind is Kind.DISK:
                 self._device(node).write_at(offset, memoryview(data))
             elif node.kind is Kind.SCRATCH:
