@@ -14,11 +14,18 @@ from nbd_server.backend import Buffer
 
 class Flow:
     def __init__(
-        self, transport: asyncio.Transport, turn: Callable[[], None], *, linger_s: float
+        self,
+        transport: asyncio.Transport,
+        turn: Callable[[], None],
+        *,
+        answered: Callable[[], None],
+        linger_s: float,
     ) -> None:
-        """`turn` is called when `next_turn` said so; `linger_s` is the client's time at the end."""
+        """`turn` is called when `next_turn` said so, `answered` whenever replies have left;
+        `linger_s` is the client's time at the end."""
         self._transport = transport
         self._turn = turn
+        self._answered = answered
         self._linger_s = linger_s
         self._loop = asyncio.get_running_loop()
         self._turn_scheduled = False
@@ -39,6 +46,7 @@ class Flow:
     def send(self) -> None:
         if self.replies and not self.lost:
             self._transport.writelines(self.replies)
+            self._answered()
         self.replies.clear()
 
     def set_reading(self, wanted: bool) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -39,7 +39,9 @@ class Server:
         *,
         tls: TlsPolicy | None = None,
         limits: Limits | None = None,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
+        """`answered` is called on the loop whenever replies have left."""
         self._exports = export_table(exports)
         self._tls = tls
         self._limits = limits or Limits()
@@ -51,6 +53,7 @@ class Server:
             share_bytes=self._share_bytes,
             jobs=self._limits.jobs_per_connection,
             linger_s=self._limits.shutdown_s,
+            answered=answered,
         )
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []

@@ -65,7 +65,9 @@ class Transmission:
         self._session = session
         self._received = received
         self._shared = shared
-        self._flow = Flow(transport, self.process, linger_s=shared.linger_s)
+        self._flow = Flow(
+            transport, self.process, answered=shared.answered, linger_s=shared.linger_s
+        )
         self._incoming: IncomingWrite | None = None
         self._skip_bytes = 0  # of a refused payload
         self._after_skip = b""  # its reply: libnbd takes one that comes earlier for a bug

@@ -33,6 +33,7 @@ class Surroundings:
     share_bytes: Callable[[], int]
     jobs: int  # batches of one connection on the pool at once
     linger_s: float  # for the client to take its last replies
+    answered: Callable[[], None]  # replies have left
 
 
 class WorkQueue:

@@ -61,6 +61,7 @@ class Shared:
     counters: Counters
     replays: ReplayCache
     in_flight: InFlight
+    answered: Callable[[], None]  # replies have left
     opened: Callable[[Connection], bool]  # whether it may stay
     changed: Callable[[Connection], None]  # it was lost, or a batch of a lost one ended
     share_bytes: int = 0
@@ -354,6 +355,7 @@ class Connection(asyncio.Protocol):
             self._transport.writelines(self._replies)
             self._replies = []
             self._reply_bytes = 0
+            self._shared.answered()
 
 
 def _notice_dead_peers(connected: socket.socket) -> None:

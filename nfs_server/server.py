@@ -12,7 +12,7 @@ import contextlib
 import errno
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -50,11 +50,17 @@ class Server:
     """Serves trees over NFSv3 and MOUNT on one port each way it is told to listen."""
 
     def __init__(
-        self, exports: Sequence[Export], *, key: bytes, limits: Limits | None = None
+        self,
+        exports: Sequence[Export],
+        *,
+        key: bytes,
+        limits: Limits | None = None,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             key: 32 secret bytes; handles are good as long as the key is the same.
+            answered: called on the loop whenever replies have left.
 
         Raises:
             ValueError: two exports share a path or tree id, or the key has another length.
@@ -80,6 +86,7 @@ class Server:
             counters=self.counters,
             replays=ReplayCache(),
             in_flight=InFlight(),
+            answered=answered,
             opened=self._opened,
             changed=self._changed,
         )

@@ -25,6 +25,7 @@ from appliance.base.errors import (
 from appliance.blocks.device import BlockDevice, BlockReader
 from appliance.blocks.extents import ExtentKind
 from appliance.exports.loop_thread import LoopThread
+from appliance.exports.wakefulness import Wakefulness
 from nbd_server.backend import Export
 from nbd_server.errors import BackendError, ListenError, NbdServerError
 from nbd_server.limits import Counters, Limits
@@ -206,7 +207,9 @@ class NbdServer:
         return TlsPolicy(context=context)
 
     async def _open(self, exports: list[Export], tls: TlsPolicy | None) -> None:
-        self._server = server = Server(exports, tls=tls, limits=self._limits)
+        self._server = server = Server(
+            exports, tls=tls, limits=self._limits, answered=Wakefulness().answered
+        )
         self._counters = server.counters
         await self._listen(server)
 

@@ -19,6 +19,7 @@ from appliance.base.atomic import create_once
 from appliance.base.errors import StorageError, UsageError
 from appliance.base.periodic_task import PeriodicTask
 from appliance.exports.loop_thread import LoopThread
+from appliance.exports.wakefulness import Wakefulness
 from nfs_server import portmap
 from nfs_server.errors import ListenError, NfsServerError
 from nfs_server.exports import Export, networks
@@ -77,7 +78,7 @@ class NfsServer:
         self._wanted_port = port
         self._mode = portmap_mode
         self.portmap_port = portmap_port  # 0: a free one, when it is our own
-        self._server = Server([], key=key, limits=limits)
+        self._server = Server([], key=key, limits=limits, answered=Wakefulness().answered)
         self._loop: LoopThread | None = None
         self._check_registration_s = check_registration_s
         self._registrar: PeriodicTask | None = None
