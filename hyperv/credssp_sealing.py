@@ -19,6 +19,6 @@ class CredsspEncryption(Encryption):
         super().__init__(session, "credssp")
 
     def _build_credssp_message(self, message: bytes, host: Any) -> bytes:
-        context = self.session.auth.contexts[host]  # type: ignore[union-attr]
+        context = self.session.auth.contexts[host]  # type: ignore[union-attr]  # logged in: it is set
         trailer, rest, _ = context.wrap_winrm(message)
         return struct.pack("<i", len(trailer)) + bytes(trailer + rest)
