@@ -19,6 +19,7 @@ from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.sources.hyperv_host import HypervHost
 from appliance.targets.contract import Keep, NewVmRequest, NoSuchPlaceError, WantedDisk
+from appliance.targets.hyperv_left_out import devices_left_out, settings_left_out
 from appliance.targets.point_hardware import capture_of, for_hyperv
 from hyperv.captured_vm import Adapter, CapturedVm
 from hyperv.config_capture import CapturedDisk
@@ -91,7 +92,9 @@ def plan_build(
     if any(vm.name.casefold() == request.name.casefold() for vm in vms):
         raise NameTakenError(f"{host.name} has a VM called {request.name!r}")
     original_there = native.is_foreign or host.knows_vm(capture.vm.id, vms, patience)
-    reasons = [*native.reasons, *([_NEW_TPM] if capture.vm.security.tpm else [])]
+    reasons = [*native.reasons, *devices_left_out(capture.vm)]
+    if not native.is_foreign:
+        reasons += settings_left_out(capture.vm)
     same_vm = _keeps(request.identity, original_there)
     adapters = planned_adapters(
         capture.vm.adapters,
@@ -100,8 +103,6 @@ def plan_build(
         request.unconnected,
         keep_mac=_keeps(request.mac, original_there),
     )
-    if any(dvd.path for dvd in capture.vm.dvds):
-        reasons.append(_NO_DVD)
     return BuildPlan(
         captured=capture.vm,
         name=request.name,
@@ -259,16 +260,3 @@ def captured_switches(hardware: Mapping[str, Any]) -> tuple[str, ...]:
     """The names that a restore can map, each once. Raises ForeignPointError."""
     adapters = capture_of(hardware).vm.adapters
     return tuple(dict.fromkeys(names_of(adapter)[0] for adapter in adapters if names_of(adapter)))
-
-
-_NEW_TPM = Reason(
-    "restore.new-tpm",
-    "the VM has a new, empty TPM: the host's own keys protect the old one's content",
-    "have the recovery keys of its disk encryption ready",
-)
-_NO_DVD = Reason(
-    "restore.dvd-left-out",
-    "the image in the VM's DVD drive is not part of a recovery point, so the drive was left out",
-    "add a DVD drive on the host if the guest needs it",
-    warning=False,
-)
