@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,7 +18,7 @@ from appliance.base.run_context import CancelToken, Progress, RunContext
 from appliance.sources.vsphere_transports import SourceTools
 from lab.esx.vm_state import PowerState
 from lab.faults import FaultName
-from tests.support.holdfast_program import ROOT, environment
+from tests.support.killed_restore import kill_restore
 from tests.support.lab_machines import done
 from tests.support.needs import needs
 from tests.support.restoring import (
@@ -183,30 +181,6 @@ def remove(here: Restoring, lab: VmLab, name: str, point: object) -> None:
     done(vm.Destroy_Task())
 
 
-def killed(lab: VmLab, *words: str) -> None:
-    """Run the driver until it has stopped, and kill it there."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.support.restore_driver",
-            str(lab.home),
-            *words,
-        ],
-        env=environment(lab.home),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "STOPPED\n"
-    finally:
-        process.kill()
-        process.wait(timeout=30)
-        process.stdout.close()
-
-
 @pytest.mark.parametrize("where", ["begun", "written"])
 @pytest.mark.parametrize("transport", ["hot-add", "nfc-lease"])
 def test_a_killed_restore_is_cleared_away_by_the_next_run(
@@ -215,7 +189,7 @@ def test_a_killed_restore_is_cleared_away_by_the_next_run(
     """Its VM, its disks on the appliance, its lease: a lease ends by itself, as the host says."""
     before = left_overs(lab, here.catalog)
     root = str(tools.appliance_disks.devices.root)
-    killed(lab, root, here.point("cold").point_id, "new", transport, where)
+    kill_restore(lab.home, root, here.point("cold").point_id, "new", transport, where)
     assert left_overs(lab, here.catalog) != before
     for lease in lab.plane.lease_table.open_leases():
         lease.expire()
@@ -235,7 +209,7 @@ def test_a_killed_roll_back_is_ended_by_the_same_command(
         with flat.open("r+b") as file:
             file.write(b"broken by an update")
         root = str(tools.appliance_disks.devices.root)
-        killed(lab, root, point.point_id, "in-place", "hot-add", "written")
+        kill_restore(lab.home, root, point.point_id, "in-place", "hot-add", "written")
         assert left_overs(lab, here.catalog) != before
         here.clean_up()
         assert left_overs(lab, here.catalog) == before

@@ -16,8 +16,8 @@ import pytest
 
 from appliance.base.errors import ExternalProgramError, StorageError, StorageFullError, UsageError
 from appliance.base.units import MIB
+from appliance.exports.device_files import DeviceFiles
 from appliance.exports.fuse import MountError
-from appliance.exports.iscsi.device_files import DeviceFiles
 from appliance.exports.iscsi.server import IscsiServer
 from tests.support.holdfast_program import ROOT
 from tests.support.memory_device import MemoryDevice
@@ -42,7 +42,7 @@ except OSError as error:
 _MOUNTING = """
 import signal, sys
 from pathlib import Path
-from appliance.exports.iscsi.device_files import DeviceFiles
+from appliance.exports.device_files import DeviceFiles
 DeviceFiles(Path(sys.argv[1])).open()
 print("mounted", flush=True)
 signal.pause()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +29,6 @@ from lab.hyperv_host.virtual_machine import HypervVm
 from lab.hyperv_host.vm_settings import VmState
 from lab.hyperv_host.windows_path import WindowsPath
 from tests.support.api_server import api_serving
-from tests.support.holdfast_program import ROOT, environment
 from tests.support.hyperv_backups import (
     HOST,
     HypervAppliance,
@@ -47,6 +44,7 @@ from tests.support.hyperv_restoring import (
     named,
     remove,
 )
+from tests.support.killed_restore import kill_restore
 
 pytestmark = pytest.mark.integration
 
@@ -305,31 +303,13 @@ def test_a_vm_that_is_not_started_stays_with_a_reason(
     remove(lab, "still")
 
 
-def killed(appliance: HypervAppliance, *words: str) -> None:
-    """Run the driver until it has stopped, and kill it there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.restore_driver", str(appliance.home), "-", *words],
-        env=environment(appliance.home),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "STOPPED\n"
-    finally:
-        process.kill()
-        process.wait(timeout=30)
-        process.stdout.close()
-
-
 @pytest.mark.parametrize("where", ["begun", "written"])
 def test_a_killed_restore_is_cleared_away_by_the_next_run(
     here: HypervRestoring, appliance: HypervAppliance, where: str
 ) -> None:
     """Its VM, its files and their folders."""
     before = left_overs(here)
-    killed(appliance, here.point().point_id, "new", "smb", where)
+    kill_restore(appliance.home, "-", here.point().point_id, "new", "smb", where)
     left = left_overs(here)
     assert "killed" in left["vms"] and left["lists"] and left["intents"]
     here.clean_up()
@@ -341,7 +321,7 @@ def test_markers_alone_are_enough_to_clear_away(
 ) -> None:
     """The catalog's journal was lost; the host itself knows what is ours."""
     before = left_overs(here)
-    killed(appliance, here.point().point_id, "new", "smb", "written")
+    kill_restore(appliance.home, "-", here.point().point_id, "new", "smb", "written")
     for intent in left_overs(here)["intents"]:
         here.catalog.intents.close(intent.id)
     here.clean_up()
@@ -433,7 +413,7 @@ def test_a_killed_roll_back_is_ended_by_the_same_command(
     """The areas are known and written again, also those that a change list would not name."""
     before, point = left_overs(here), here.point()
     write_disk(vm, 40 * MIB, random.Random(11).randbytes(6 * MIB))
-    killed(appliance, point.point_id, "in-place", "smb", "written")
+    kill_restore(appliance.home, "-", point.point_id, "in-place", "smb", "written")
     here.clean_up()
     assert left_overs(here) == before
     journals = appliance.home / "rollbacks"

@@ -13,7 +13,7 @@ from appliance.base.units import GIB, MIB, TIB
 from appliance.blocks.composed_device import ComposedDevice, Piece
 from appliance.blocks.overlay import Overlay
 from appliance.blocks.zero_reader import ZeroReader
-from appliance.exports.iscsi.device_files import DeviceFiles
+from appliance.exports.device_files import DeviceFiles
 from appliance.exports.vhdx_volume import gpt
 from appliance.exports.vhdx_volume.layout import VolumeDamagedError
 from appliance.exports.vhdx_volume.volume import (

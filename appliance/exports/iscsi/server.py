@@ -21,8 +21,8 @@ from pathlib import Path
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.log import EventLog
 from appliance.blocks.write_through import WriteThroughDevice
+from appliance.exports.device_files import DeviceFiles
 from appliance.exports.free_port import free_port
-from appliance.exports.iscsi.device_files import DeviceFiles
 from appliance.exports.iscsi.target import IscsiTarget, Lun
 from appliance.exports.iscsi.tgt_control import TgtControl, TgtError
 from appliance.exports.iscsi.tgt_process import TgtProcess

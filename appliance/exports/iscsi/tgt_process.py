@@ -1,6 +1,6 @@
 """tgtd as a child of ours, and its end when ours comes unannounced.
 
-    we ---- pipe ----> guard (sh) --- kill -9 ---> tgtd ----> file of `device_files`
+    we ---- pipe ----> guard (sh) --- kill -9 ---> tgtd ----> file of `exports.device_files`
 
 Killed while a host writes, we would leave a tgtd whose file answers errors, and it would tell the
 host that its disk is broken. So a second child, the guard, holds the kernel's end of the mount open
@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
-from appliance.exports.iscsi.guard import Guard
+from appliance.exports.guard import Guard
 from appliance.exports.iscsi.tgt_control import TgtControl
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

@@ -19,8 +19,8 @@ from pathlib import Path
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.log import EventLog
 from appliance.blocks.write_through import WriteThroughDevice
+from appliance.exports.device_files import DeviceFiles
 from appliance.exports.free_port import free_port
-from appliance.exports.iscsi.device_files import DeviceFiles
 from appliance.exports.smb.samba_folder import SambaFolder
 from appliance.exports.smb.share import SmbShare
 from appliance.exports.smb.smbd_process import SmbdProcess

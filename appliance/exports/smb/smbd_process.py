@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.errors import ExternalProgramError
-from appliance.exports.iscsi.guard import Guard
+from appliance.exports.guard import Guard
 from appliance.exports.smb.samba_folder import SambaFolder
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

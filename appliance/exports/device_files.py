@@ -33,7 +33,7 @@ from appliance.base.units import KIB
 from appliance.blocks.device import BlockDevice
 from appliance.exports.fuse import MountError, check_folder, load_fuse
 from appliance.exports.fuse_operations import FuseOperations
-from appliance.exports.iscsi.guard import Guard
+from appliance.exports.guard import Guard
 
 _MOUNT_WITHIN_S = 20.0
 _POLL_S = 0.005
