@@ -1,29 +1,81 @@
 """Content-defined chunk boundaries on 4 KiB blocks of one segment.
 
-A cut comes after a block whose XXH3-64 (seeded per repository) lies below a threshold, once the
-chunk has its minimum of 4 blocks; at 64 blocks a cut is forced; a zero block ends a chunk and
-belongs to none. The decision depends on the start of the chunk and the blocks since, on nothing
-before: that is what makes re-chunking around a change fall back in step with the old boundaries.
+A `ChunkRule` says where: after a block whose XXH3-64 (seeded per repository) lies below a
+threshold, once the chunk has its least length; at the most a cut is forced; a zero block ends a
+chunk and belongs to none. The threshold is strict before the wanted length and lax from there on
+(normalised chunking: Xia et al., FastCDC, USENIX ATC 2016), so that chunks are alike in length. The
+decision depends on the start of the chunk and the blocks since, on nothing before: that is what
+makes re-chunking around a change fall back in step with the old boundaries.
 
-The hash of a block costs 0.3 us in Python (*measured*), the hot part of this module; everything
-else is per chunk. Pure and thread-safe.
+A repository keeps the rule it was made with, or new chunks would match next to none of its old
+ones. So the numbers of a rule that is in use never change; a better one gets a new number. Any
+reader takes any chunk of up to 64 blocks (`format.py`), whatever the rule.
+
+The hash of a block costs 0.2 us in Python (*measured*), the hot part of this module; a comparison
+with a threshold a tenth of that, everything else is per chunk. Pure and thread-safe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
-from appliance.repository.format import (
-    BLOCK_BYTES,
-    CHUNK_MAX_BLOCKS,
-    CHUNK_MAX_BYTES,
-    CHUNK_MIN_BLOCKS,
-)
+from appliance.repository.format import BLOCK_BYTES, CHUNK_MAX_BLOCKS, CHUNK_MAX_BYTES
 
 _ZEROS = bytes(CHUNK_MAX_BYTES)
-_CUT_ONE_IN = 12  # past the minimum: with min 4 and max 64 the mean is 16 blocks, 64 KiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRule:
+    """Where chunks end; all lengths in blocks, the one that may end the chunk counted in.
+
+    From `min_blocks` on one block in `strict_one_in` ends the chunk, from `normal_blocks` on one
+    in `lax_one_in`; `max_blocks` is the most.
+    """
+
+    min_blocks: int
+    normal_blocks: int
+    max_blocks: int
+    strict_one_in: int
+    lax_one_in: int
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.min_blocks <= self.normal_blocks <= self.max_blocks <= CHUNK_MAX_BLOCKS
+        assert self.strict_one_in >= self.lax_one_in >= 1
+
+
+CHUNK_RULES = {
+    1: ChunkRule(min_blocks=4, normal_blocks=4, max_blocks=64, strict_one_in=12, lax_one_in=12),
+    2: ChunkRule(min_blocks=4, normal_blocks=12, max_blocks=32, strict_one_in=32, lax_one_in=5),
+}
+"""The rules by the number that `config.json` holds: the one place where they stand."""
+
+NEW_REPOSITORY_RULE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMarks:
+    """One byte (0 or 1) per block of a run: may it end a chunk, is it zero?
+
+    `strict` and `lax` are one and the same where the rule has only one threshold.
+    """
+
+    strict: bytearray
+    lax: bytearray
+    zeros: bytearray
+
+    @classmethod
+    def none(cls, blocks: int) -> BlockMarks:
+        return cls(bytearray(blocks), bytearray(blocks), bytearray(blocks))
+
+    def put(self, first: int, marks: BlockMarks) -> None:
+        """Take over `marks` for the blocks from `first` on."""
+        end = first + len(marks.zeros)
+        self.strict[first:end] = marks.strict
+        self.lax[first:end] = marks.lax
+        self.zeros[first:end] = marks.zeros
 
 
 def is_zero(data: memoryview) -> bool:
@@ -32,29 +84,28 @@ def is_zero(data: memoryview) -> bool:
 
 
 class Chunker:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rule: ChunkRule) -> None:
+        self.rule = rule
         self._seed = seed
-        self._threshold = (1 << 64) // _CUT_ONE_IN
+        self._strict_below = (1 << 64) // rule.strict_one_in
+        self._lax_below = (1 << 64) // rule.lax_one_in
         self._zero_hash = xxh3_64_intdigest(_ZEROS[:BLOCK_BYTES], seed)
 
-    def classify(self, data: memoryview) -> tuple[bytearray, bytearray]:
-        """Return, per block of `data`, whether it may end a chunk and whether it is zero.
+    def classify(self, data: memoryview) -> BlockMarks:
+        """Return the marks of the blocks of `data`, which is a whole number of blocks.
 
-        `data` is a whole number of blocks. Both results hold one byte (0 or 1) per block. A zero
-        run is confirmed byte by byte: a hash alone must never decide that data is dropped. (Two
-        blocks with the hash of zeros and other content would at worst be stored as data.)
+        A zero run is confirmed byte by byte: a hash alone must never decide that data is dropped.
+        (Two blocks with the hash of zeros and other content would at worst be stored as data.)
         """
-        seed, threshold, zero_hash, hash_of = (
-            self._seed,
-            self._threshold,
-            self._zero_hash,
-            xxh3_64_intdigest,
-        )
+        seed, zero_hash, hash_of = self._seed, self._zero_hash, xxh3_64_intdigest
+        strict_below, lax_below = self._strict_below, self._lax_below
         hashes = [
             hash_of(data[start : start + BLOCK_BYTES], seed)
             for start in range(0, len(data), BLOCK_BYTES)
         ]
-        cuts = bytearray([value < threshold for value in hashes])
+        lax = strict = bytearray([value < lax_below for value in hashes])
+        if strict_below != lax_below:
+            strict = bytearray([value < strict_below for value in hashes])
         zeros = bytearray(len(hashes))
         if zero_hash in hashes:
             looks_zero = bytearray([value == zero_hash for value in hashes])
@@ -65,26 +116,33 @@ class Chunker:
                 if is_zero(data[start * BLOCK_BYTES : end * BLOCK_BYTES]):
                     zeros[start:end] = looks_zero[start:end]
                 start = looks_zero.find(1, end)
-        return cuts, zeros
+        return BlockMarks(strict, lax, zeros)
 
-    @staticmethod
-    def next_end(cuts: bytearray, zeros: bytearray, start: int, limit: int) -> int:
+    def next_end(self, marks: BlockMarks, start: int, known: int) -> int | None:
         """Return the end (a block number) of the chunk that starts at `start`, not a zero block.
 
-        `cuts` and `zeros` are per block; `limit` ends the segment.
+        None when it does not end within the blocks before `known`, where the marks stop.
         """
-        most = min(start + CHUNK_MAX_BLOCKS, limit)
-        cut = cuts.find(1, start + CHUNK_MIN_BLOCKS - 1, most)
-        end = cut + 1 if cut >= 0 else most
-        zero = zeros.find(1, start, end)
-        return zero if zero >= 0 else end
+        rule = self.rule
+        most = start + rule.max_blocks
+        normal = start + rule.normal_blocks - 1
+        stop = most if most < known else known
+        strict_stop = normal if normal < stop else stop
+        cut = marks.strict.find(1, start + rule.min_blocks - 1, strict_stop)
+        if cut < 0:
+            cut = marks.lax.find(1, normal, stop)
+        end = cut + 1 if cut >= 0 else stop
+        zero = marks.zeros.find(1, start, end)
+        if zero >= 0:
+            return zero
+        return end if cut >= 0 or end == most else None
 
     def chunks(self, data: memoryview) -> Iterator[tuple[int, int]]:
         """Yield (first block, block count) of every chunk of a segment, in order."""
-        cuts, zeros = self.classify(data)
-        limit = len(cuts)
-        start = zeros.find(0)
+        marks = self.classify(data)
+        limit = len(marks.zeros)
+        start = marks.zeros.find(0)
         while start >= 0:
-            end = self.next_end(cuts, zeros, start, limit)
+            end = self.next_end(marks, start, limit) or limit
             yield start, end - start
-            start = zeros.find(0, end)
+            start = marks.zeros.find(0, end)

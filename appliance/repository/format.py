@@ -27,8 +27,7 @@ NODE_CHILDREN = 1024
 DIGEST_BYTES = 32
 EMPTY_DIGEST = bytes(DIGEST_BYTES)  # the child or root of a range that is all zeros
 
-# Chunk sizes in blocks; a chunk never crosses a segment border.
-CHUNK_MIN_BLOCKS = 4
+# What a reader accepts; a chunk never crosses a segment border. See `chunker.py` for the rules.
 CHUNK_MAX_BLOCKS = 64
 CHUNK_MAX_BYTES = CHUNK_MAX_BLOCKS * BLOCK_BYTES
 

@@ -27,7 +27,7 @@ from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStor
 from appliance.repository.blob_store.local_folder import LocalFolderStore
 from appliance.repository.chunk_cache import DEFAULT_CACHE_BYTES, ChunkCache
 from appliance.repository.chunk_store import ChunkStore
-from appliance.repository.chunker import Chunker
+from appliance.repository.chunker import CHUNK_RULES, Chunker
 from appliance.repository.crypto import (
     Authenticator,
     RecordCipher,
@@ -100,7 +100,7 @@ class Repository:
         self.authenticator = Authenticator(keys.authentication_key)
         self.documents = DocumentCodec(self.authenticator, cipher)
         self.digester = Digester(keys.digest_key.reveal())
-        self.chunker = Chunker(keys.chunker_seed)
+        self.chunker = Chunker(keys.chunker_seed, CHUNK_RULES[config.chunking])
         self.codec = RecordCodec(self.digester, cipher, level=options.compression_level)
         self.chunks = ChunkStore(store, index, self.codec)
         self.locks = locks

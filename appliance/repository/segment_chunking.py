@@ -16,18 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from appliance.repository.chunker import Chunker, is_zero
+from appliance.repository.chunker import BlockMarks, Chunker, is_zero
 from appliance.repository.digest import Digester
 from appliance.repository.format import (
     BLOCK_BYTES,
     CHUNK_MAX_BLOCKS,
-    CHUNK_MIN_BLOCKS,
     SEGMENT_BLOCKS,
     SEGMENT_BYTES,
 )
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry
 
-_LOOK_AHEAD_BLOCKS = 16  # the mean chunk: how far to classify before looking for a cut
+_LOOK_AHEAD_BLOCKS = 16  # the mean chunk, about: how far to classify before looking for a cut
 _ZEROS = bytes(SEGMENT_BYTES)
 
 BlockRun = tuple[int, int]
@@ -52,8 +51,7 @@ class SegmentBuffer:
         self.old = old
         self._filled = bytearray(blocks)
         self._classified = bytearray(blocks)
-        self._cuts = bytearray(blocks)
-        self._zeros = bytearray(blocks)
+        self._marks = BlockMarks.none(blocks)
 
     def fill(self, first: int, end: int) -> memoryview:
         """Return the bytes of blocks [first, end) for the caller to fill; they count as new."""
@@ -164,25 +162,24 @@ class SegmentBuffer:
 
     def _next_chunk(self, start: int, result: list[LeafEntry]) -> int:
         """Append the chunk at `start`, or skip the zero blocks there; return where it ended."""
-        self._classify(start, min(start + CHUNK_MIN_BLOCKS, self.blocks))
-        if self._zeros[start]:
-            end = self._zeros.find(0, start, start + CHUNK_MIN_BLOCKS)
-            return end if end >= 0 else min(start + CHUNK_MIN_BLOCKS, self.blocks)
+        first = min(start + self._chunker.rule.min_blocks, self.blocks)
+        self._classify(start, first)
+        if self._marks.zeros[start]:
+            data = self._marks.zeros.find(0, start, first)
+            return data if data >= 0 else first
+        end: int | None = None
         ahead = start
-        while True:
+        while end is None and ahead < self.blocks:
             ahead = min(ahead + _LOOK_AHEAD_BLOCKS, self.blocks)
             self._classify(start, ahead)
-            end = self._chunker.next_end(self._cuts, self._zeros, start, ahead)
-            if end < ahead or ahead == self.blocks or end - start == CHUNK_MAX_BLOCKS:
-                break
-            if self._cuts[end - 1] and end - start >= CHUNK_MIN_BLOCKS:
-                break
+            end = self._chunker.next_end(self._marks, start, ahead)
+        end = end or self.blocks
         digest = self._digester.chunk(self.data(start, end))
         result.append(LeafEntry(start, end - start, digest))
         return end
 
     def _classify(self, first: int, end: int) -> None:
-        """Know cuts and zeros of blocks [first, end), fetching old content that is not here."""
+        """Know the marks of blocks [first, end), fetching old content that is not here."""
         start = self._classified.find(0, first, end)
         while start >= 0:
             filled_end = self._filled.find(0, start)  # classify in one go what is here anyway
@@ -190,9 +187,7 @@ class SegmentBuffer:
             known = self._classified.find(1, start, stop)
             stop = known if known >= 0 else stop
             self._fetch(start, stop)
-            cuts, zeros = self._chunker.classify(self.data(start, stop))
-            self._cuts[start:stop] = cuts
-            self._zeros[start:stop] = zeros
+            self._marks.put(start, self._chunker.classify(self.data(start, stop)))
             self._classified[start:stop] = b"\1" * (stop - start)
             start = self._classified.find(0, stop, end)
 

@@ -27,6 +27,7 @@ from appliance.base.secret import Secret
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
 from appliance.repository.blob_store.local_folder import LocalFolderStore
 from appliance.repository.blob_store.names import UNFINISHED_FOLDER
+from appliance.repository.chunker import CHUNK_RULES, NEW_REPOSITORY_RULE
 from appliance.repository.crypto import new_data_key
 from appliance.repository.errors import (
     CorruptError,
@@ -63,6 +64,7 @@ class RepositoryConfig(BaseModel):
     repository_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     created_at: AwareDatetime
     encrypted: bool
+    chunking: int = Field(default=1, ge=1)
     checksum: str = ""
 
     @model_validator(mode="after")
@@ -72,8 +74,11 @@ class RepositoryConfig(BaseModel):
         return self
 
     def expected_checksum(self) -> str:
-        """BLAKE3 (32 hex digits) over the other fields, so that no flipped bit goes unnoticed."""
-        text = self.model_dump_json(exclude={"checksum"})
+        """BLAKE3 (32 hex digits) over the other fields, so that no flipped bit goes unnoticed.
+
+        Without chunk rule 1: repositories of before there was a second one do not name it.
+        """
+        text = self.model_dump_json(exclude={"checksum"}, exclude_defaults=True)
         return blake3(text.encode()).hexdigest()[:32]
 
 
@@ -101,6 +106,7 @@ def create_repository(
         repository_id=secrets.token_hex(16),
         created_at=(clock or SystemClock()).now(),
         encrypted=passphrase is not None,
+        chunking=NEW_REPOSITORY_RULE,
     )
     data_key = new_data_key()
     identity = config.repository_id
@@ -182,6 +188,9 @@ def read_config(store: BlobStore, path: Path) -> RepositoryConfig:
         version = json.loads(raw).get("version")
         if isinstance(version, int) and version > REPOSITORY_VERSION:
             raise RepositoryVersionError(f"{path} is of format version {version}")
-        return RepositoryConfig.model_validate_json(raw)
+        config = RepositoryConfig.model_validate_json(raw)
     except (ValueError, AttributeError, ValidationError) as error:
         raise CorruptError(f"{path / CONFIG_NAME}: {error}") from error
+    if config.chunking not in CHUNK_RULES:
+        raise RepositoryVersionError(f"{path} has chunks cut by rule {config.chunking}")
+    return config

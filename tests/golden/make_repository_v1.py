@@ -43,6 +43,20 @@ def disks(generation: int) -> list[bytes]:
     return [bytes(large), source.randbytes(2 * BLOCK_BYTES + 77)]
 
 
+def frozen_vm(generation: int) -> FrozenVm:
+    return FrozenVm(
+        name="web",
+        created_at=datetime(2026, 11, 20 + generation, tzinfo=UTC),
+        consistency=Consistency.APPLICATION,
+        source="image",
+        disks=[
+            FrozenDisk(number=number, label=f"disk {number}", reader=MemoryReader(disk))
+            for number, disk in enumerate(disks(generation))
+        ],
+        hardware={"cpus": 2, "firmware": "efi"},
+    )
+
+
 def make(folder: Path) -> dict[str, dict[str, list[str]]]:
     expected: dict[str, dict[str, list[str]]] = {}
     for kind, passphrase in KINDS.items():
@@ -51,20 +65,9 @@ def make(folder: Path) -> dict[str, dict[str, list[str]]]:
         options = RepositoryOptions(pack_target_bytes=8 << 10, workers=1)
         with Repository.open(path, passphrase=passphrase, options=options) as repository:
             for generation in (1, 2):
-                data = disks(generation)
-                frozen = FrozenVm(
-                    name="web",
-                    created_at=datetime(2026, 11, 20 + generation, tzinfo=UTC),
-                    consistency=Consistency.APPLICATION,
-                    source="image",
-                    disks=[
-                        FrozenDisk(number=number, label=f"disk {number}", reader=MemoryReader(disk))
-                        for number, disk in enumerate(data)
-                    ],
-                    hardware={"cpus": 2, "firmware": "efi"},
-                )
+                frozen = frozen_vm(generation)
                 manifest = back_up(repository, frozen, RunContext.quiet()).manifest
-                digests = [blake3(disk).hexdigest() for disk in data]
+                digests = [blake3(disk).hexdigest() for disk in disks(generation)]
                 expected.setdefault(kind, {})[manifest.point_id] = digests
     return expected
 

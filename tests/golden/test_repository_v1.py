@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from appliance.base.run_context import RunContext
+from appliance.jobs.backup import back_up
+from appliance.repository.chunker import CHUNK_RULES
 from appliance.repository.gc import collect_garbage
 from appliance.repository.repository import Repository
-from tests.golden.make_repository_v1 import ARCHIVE, KINDS
+from tests.golden.make_repository_v1 import ARCHIVE, KINDS, frozen_vm
 from tests.support.check_repository import check_repository, restored
 from tests.support.small_backups import back_up_bytes, random_disk
 
@@ -29,6 +32,10 @@ def test_a_repository_of_version_1_opens_checks_and_restores(tmp_path: Path, kin
         for point_id, digests in expected.items():
             for number, digest in enumerate(digests):
                 assert blake3(restored(repository, point_id, number)).hexdigest() == digest
+        assert repository.chunker.rule == CHUNK_RULES[1]
+        again = back_up(repository, frozen_vm(2), RunContext.quiet(), full=True).manifest
+        old = repository.points.get(list(expected)[-1])
+        assert [disk.root_hex for disk in again.disks] == [disk.root_hex for disk in old.disks]
         disk = bytes(random_disk(1, 40))
         manifest = back_up_bytes(repository, disk, "new")
         repository.points.forget(repository.points.ids()[0])

@@ -185,7 +185,7 @@ def test_the_tables_that_come_from_the_code_are_up_to_date(page: str) -> None:
 @pytest.mark.parametrize("page", _PAGES)
 def test_a_page_stays_short(page: str) -> None:
     """README below 140 lines, others below 250; those that are mostly tables get more."""
-    limit = {"README.md": 140, "docs/format.md": 300, "docs/operations.md": 600}.get(page, 250)
+    limit = {"README.md": 140, "docs/format.md": 320, "docs/operations.md": 600}.get(page, 250)
     assert len((_ROOT / page).read_text().splitlines()) < limit
 
 

@@ -11,6 +11,7 @@ import importlib
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from enum import IntEnum, IntFlag
 from pathlib import Path
 from struct import Struct
@@ -50,7 +51,7 @@ def _tables() -> list[Table]:
     for page in _PAGES:
         lines = (_ROOT / page).read_text().splitlines()
         for number, line in enumerate(lines):
-            match = re.fullmatch(r"<!-- (struct|constants|enum|model): (\S+) -->", line)
+            match = re.fullmatch(r"<!-- (struct|constants|enum|model|rules): (\S+) -->", line)
             if match is None:
                 continue
             rows = []
@@ -127,6 +128,14 @@ def test_a_model_table_lists_all_fields_and_no_others(table: Table) -> None:
     """Fields of JSON documents on the page are those of the code."""
     written = [name.strip() for row in table.rows for name in row[0].split(",")]
     assert sorted(written) == sorted(_named(table.name).model_fields)
+
+
+@pytest.mark.parametrize("table", _of("rules"))
+def test_the_table_of_chunk_rules_lists_all_with_their_numbers(table: Table) -> None:
+    """A writer made from the page cuts where ours does."""
+    written = [[int(cell) for cell in row] for row in table.rows]
+    rules = _named(table.name).items()
+    assert written == [[number, *asdict(rule).values()] for number, rule in rules]
 
 
 @pytest.mark.parametrize("module_name", _MODULES)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from appliance.base.run_context import RunContext
 from appliance.blocks.extents import Extent
+from appliance.repository import setup
+from appliance.repository.chunker import CHUNK_RULES
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_reader import ImageReader
 from appliance.repository.image_writer import ImageResult
@@ -19,11 +21,16 @@ from appliance.repository.repository import Repository
 from tests.support.memory_reader import MemoryReader
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+@pytest.fixture(scope="module", params=CHUNK_RULES, ids="chunk rule {}".format)
+def repository(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Repository]:
     path: Path = tmp_path_factory.mktemp("repository") / "r"
-    Repository.create(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "NEW_REPOSITORY_RULE", request.param)
+        Repository.create(path)
     with Repository.open(path) as opened:
+        assert opened.chunker.rule == CHUNK_RULES[request.param]
         yield opened
 
 
