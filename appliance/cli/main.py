@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.heap import keep_freed_memory
 from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
 from appliance.cli import (
@@ -79,6 +80,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    keep_freed_memory()
     args.cancel = _cancel_on_signals()
     try:
         return run_command(args)

@@ -15,8 +15,9 @@ from tests.perf.images import ROOT
 from tests.perf.programs import NotMeasuredError, Run
 from tests.support.network_namespace import NetworkNamespace
 
-# The code of this checkout, also where the installed program belongs to another one.
-CHECKOUT = {"PYTHONPATH": str(ROOT)}
+# The code of this checkout, also where the installed program belongs to another one; with compiled
+# files, as an installed program has, whatever the caller's environment says.
+CHECKOUT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
 _EXIT_CODES = (0, 3)  # success, finished with warnings
 
 
