@@ -48,7 +48,7 @@ class ChunkRule:
 
 CHUNK_RULES = {
     1: ChunkRule(min_blocks=4, normal_blocks=4, max_blocks=64, strict_one_in=12, lax_one_in=12),
-    2: ChunkRule(min_blocks=4, normal_blocks=12, max_blocks=32, strict_one_in=32, lax_one_in=5),
+    2: ChunkRule(min_blocks=4, normal_blocks=10, max_blocks=32, strict_one_in=32, lax_one_in=4),
 }
 """The rules by the number that `config.json` holds: the one place where they stand."""
 

@@ -11,7 +11,7 @@ cannot be passed off as another one.
 
 Nonces are random, because several processes on several machines seal at once under one key and
 there is no counter to share. SP 800-38D 8.3 then allows 2^32 records per key (a collision has a
-probability below 2^-32). At the average chunk of 56 KiB that is 224 TiB of *unique* data: known
+probability below 2^-32). At the average chunk of 48 KiB that is 192 TiB of *unique* data: known
 chunks are not sealed again, and garbage collection moves records as they are. Sixteen times that
 still leaves the probability of one collision at 2^-25.
 

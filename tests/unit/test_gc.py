@@ -308,7 +308,7 @@ def test_whoever_opens_the_repository_in_the_middle_of_a_sweep_brings_nothing_ba
 ) -> None:
     """New segments list packs with doomed entries for a moment; nobody takes them in."""
     first = back_up_bytes(repository, OLD)
-    new = changed(OLD, 2, 60)
+    new = changed(OLD, 2, 12)
     second = back_up_bytes(repository, new)
     forget(repository, first, back_up_bytes(repository, random_disk(7, 300), "other"))
     write_segment, delete = repository.write_segment, repository.store.delete
@@ -322,7 +322,7 @@ def test_whoever_opens_the_repository_in_the_middle_of_a_sweep_brings_nothing_ba
         repository, "write_segment", lambda *given: (write_segment(*given), open_another())
     )
     monkeypatch.setattr(repository.store, "delete", lambda name: (open_another(), delete(name)))
-    outcome = collect_garbage(repository)
+    outcome = collect_garbage(repository, GcOptions(rewrite_below=1.0))
     monkeypatch.undo()
     assert outcome.dropped_packs and outcome.rewritten_packs and len(opened) > 4
     open_another()
@@ -385,10 +385,10 @@ def test_a_run_that_was_aborted_leaves_nothing(repository: Repository, tmp_path:
 def test_a_damaged_pack_is_not_rewritten(repository: Repository, tmp_path: Path) -> None:
     """Its records move only if they are as written; the operator is told."""
     first = back_up_bytes(repository, OLD)
-    back_up_bytes(repository, changed(OLD, 2, 60))
+    back_up_bytes(repository, changed(OLD, 2, 12))
     forget(repository, first)
-    plan = plan_gc(repository)
-    victim = plan.rewrite[0].pack_id
+    options = GcOptions(rewrite_below=1.0)
+    victim = plan_gc(repository, options).rewrite[0].pack_id
     places = repository.index.find_many([row[0] for row in repository.index.entries()])
     mark_live = [p for p in places.values() if p.pack_id == victim]
     path = next((tmp_path / "r" / PACKS).rglob(f"{victim.hex()}.pack"))
@@ -397,7 +397,7 @@ def test_a_damaged_pack_is_not_rewritten(repository: Repository, tmp_path: Path)
         data[place.offset + place.stored_bytes - 1] ^= 1
     path.chmod(0o600)
     path.write_bytes(data)
-    outcome = collect_garbage(repository)
+    outcome = collect_garbage(repository, options)
     assert "gc.damaged-pack" in {reason.code for reason in outcome.reasons}
     assert path.exists()
 
