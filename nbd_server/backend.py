@@ -39,6 +39,11 @@ class Backend(Protocol):
         """Whether `zero` without `allocate` is faster than writing zeros, whatever the length."""
         ...
 
+    @property
+    def reads_near(self) -> bool:
+        """Whether `read_near` is worth a call."""
+        ...
+
     def try_read(self, offset: int, length: int) -> bytes | memoryview | None:
         """Return what `read` would, or None when that could block. Never blocks.
 
@@ -48,6 +53,14 @@ class Backend(Protocol):
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return exactly `length` bytes (at most MAX_PAYLOAD_BYTES); blocks."""
+        ...
+
+    def read_near(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes | memoryview | None]:
+        """Return what `read` would for each (offset, length) that needs no wait for storage.
+
+        None stands for the others. Called where `reads_near`, on as many threads as there are
+        processors: what takes processor time, such as decompression, is done fastest so.
+        """
         ...
 
     def write(self, offset: int, data: bytes | memoryview) -> None:

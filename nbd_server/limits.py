@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 _MIB = 1 << 20
+
+
+def processors() -> int:
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +18,8 @@ class Limits:
     holds (at most 4 MiB) per connection."""
 
     connections: int = 128
-    workers: int = 8  # threads for misses, writes and flushes of all connections
+    near_workers: int = field(default_factory=processors)  # threads for misses near at hand
+    workers: int = 8  # threads for what waits for storage: misses, writes, flushes
     jobs_per_connection: int = 4  # so that one client leaves threads to the others
     memory_bytes: int = 256 * _MIB
     handshake_s: float = 30.0

@@ -50,6 +50,23 @@ def perform(batch: Sequence[Request], session: Session) -> list[Outcome]:
     return outcomes
 
 
+def read_near(batch: list[Request], session: Session) -> tuple[list[Outcome], list[Request]]:
+    """Do those READs that need no wait for storage; return the others too. Never raises."""
+    try:
+        found = session.export.backend.read_near(
+            [(request.offset, request.length) for request in batch]
+        )
+    except Exception:  # reading one by one meets it again and reports it
+        return [], batch
+    outcomes = [
+        Outcome(request, _read_reply(request, data, session), None)
+        for request, data in zip(batch, found, strict=True)
+        if data is not None and len(data) == request.length
+    ]
+    done = {id(outcome.request) for outcome in outcomes}
+    return outcomes, [request for request in batch if id(request) not in done]
+
+
 def failure_reply(request: Request, failure: Refusal, session: Session) -> bytes:
     return error_reply(
         command=request.command,
@@ -115,14 +132,22 @@ def _do(request: Request, session: Session) -> list[Buffer]:
 
 
 def _read(request: Request, session: Session) -> list[Buffer]:
-    _, flags, cookie, offset, length, _, _ = request
-    data = session.export.backend.read(offset, length)
-    if len(data) != length:  # announcing more than is sent would hang the client for ever
-        raise BackendError(NbdErrno.EIO, f"{len(data)} of {length} bytes read")
+    data = session.export.backend.read(request.offset, request.length)
+    if len(data) != request.length:  # announcing more than is sent would hang the client for ever
+        raise BackendError(NbdErrno.EIO, f"{len(data)} of {request.length} bytes read")
+    return _read_reply(request, data, session)
+
+
+def _read_reply(request: Request, data: Buffer, session: Session) -> list[Buffer]:
     if request.part_of is not None:
         return [data]  # who cut the request puts its answer together
-    fragment = not flags & CommandFlag.DF
-    return read_reply(cookie, offset, data, structured=session.structured, fragment=fragment)
+    return read_reply(
+        request.cookie,
+        request.offset,
+        data,
+        structured=session.structured,
+        fragment=not request.flags & CommandFlag.DF,
+    )
 
 
 def _read_ahead(backend: Backend, offset: int, length: int) -> None:

@@ -47,8 +47,12 @@ class Server:
         self._limits = limits or Limits()
         self.counters = Counters()
         self._pool = ThreadPoolExecutor(self._limits.workers, thread_name_prefix="nbd")
+        self._near_pool = ThreadPoolExecutor(
+            self._limits.near_workers, thread_name_prefix="nbd-near"
+        )
         self._shared = Surroundings(
             pool=self._pool,
+            near_pool=self._near_pool,
             counters=self.counters,
             share_bytes=self._share_bytes,
             jobs=self._limits.jobs_per_connection,
@@ -104,6 +108,7 @@ class Server:
                 connection.abort()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_gone.wait(), 1.0)
+        await asyncio.to_thread(self._near_pool.shutdown)  # it hands work over to the other
         await asyncio.to_thread(self._pool.shutdown)
 
     def _share_bytes(self) -> int:

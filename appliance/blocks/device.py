@@ -10,7 +10,8 @@ unless they say otherwise, so an event loop calls only `try_read_at`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from appliance.base.errors import OutOfRangeError
 from appliance.blocks.extents import MappedExtent
@@ -54,7 +55,22 @@ class BlockReader(Protocol):
         ...
 
 
-class CachingReader(BlockReader, Protocol):
+@runtime_checkable
+class NearReader(Protocol):
+    """A reader whose reads cost processor time once its storage has answered."""
+
+    def read_near_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | None]:
+        """Return what `read_at` would for each (offset, length) that needs no wait for storage.
+
+        None stands for the others. May take long, unlike `try_read_at`: for a thread of its own, of
+        which there need be no more than processors.
+
+        Raises: as `read_at`, for all of them.
+        """
+        ...
+
+
+class CachingReader(BlockReader, NearReader, Protocol):
     """A reader with a cache that can be filled ahead of the reads."""
 
     def prefetch(self, offset: int, length: int) -> None:

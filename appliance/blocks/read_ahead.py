@@ -14,6 +14,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 from appliance.base.errors import ApplianceError
@@ -39,6 +40,7 @@ class ReadAheadReader(ReaderLayer):
     def __init__(self, base: CachingReader) -> None:
         super().__init__(base)
         self._prefetch = base.prefetch
+        self._near = base.read_near_many
         self._streams: list[_Stream] = []  # most recently used last
         # Of a client that jumps about, the oldest steps are dropped.
         self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS_MOST)
@@ -56,6 +58,13 @@ class ReadAheadReader(ReaderLayer):
         if data is not None and length >= _NOTED_BYTES:
             self._note(offset, length)
         return data
+
+    def read_near_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | None]:
+        found = self._near(ranges)
+        for (offset, length), data in zip(ranges, found, strict=True):
+            if data is not None and length >= _NOTED_BYTES:
+                self._note(offset, length)
+        return found
 
     def close(self) -> None:
         """The step that is being read is finished first."""

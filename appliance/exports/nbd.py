@@ -22,7 +22,7 @@ from appliance.base.errors import (
     StorageFullError,
     UsageError,
 )
-from appliance.blocks.device import BlockDevice, BlockReader
+from appliance.blocks.device import BlockDevice, BlockReader, NearReader
 from appliance.blocks.extents import ExtentKind
 from appliance.exports.loop_thread import LoopThread
 from appliance.exports.wakefulness import Wakefulness
@@ -71,6 +71,8 @@ class DiskBackend:
         self._device = cast(BlockDevice, disk)  # the server refuses writes when read-only
         self.size_bytes = disk.size_bytes
         self.read_only = read_only
+        self._near = disk.read_near_many if isinstance(disk, NearReader) else None
+        self.reads_near = self._near is not None
         self.try_read = disk.try_read_at  # as it is: one call less on the hot path
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -78,6 +80,9 @@ class DiskBackend:
             return self._reader.read_at(offset, length)
         except ApplianceError as error:
             raise _translate(error) from error
+
+    def read_near(self, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes | memoryview | None]:
+        return [None] * len(ranges) if self._near is None else self._near(ranges)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         try:

@@ -1,10 +1,7 @@
 """One disk of a recovery point as a `BlockReader`: tree and chunk store behind a bounded cache.
 
-Data path: exports, overlay and restore read here. Chunks are decoded whole and kept in an LRU
-cache bounded in bytes and shared by all readers of a repository; leaves are kept per reader.
-Nodes of the tree are proven against their digests; a chunk's content against its checksum (or its
-seal), because what waits here is a client: restore and verification go past this reader and prove
-digests. So this cache is no source for anything that is kept.
+Data path: exports and the overlay read here. Chunks come whole from `served_chunks`, a cache that
+all readers of a repository share; leaves are kept per reader. Nodes are proven by their digests.
 
 Thread model: any number of threads. `try_read_at` never waits: cache hits, and now and then one
 chunk whose record is in the page cache.
@@ -13,21 +10,17 @@ chunk whose record is in the page cache.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
-from time import perf_counter
+from collections.abc import Callable, Sequence
 
 from appliance.blocks.device import check_range
 from appliance.blocks.extents import ExtentKind, MappedExtent
-from appliance.repository.chunk_cache import ChunkCache
 from appliance.repository.chunk_store import ChunkStore
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, SEGMENT_BYTES
 from appliance.repository.image_tree import EMPTY_LEAF, Leaf, LeafEntry, TreeReader, decode_leaf
-from appliance.repository.record import Proof
+from appliance.repository.served_chunks import ServedChunks
 
 _CACHED_LEAVES = 4096  # 32 GiB of disk; about 20 KiB each when full
 _MAPPED_SEGMENTS = 64  # per answer of map_extents
-_DECODE_PAUSE_S = 20e-6  # a client takes longer to send its next request, a queue does not
 
 
 class ImageReader:
@@ -36,18 +29,16 @@ class ImageReader:
         chunks: ChunkStore,
         root: bytes,
         size_bytes: int,
-        cache: ChunkCache,
+        served: ServedChunks,
         *,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._chunks = chunks
         self._tree = TreeReader(root, chunks.load)
         self._size_bytes = size_bytes
-        self._cache = cache
+        self._served = served
         self._leaves: OrderedDict[int, Leaf] = OrderedDict()
-        self._load_many = partial(chunks.load_many, proof=Proof.CHECKSUM)
         self._on_close = on_close
-        self._decoded_at_s = 0.0
 
     @property
     def size_bytes(self) -> int:
@@ -63,7 +54,7 @@ class ImageReader:
 
     def read_at(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size_bytes)
-        at_once = self._read_inside(offset, length, self._cache.get)
+        at_once = self._read_inside(offset, length, self._served.get)
         if at_once is not None:
             return bytes(at_once)
         pieces: list[bytes | memoryview] = []
@@ -83,21 +74,44 @@ class ImageReader:
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         check_range(offset, length, self._size_bytes)
-        inside = self._read_inside(offset, length, self._cached_or_near)
+        inside = self._read_inside(offset, length, self._served.near)
         if inside is not None:
             return inside
-        segment, start = divmod(offset, SEGMENT_BYTES)
-        leaf = self._leaves.get(segment)
-        if leaf is None or start + length > SEGMENT_BYTES:
+        entries = self._near_entries(offset, length)
+        if entries is None:
             return None
-        entries = _overlapping(leaf, start, start + length)
+        start = offset % SEGMENT_BYTES
         raws: list[bytes] = []
         for entry in entries:
-            raw = self._cache.get(entry.digest)
+            raw = self._served.get(entry.digest)
             if raw is None:
                 return None
             raws.append(raw)
         return b"".join(_pieces(start, length, entries, raws))
+
+    def read_near_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | None]:
+        entries_of = [self._near_entries(offset, length) for offset, length in ranges]
+        raw_of = self._served.near_many(
+            {entry.digest for entries in entries_of for entry in entries or ()}
+        )
+        found: list[bytes | memoryview | None] = []
+        for (offset, length), entries in zip(ranges, entries_of, strict=True):
+            if entries is None or not all(entry.digest in raw_of for entry in entries):
+                found.append(None)
+                continue
+            raws = [raw_of[entry.digest] for entry in entries]
+            pieces = _pieces(offset % SEGMENT_BYTES, length, entries, raws)
+            found.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return found
+
+    def _near_entries(self, offset: int, length: int) -> list[LeafEntry] | None:
+        """What a range consists of; None: its leaf is not in memory, or it has several."""
+        check_range(offset, length, self._size_bytes)
+        segment, start = divmod(offset, SEGMENT_BYTES)
+        leaf = self._leaves.get(segment)
+        if leaf is None or start + length > SEGMENT_BYTES:
+            return None
+        return _overlapping(leaf, start, start + length)
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
@@ -152,22 +166,8 @@ class ImageReader:
         raw = get(entry.digest)
         return None if raw is None else memoryview(raw)[begin : begin + length]
 
-    def _cached_or_near(self, digest: bytes) -> bytes | None:
-        """From the cache, or decoded here and now while that is not what the caller is busy with.
-
-        One decode at once answers a lone reader soonest. A second one right after it means that
-        the caller has a queue: then the worker threads, on all cores, serve it better.
-        """
-        raw = self._cache.get(digest)
-        if raw is None and perf_counter() - self._decoded_at_s > _DECODE_PAUSE_S:
-            raw = self._chunks.try_load(digest, Proof.CHECKSUM)
-            if raw is not None:
-                self._cache.put(digest, raw)
-            self._decoded_at_s = perf_counter()
-        return raw
-
     def _chunks_of(self, entries: list[LeafEntry]) -> dict[bytes, bytes]:
-        return self._cache.get_or_load([entry.digest for entry in entries], self._load_many)
+        return self._served.many(entry.digest for entry in entries)
 
     def _leaf(self, segment: int, digest: bytes | None = None) -> Leaf:
         leaf = self._leaves.get(segment)

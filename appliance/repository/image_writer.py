@@ -21,7 +21,8 @@ from appliance.base.bounded_map import bounded_map
 from appliance.base.run_context import Progress, RunContext, Stage
 from appliance.blocks.device import BlockReader
 from appliance.blocks.extents import Extent, ExtentKind, align, split_by
-from appliance.repository.chunk_store import ChunkStore, ChunkWriter
+from appliance.repository.chunk_store import ChunkStore
+from appliance.repository.chunk_writer import ChunkWriter
 from appliance.repository.chunker import Chunker
 from appliance.repository.digest import Digester
 from appliance.repository.format import (

@@ -9,8 +9,11 @@ Thread model: a codec is shared; each thread gets its own zstd contexts.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import google_crc32c
 import zstandard
@@ -37,6 +40,8 @@ _KNOWN_FLAGS = _ZSTD | _SEALED
 _RAW_LIMIT_BYTES = {int(kind): limit for kind, limit in RAW_LIMIT_BYTES.items()}
 DEFAULT_LEVEL = 1
 _CHUNK_MEAN_BYTES = 64 * KIB
+_WINDOW_LOG = 18  # the largest chunk
+_BATCH_BYTES = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +81,21 @@ def payload_matches(header: RecordHeader, payload: bytes) -> bool:
 
 
 def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
-    """Level 1 with matches of at least 7 bytes: on guest data 12 % faster and 2 % larger.
+    """Level 1 with matches of at least 7 bytes, found anywhere in a chunk.
 
-    *Measured* on 3,488 chunks of three Debian disks: 664 MB/s, 0.405 of the raw size; plain
-    level 1 gives 593 MB/s and 0.396, level 2 525 MB/s and 0.389, level -1 704 MB/s and 0.433.
+    *Measured* on 8,181 chunks of three Debian disks, on two threads: 1,100 MB/s, 0.403 of the raw
+    size. Plain level 1 gives 917 MB/s and 0.403, level -1 1,171 MB/s and 0.444.
     """
     parameters = zstandard.ZstdCompressionParameters
     if level != DEFAULT_LEVEL:
         return parameters.from_level(level, write_content_size=True)
     return parameters.from_level(
-        level, source_size=_CHUNK_MEAN_BYTES, min_match=7, write_content_size=True
+        level,
+        source_size=_CHUNK_MEAN_BYTES,
+        min_match=7,
+        window_log=_WINDOW_LOG,
+        hash_log=14,
+        write_content_size=True,
     )
 
 
@@ -98,6 +108,15 @@ class Proof(Enum):
     CHECKSUM = "checksum"
     """Its CRC32C is right, or its AES-GCM tag where it is sealed: what storage may do to a record
     is found with a miss in 2**32, at a fifth less cost. What a guest that boots waits for."""
+
+
+class _Opened(NamedTuple):
+    """A record whose header, checksums or seal are right, still compressed."""
+
+    payload: bytes | memoryview
+    raw_bytes: int
+    packed: bool
+    hashed_as: int | None  # kind whose digest proves it; None: proven already
 
 
 class RecordCodec:
@@ -142,6 +161,31 @@ class RecordCodec:
         Raises:
             ChunkCorruptError: anything about the record is not as written.
         """
+        opened = self._open(record, digest, proof)
+        return self._proven(self._unpacked(opened, digest), opened, digest)
+
+    def decode_many(
+        self, records: Mapping[bytes, bytes | memoryview], proof: Proof = Proof.DIGEST
+    ) -> dict[bytes, bytes]:
+        """Return the raw bytes of whole records by digest, each proven as by `decode`.
+
+        They are decompressed in calls of up to 1 MiB that hold no interpreter lock: threads that
+        decode beside each other would else hand the lock over several times per chunk.
+        """
+        raw_of: dict[bytes, bytes] = {}
+        batch: dict[bytes, _Opened] = {}
+        batch_bytes = 0
+        for digest, record in records.items():
+            opened = self._open(record, digest, proof)
+            if batch_bytes + opened.raw_bytes > _BATCH_BYTES:
+                raw_of |= self._unpacked_batch(batch)
+                batch, batch_bytes = {}, 0
+            batch[digest] = opened
+            batch_bytes += opened.raw_bytes
+        return raw_of | self._unpacked_batch(batch)
+
+    def _open(self, record: bytes | memoryview, digest: bytes, proof: Proof) -> _Opened:
+        """Check what can be checked of a record that is still compressed."""
         if len(record) < RECORD_HEADER.size:
             raise ChunkCorruptError(digest, "record header is cut short")
         magic, kind, flags, _, named, raw_bytes, payload_bytes, payload_crc, crc = _unpack_header(
@@ -161,8 +205,42 @@ class RecordCodec:
             payload = self._unseal(payload, kind, digest)
         elif not by_digest and google_crc32c.value(bytes(payload)) != payload_crc:
             raise ChunkCorruptError(digest, "content does not match its checksum")
-        raw = self._decompress(payload, raw_bytes, digest) if flags & _ZSTD else bytes(payload)
-        if len(raw) != raw_bytes or (by_digest and self._digester.of(kind, raw) != digest):
+        if flags & _ZSTD:
+            _check_frame(payload, raw_bytes, digest)
+        return _Opened(payload, raw_bytes, bool(flags & _ZSTD), kind if by_digest else None)
+
+    def _unpacked(self, opened: _Opened, digest: bytes) -> bytes:
+        if not opened.packed:
+            return bytes(opened.payload)
+        try:
+            return self._decompressor().decompress(opened.payload, max_output_size=opened.raw_bytes)
+        except zstandard.ZstdError as error:
+            raise ChunkCorruptError(digest, f"zstd: {error}") from error
+
+    def _unpacked_batch(self, batch: Mapping[bytes, _Opened]) -> dict[bytes, bytes]:
+        frames = {digest: opened for digest, opened in batch.items() if opened.packed}
+        together: dict[bytes, bytes] = {}
+        if len(frames) > 1:
+            # Where one is damaged, it does not say which: they are gone through one by one below.
+            with suppress(zstandard.ZstdError):
+                raws = self._decompressor().multi_decompress_to_buffer(
+                    [opened.payload for opened in frames.values()]
+                )
+                together = {digest: raws[n].tobytes() for n, digest in enumerate(frames)}
+        return {
+            digest: self._proven(
+                together[digest] if digest in together else self._unpacked(opened, digest),
+                opened,
+                digest,
+            )
+            for digest, opened in batch.items()
+        }
+
+    def _proven(self, raw: bytes, opened: _Opened, digest: bytes) -> bytes:
+        kind = opened.hashed_as
+        if len(raw) != opened.raw_bytes or (
+            kind is not None and self._digester.of(kind, raw) != digest
+        ):
             raise ChunkCorruptError(digest, "content does not hash to its digest")
         return raw
 
@@ -173,14 +251,6 @@ class RecordCodec:
             return self._cipher.open(payload, kind, digest)
         except CorruptError as error:
             raise ChunkCorruptError(digest, str(error)) from error
-
-    def _decompress(self, payload: bytes | memoryview, raw_bytes: int, digest: bytes) -> bytes:
-        try:
-            if zstandard.frame_content_size(payload) != raw_bytes:
-                raise ChunkCorruptError(digest, "zstd frame of another size")
-            return self._decompressor().decompress(payload, max_output_size=raw_bytes)
-        except zstandard.ZstdError as error:
-            raise ChunkCorruptError(digest, f"zstd: {error}") from error
 
     def _compressor(self) -> zstandard.ZstdCompressor:
         compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
@@ -194,3 +264,13 @@ class RecordCodec:
         if decompressor is None:
             decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
         return decompressor
+
+
+def _check_frame(payload: bytes | memoryview, raw_bytes: int, digest: bytes) -> None:
+    """Before memory is allocated: the frame must announce what the record does."""
+    try:
+        announced = zstandard.frame_content_size(payload)
+    except zstandard.ZstdError as error:
+        raise ChunkCorruptError(digest, f"zstd: {error}") from error
+    if announced != raw_bytes:
+        raise ChunkCorruptError(digest, "zstd frame of another size")

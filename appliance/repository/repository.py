@@ -58,6 +58,7 @@ from appliance.repository.pack import SealedPack
 from appliance.repository.quarantine import Quarantine
 from appliance.repository.record import DEFAULT_LEVEL, RecordCodec
 from appliance.repository.recovery_points import RecoveryPoints
+from appliance.repository.served_chunks import ServedChunks
 from appliance.repository.setup import (
     RepositoryConfig,
     change_passphrase,
@@ -107,6 +108,7 @@ class Repository:
         self.points = RecoveryPoints(store, self.documents, forgetting=locks.forgetting)
         self.quarantine = Quarantine(store, self.documents, index)
         self.cache = ChunkCache(options.cache_bytes)
+        self.served = ServedChunks(self.chunks, self.cache)
 
     # Making and opening
 
@@ -252,7 +254,7 @@ class Repository:
                 self.chunks,
                 disk.root,
                 disk.size_bytes,
-                self.cache,
+                self.served,
                 on_close=stack.pop_all().close,
             )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from appliance.base.ids import RunId
 from appliance.base.run_context import RunContext
-from appliance.repository.chunk_store import ChunkWriter
+from appliance.repository.chunk_writer import ChunkWriter
 from appliance.repository.format import index_segment_name
 from appliance.repository.image_writer import ImageWriter
 from appliance.repository.locks import SessionDetails, SessionKind

@@ -21,7 +21,7 @@ import pytest
 
 from appliance.base.errors import OutOfRangeError
 from appliance.base.units import KIB, MIB
-from appliance.blocks.device import BlockReader
+from appliance.blocks.device import BlockReader, NearReader
 from appliance.blocks.extents import ExtentKind
 
 MakeReader = Callable[[bytes], BlockReader]
@@ -160,4 +160,31 @@ class BlockReaderSuite:
         """`close` is idempotent."""
         reader = make(content)
         reader.close()
+        reader.close()
+
+
+class NearReaderSuite:
+    """As `BlockReaderSuite`, for a reader that is a `NearReader` too; `make` is its fixture."""
+
+    def test_what_is_near_is_what_is_read(self, make: MakeReader, content: bytes) -> None:
+        """Each range is left out or answered as by `read_at`; what was just read is near."""
+        reader = make(content)
+        assert isinstance(reader, NearReader)
+        asked = list(ranges(len(content), 60, seed=11))
+        for again in range(2):
+            found = reader.read_near_many(asked)
+            assert len(found) == len(asked)
+            for (offset, length), data in zip(asked, found, strict=True):
+                assert data is None or data == content[offset : offset + length], (offset, length)
+            for offset, length in asked[: 0 if again else None]:
+                reader.read_at(offset, length)
+        assert any(data is not None for data in found)
+        reader.close()
+
+    def test_a_range_outside_is_refused_for_all(self, make: MakeReader, content: bytes) -> None:
+        """No part of an illegal request is served, however many legal ones come with it."""
+        reader = make(content)
+        assert isinstance(reader, NearReader)
+        with pytest.raises(OutOfRangeError):
+            reader.read_near_many([(0, 1), (len(content), 1)])
         reader.close()

@@ -9,10 +9,12 @@ import pytest
 
 from appliance.base.run_context import RunContext
 from appliance.base.secret import Secret
+from appliance.blocks.read_ahead import ReadAheadReader
 from appliance.repository.chunk_cache import ChunkCache
 from appliance.repository.image_reader import ImageReader
 from appliance.repository.repository import Repository
-from tests.contract.block_reader import BlockReaderSuite, MakeReader
+from appliance.repository.served_chunks import ServedChunks
+from tests.contract.block_reader import BlockReaderSuite, MakeReader, NearReaderSuite
 from tests.support.memory_device import MemoryDevice
 
 
@@ -26,12 +28,12 @@ def stored(folder: Path, content: bytes, *, cache_bytes: int, secret: Secret | N
         repository.chunks,
         result.root,
         len(content),
-        ChunkCache(cache_bytes),
+        ServedChunks(repository.chunks, ChunkCache(cache_bytes)),
         on_close=repository.close,
     )
 
 
-class TestImageReader(BlockReaderSuite):
+class TestImageReader(BlockReaderSuite, NearReaderSuite):
     @pytest.fixture
     def make(self, tmp_path: Path) -> MakeReader:
         numbers = itertools.count()
@@ -40,7 +42,7 @@ class TestImageReader(BlockReaderSuite):
         )
 
 
-class TestImageReaderWithoutRoomToCache(BlockReaderSuite):
+class TestImageReaderWithoutRoomToCache(BlockReaderSuite, NearReaderSuite):
     @pytest.fixture
     def make(self, tmp_path: Path) -> MakeReader:
         numbers = itertools.count()
@@ -49,10 +51,19 @@ class TestImageReaderWithoutRoomToCache(BlockReaderSuite):
         )
 
 
-class TestImageReaderEncrypted(BlockReaderSuite):
+class TestImageReaderEncrypted(BlockReaderSuite, NearReaderSuite):
     @pytest.fixture
     def make(self, tmp_path: Path) -> MakeReader:
         numbers = itertools.count()
         return lambda content: stored(
             tmp_path / f"r{next(numbers)}", content, cache_bytes=1 << 20, secret=Secret(b"pass")
+        )
+
+
+class TestReadAheadOfAnImage(BlockReaderSuite, NearReaderSuite):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeReader:
+        numbers = itertools.count()
+        return lambda content: ReadAheadReader(
+            stored(tmp_path / f"r{next(numbers)}", content, cache_bytes=64 << 20, secret=None)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from appliance.blocks.device import BlockReader
 from appliance.blocks.layers import ReaderLayer
@@ -30,6 +30,9 @@ class FaultyReader(ReaderLayer):
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         super().try_read_at(offset, length)  # for its range check
         return None
+
+    def read_near_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | None]:
+        return [None for _ in ranges]
 
     def prefetch(self, offset: int, length: int) -> None:
         self.read_at(offset, length)

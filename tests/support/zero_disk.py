@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from appliance.blocks.device import check_range
 from appliance.blocks.extents import ExtentKind, MappedExtent
 
@@ -24,6 +26,9 @@ class ZeroDisk:
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         return self.read_at(offset, length)
+
+    def read_near_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | None]:
+        return [self.read_at(offset, length) for offset, length in ranges]
 
     def prefetch(self, offset: int, length: int) -> None:
         self.read_at(offset, min(length, self.size_bytes - offset))

@@ -47,7 +47,7 @@ def write(
 
 
 def read_all(repository: Repository, root: bytes, size_bytes: int) -> bytes:
-    reader = ImageReader(repository.chunks, root, size_bytes, repository.cache)
+    reader = ImageReader(repository.chunks, root, size_bytes, repository.served)
     return reader.read_at(0, size_bytes)
 
 
@@ -154,7 +154,7 @@ def test_any_range_reads_as_the_bytes_there(repository: Repository, seed: int) -
     source = random.Random(seed)
     disk = guest_disk(seed % 20, 3000)
     result = write(repository, MemoryReader(disk))
-    reader = ImageReader(repository.chunks, result.root, len(disk), repository.cache)
+    reader = ImageReader(repository.chunks, result.root, len(disk), repository.served)
     for _ in range(20):
         length = source.randrange(0, 2_000_000)
         offset = source.randrange(len(disk) - length)

@@ -45,3 +45,25 @@ def test_a_clear_record_does_not_pass_in_an_encrypted_repository() -> None:
     for proof in Proof:
         with pytest.raises(ChunkCorruptError):
             codec(encrypted=True).decode(forged, bytes(32), proof)
+
+
+@pytest.mark.parametrize("proof", list(Proof))
+@pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "encrypted"])
+@pytest.mark.parametrize("damaged", range(0, 40, 13))
+def test_the_damaged_one_of_many_is_named(damaged: int, encrypted: bool, proof: Proof) -> None:
+    """Many records are decoded as each alone; where one is damaged, the error names that one."""
+    both = (COMPRESSIBLE, INCOMPRESSIBLE)
+    raw_of = {
+        DIGESTER.chunk(raw): raw for n in range(20) for raw in (n.to_bytes() + b for b in both)
+    }
+    encoder = codec(encrypted=encrypted)
+    records = {
+        digest: b"".join(encoder.encode(RecordKind.CHUNK, digest, raw))
+        for digest, raw in raw_of.items()
+    }
+    assert encoder.decode_many(records, proof) == raw_of
+    digest, record = list(records.items())[damaged]
+    records[digest] = record[:-9] + bytes([record[-9] ^ 1]) + record[-8:]
+    with pytest.raises(ChunkCorruptError) as caught:
+        encoder.decode_many(records, proof)
+    assert digest.hex()[:16] in str(caught.value)

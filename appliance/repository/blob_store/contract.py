@@ -108,7 +108,7 @@ class BlobStore(Protocol):
         """
         ...
 
-    def try_get_range(self, name: str, offset: int, length: int) -> bytes | None:
+    def try_get_range(self, name: str, offset: int, length: int) -> memoryview | None:
         """Return what `get_range` would if it is in memory, else None. Never waits for a disk."""
         ...
 

@@ -86,7 +86,7 @@ class LocalFolderStore:
         except OSError as error:
             raise self._read_error(name, error) from error
 
-    def try_get_range(self, name: str, offset: int, length: int) -> bytes | None:
+    def try_get_range(self, name: str, offset: int, length: int) -> memoryview | None:
         file = self._open_files.find(name)  # opening one may wait for a disk
         try:
             return None if file is None else file.try_read_at(offset, length)

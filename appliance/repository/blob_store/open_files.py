@@ -47,17 +47,17 @@ class OpenFile:
             data += more
         return data
 
-    def try_read_at(self, offset: int, length: int) -> bytes | None:
+    def try_read_at(self, offset: int, length: int) -> memoryview | None:
         """As `read_at`, from the page cache only; None: not all there. Raises OSError."""
         length = min(length, self.size_bytes - offset)
         if length <= 0:
-            return b""
+            return memoryview(b"")
         buffer = bytearray(length)
         try:
             done = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return None
-        return bytes(buffer) if done == length else None
+        return memoryview(buffer) if done == length else None
 
 
 class OpenFiles:
