@@ -12,6 +12,9 @@ DEBIAN_OVA := mmdebstrap grub-pc-bin grub-common mtools dosfstools e2fsprogs fdi
 DEBIAN_TEST_OVA := qemu-system-x86 ovmf openssh-client
 STAMP := $(VENV)/.installed
 
+# Hundreds of tests start the program: it is compiled once, whatever the caller's environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check format bench ova test-ova clean
 .NOTPARALLEL:
 

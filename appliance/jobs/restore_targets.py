@@ -31,6 +31,7 @@ from appliance.base.errors import (
     UsageError,
 )
 from appliance.base.units import MIB, SECTOR_BYTES
+from appliance.base.write_batches import write_batches
 from appliance.jobs.partial_file import (
     OutputExistsError,
     PartialFile,
@@ -42,7 +43,6 @@ from appliance.sources.image_format import ImageFormat
 from appliance.sources.qemu_nbd import QemuNbd
 from appliance.targets.vhdx_file import VhdxFile
 
-_VECTOR = 512  # buffers per pwritev; the system's limit is 1024
 _BLKZEROOUT = 0x127F  # linux/fs.h: range of offset and length as two u64
 _ZEROS = bytes(MIB)
 _SYNC_EVERY_BYTES = 128 * MIB
@@ -294,11 +294,12 @@ def _create_image(path: Path, image_format: ImageFormat, size_bytes: int) -> Non
 
 def write_at(fd: int, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
     """Write every byte of the buffers, one after another, from byte `offset`."""
-    views = [memoryview(part) for part in buffers]
-    while views:
-        written = os.pwritev(fd, views[:_VECTOR], offset)
-        offset += written
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if written:
-            views[0] = views[0][written:]
+    for batch in write_batches(buffers):
+        views = [memoryview(part) for part in batch]
+        while views:
+            written = os.pwritev(fd, views, offset)
+            offset += written
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if written:
+                views[0] = views[0][written:]

@@ -97,17 +97,13 @@ class ChunkWriter:
         if not fresh:
             return Inserted(0, 0)
         started_s = time.perf_counter()
-        records = []
-        new_bytes = 0
-        for digest, raw in items:
-            if digest in fresh:
-                fresh.discard(digest)
-                records.append(self._codec.encode(kind, digest, raw))
-                new_bytes += len(raw)
+        wanted = [item for item in dict(items).items() if item[0] in fresh]
+        records = self._codec.encode_many(kind, wanted)
         encoded_s = time.perf_counter()
         self._progress.spend(Stage.COMPRESS, encoded_s - started_s)
         self._append(PackKind.DATA if kind is RecordKind.CHUNK else PackKind.TREE, records)
         self._progress.spend(Stage.WRITE, time.perf_counter() - encoded_s)
+        new_bytes = sum(len(raw) for _, raw in wanted)
         return Inserted(new_bytes, sum(len(head) + len(payload) for head, payload in records))
 
     def make_durable(self) -> None:

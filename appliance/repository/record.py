@@ -9,7 +9,7 @@ Thread model: a codec is shared; each thread gets its own zstd contexts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,8 @@ from typing import NamedTuple
 import google_crc32c
 import zstandard
 
-from appliance.base.units import KIB
+from appliance.base.batches import batches
+from appliance.base.units import KIB, MIB
 from appliance.repository.crypto import RecordCipher
 from appliance.repository.digest import Digester
 from appliance.repository.errors import ChunkCorruptError, CorruptError
@@ -41,7 +42,8 @@ _RAW_LIMIT_BYTES = {int(kind): limit for kind, limit in RAW_LIMIT_BYTES.items()}
 DEFAULT_LEVEL = 1
 _CHUNK_MEAN_BYTES = 64 * KIB
 _WINDOW_LOG = 18  # the largest chunk
-_BATCH_BYTES = 1024 * KIB
+_BATCH_BYTES = MIB  # raw, in one call to zstd
+_BATCH_COUNT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,28 @@ class RecordCodec:
 
     def encode(self, kind: RecordKind, digest: bytes, raw: bytes | memoryview) -> list[bytes]:
         """Return [header, payload] of the record. `raw` that does not shrink is kept as it is."""
+        return self._framed(kind, digest, raw, self._compressor().compress(raw))
+
+    def encode_many(
+        self, kind: RecordKind, items: Sequence[tuple[bytes, bytes | memoryview]]
+    ) -> list[list[bytes]]:
+        """As `encode` for each (digest, raw), compressed in calls that hold no interpreter lock."""
+        records: list[list[bytes]] = []
+        for batch in batches(items, _raw_bytes, _BATCH_BYTES, count_most=_BATCH_COUNT):
+            if len(batch) == 1:
+                records.append(self.encode(kind, *batch[0]))
+                continue
+            packed = self._compressor().multi_compress_to_buffer([raw for _, raw in batch])
+            records += [
+                self._framed(kind, digest, raw, packed[n].tobytes())
+                for n, (digest, raw) in enumerate(batch)
+            ]
+        return records
+
+    def _framed(
+        self, kind: RecordKind, digest: bytes, raw: bytes | memoryview, payload: bytes
+    ) -> list[bytes]:
         flags = _ZSTD
-        payload = self._compressor().compress(raw)
         if len(payload) >= len(raw):
             flags, payload = 0, bytes(raw)
         if self._cipher is not None:
@@ -172,17 +194,11 @@ class RecordCodec:
         They are decompressed in calls of up to 1 MiB that hold no interpreter lock: threads that
         decode beside each other would else hand the lock over several times per chunk.
         """
+        opened = [(digest, self._open(record, digest, proof)) for digest, record in records.items()]
         raw_of: dict[bytes, bytes] = {}
-        batch: dict[bytes, _Opened] = {}
-        batch_bytes = 0
-        for digest, record in records.items():
-            opened = self._open(record, digest, proof)
-            if batch_bytes + opened.raw_bytes > _BATCH_BYTES:
-                raw_of |= self._unpacked_batch(batch)
-                batch, batch_bytes = {}, 0
-            batch[digest] = opened
-            batch_bytes += opened.raw_bytes
-        return raw_of | self._unpacked_batch(batch)
+        for batch in batches(opened, _opened_bytes, _BATCH_BYTES, count_most=_BATCH_COUNT):
+            raw_of |= self._unpacked_batch(batch)
+        return raw_of
 
     def _open(self, record: bytes | memoryview, digest: bytes, proof: Proof) -> _Opened:
         """Check what can be checked of a record that is still compressed."""
@@ -217,15 +233,13 @@ class RecordCodec:
         except zstandard.ZstdError as error:
             raise ChunkCorruptError(digest, f"zstd: {error}") from error
 
-    def _unpacked_batch(self, batch: Mapping[bytes, _Opened]) -> dict[bytes, bytes]:
-        frames = {digest: opened for digest, opened in batch.items() if opened.packed}
+    def _unpacked_batch(self, batch: Sequence[tuple[bytes, _Opened]]) -> dict[bytes, bytes]:
+        frames = {digest: opened.payload for digest, opened in batch if opened.packed}
         together: dict[bytes, bytes] = {}
         if len(frames) > 1:
             # Where one is damaged, it does not say which: they are gone through one by one below.
             with suppress(zstandard.ZstdError):
-                raws = self._decompressor().multi_decompress_to_buffer(
-                    [opened.payload for opened in frames.values()]
-                )
+                raws = self._decompressor().multi_decompress_to_buffer(list(frames.values()))
                 together = {digest: raws[n].tobytes() for n, digest in enumerate(frames)}
         return {
             digest: self._proven(
@@ -233,7 +247,7 @@ class RecordCodec:
                 opened,
                 digest,
             )
-            for digest, opened in batch.items()
+            for digest, opened in batch
         }
 
     def _proven(self, raw: bytes, opened: _Opened, digest: bytes) -> bytes:
@@ -264,6 +278,14 @@ class RecordCodec:
         if decompressor is None:
             decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
         return decompressor
+
+
+def _raw_bytes(item: tuple[bytes, bytes | memoryview]) -> int:
+    return len(item[1])
+
+
+def _opened_bytes(item: tuple[bytes, _Opened]) -> int:
+    return item[1].raw_bytes
 
 
 def _check_frame(payload: bytes | memoryview, raw_bytes: int, digest: bytes) -> None:

@@ -18,18 +18,16 @@ from pathlib import Path
 
 from appliance.base.atomic import fsync_directory
 from appliance.base.locked_file import create_locked
+from appliance.base.write_batches import write_batches
 from appliance.repository.blob_store.contract import BlobExistsError
 from appliance.repository.blob_store.local_errors import storage_error
 from appliance.repository.blob_store.writeback import WRITEBACK_BYTES, start_writeback
-
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 
 def write_vector(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
     """Write all buffers at the current position; return their bytes. Raises OSError."""
     total = 0
-    for first in range(0, len(buffers), _IOV_MAX):
-        batch = buffers[first : first + _IOV_MAX]
+    for batch in write_batches(buffers):
         done = os.writev(fd, batch)
         if done != sum(map(len, batch)):  # stopped short; rare, so the usual case stays cheap
             done += _write_rest(fd, batch, done)
