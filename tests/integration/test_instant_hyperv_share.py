@@ -27,6 +27,7 @@ from tests.support.hyperv_instant import (
 )
 from tests.support.iscsi_clients import says
 from tests.support.needs import needs
+from tests.support.processes import wait_until_gone
 
 pytestmark = pytest.mark.integration
 START = ("--address", "127.0.0.1", "--reserve", "0", "--presentation", "share")
@@ -72,7 +73,7 @@ def test_a_guest_runs_from_a_share_survives_kills_and_moves_while_it_writes(here
         process.send_signal(signal.SIGKILL)
         process.wait()
     with serving(here.home, *SERVE, *SMB, port) as (process, _):
-        assert not Path(f"/proc/{smbd}").exists()
+        wait_until_gone(smbd)
         wait_for(vm, acknowledged(vm) + 10)
         os.killpg(smbd_of(process.pid), signal.SIGKILL)
         wait_for(vm, acknowledged(vm) + 10)
@@ -118,5 +119,5 @@ def test_a_discarded_session_leaves_nothing(here: Here) -> None:
         smbd = smbd_of(process.pid)
         do_every_step_twice(here, started["session_id"])
         here.instant("discard", started["session_id"])
-        assert not Path(f"/proc/{smbd}").exists()
+        wait_until_gone(smbd)
     assert_no_share_is_left(here)

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tests.support.instant_lab import InstantLab, RunningGuest, instant_lab, jou
 from tests.support.lab_machines import done
 from tests.support.lab_nfs import needs_nfs_datastores
 from tests.support.needs import needs
+from tests.support.processes import wait_until_gone
 
 pytestmark = pytest.mark.integration
 KILLS = int(os.environ.get("HOLDFAST_KILLS", "4"))
@@ -160,20 +160,6 @@ def test_a_daemon_is_started_when_none_answers(here: InstantLab) -> None:
         wait_until_gone(pids[-1])
     assert len(set(pids)) == 2
     assert here.traces() == before
-
-
-def wait_until_gone(pid: int) -> None:
-    """A daemon is nobody's child here: it is gone when its lock is free."""
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"process {pid} does not end")
 
 
 @pytest.mark.timeout(300)
