@@ -210,7 +210,9 @@ class RecordCodec:
         payload = record[_HEADER_BYTES : _HEADER_BYTES + payload_bytes]
         if magic != RECORD_MAGIC or named != digest or len(payload) != payload_bytes:
             raise ChunkCorruptError(digest, "another record stands in its place")
-        if raw_bytes > _RAW_LIMIT_BYTES.get(kind, -1) or flags & ~_KNOWN_FLAGS:
+        # No record is empty, and zstandard 0.25 frees memory twice when it is given an empty frame
+        # among others (decompress_worker in its c-ext/decompressor.c).
+        if not 0 < raw_bytes <= _RAW_LIMIT_BYTES.get(kind, 0) or flags & ~_KNOWN_FLAGS:
             raise ChunkCorruptError(digest, f"kind {kind}, flags {flags}, {raw_bytes} bytes")
         # Where records are sealed, one that is not has been put there: a CRC proves nothing then.
         forgeable = self._cipher is not None and not flags & _SEALED
@@ -237,8 +239,8 @@ class RecordCodec:
         frames = {digest: opened.payload for digest, opened in batch if opened.packed}
         together: dict[bytes, bytes] = {}
         if len(frames) > 1:
-            # Where one is damaged, it does not say which: they are gone through one by one below.
-            with suppress(zstandard.ZstdError):
+            # Where one is damaged, they are gone through one by one below, to name it.
+            with suppress(zstandard.ZstdError, ValueError):
                 raws = self._decompressor().multi_decompress_to_buffer(list(frames.values()))
                 together = {digest: raws[n].tobytes() for n, digest in enumerate(frames)}
         return {
