@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from appliance.base import write_batches
 from appliance.base.errors import StorageError, StorageFullError
 from appliance.repository.blob_store import local_writer, open_files
 from appliance.repository.blob_store.contract import BlobExistsError, BlobNotFoundError
@@ -158,7 +159,7 @@ def test_short_writes_are_continued(
         return real(fd, [joined[:step]])
 
     monkeypatch.setattr(os, "writev", short)
-    monkeypatch.setattr(local_writer, "_IOV_MAX", 5)
+    monkeypatch.setattr(write_batches, "_BUFFERS_MOST", 5)
     store = LocalFolderStore(tmp_path)
     writer = store.create("packs/a")
     writer.write(buffers)
