@@ -58,13 +58,13 @@ def read_near(batch: list[Request], session: Session) -> tuple[list[Outcome], li
         )
     except Exception:  # reading one by one meets it again and reports it
         return [], batch
-    outcomes = [
-        Outcome(request, _read_reply(request, data, session), None)
-        for request, data in zip(batch, found, strict=True)
-        if data is not None and len(data) == request.length
-    ]
-    done = {id(outcome.request) for outcome in outcomes}
-    return outcomes, [request for request in batch if id(request) not in done]
+    outcomes, left = [], []
+    for request, data in zip(batch, found, strict=True):
+        if data is None or len(data) != request.length:
+            left.append(request)
+        else:
+            outcomes.append(Outcome(request, _read_reply(request, data, session), None))
+    return outcomes, left
 
 
 def failure_reply(request: Request, failure: Refusal, session: Session) -> bytes:

@@ -51,11 +51,8 @@ class ChunkCache:
             _, dropped = self._chunks.popitem(last=False)
             self._held_bytes -= len(dropped)
 
-    def get_or_load(self, digests: Iterable[bytes], load: LoadMany) -> dict[bytes, bytes]:
-        """Return all chunks: held ones, those being loaded by others, the rest by one `load`.
-
-        Raises what `load` raised, here or in the thread that was waited for.
-        """
+    def held(self, digests: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """Return those chunks that are here, and the digests of the others, each once."""
         found: dict[bytes, bytes] = {}
         missing: list[bytes] = []
         for digest in dict.fromkeys(digests):
@@ -64,6 +61,14 @@ class ChunkCache:
                 missing.append(digest)
             else:
                 found[digest] = raw
+        return found, missing
+
+    def get_or_load(self, digests: Iterable[bytes], load: LoadMany) -> dict[bytes, bytes]:
+        """Return all chunks: held ones, those being loaded by others, the rest by one `load`.
+
+        Raises what `load` raised, here or in the thread that was waited for.
+        """
+        found, missing = self.held(digests)
         if not missing:
             return found
         mine, promise, others = self._claim(missing)

@@ -73,14 +73,6 @@ class ChunkStore:
             return None
         return self._store.try_get_range(pack_name(place.pack_id), place.offset, place.read_bytes)
 
-    def decode(self, record: bytes | memoryview, digest: bytes, proof: Proof) -> bytes:
-        """As the codec's; Raises: ChunkCorruptError."""
-        return self._codec.decode(record, digest, proof)
-
-    def decode_many(self, records: Records, proof: Proof) -> dict[bytes, bytes]:
-        """As the codec's; Raises: ChunkCorruptError."""
-        return self._codec.decode_many(records, proof)
-
     def _fetch(self, digest: bytes) -> bytes:
         for last_try in (False, True):
             place = self._index.find(digest)

@@ -108,7 +108,7 @@ class Repository:
         self.points = RecoveryPoints(store, self.documents, forgetting=locks.forgetting)
         self.quarantine = Quarantine(store, self.documents, index)
         self.cache = ChunkCache(options.cache_bytes)
-        self.served = ServedChunks(self.chunks, self.cache)
+        self.served = ServedChunks(self.chunks, self.codec, self.cache)
 
     # Making and opening
 

@@ -19,14 +19,15 @@ from time import perf_counter
 
 from appliance.repository.chunk_cache import ChunkCache
 from appliance.repository.chunk_store import ChunkStore, Records
-from appliance.repository.record import Proof
+from appliance.repository.record import Proof, RecordCodec
 
 _PAUSE_S = 20e-6  # a client takes longer to send its next request, a queue does not
 
 
 class ServedChunks:
-    def __init__(self, chunks: ChunkStore, cache: ChunkCache) -> None:
+    def __init__(self, chunks: ChunkStore, codec: RecordCodec, cache: ChunkCache) -> None:
         self._chunks = chunks
+        self._codec = codec
         self._cache = cache
         self.get = cache.get  # (digest) -> raw bytes or None; as it is: the hot path
         self._decoded_at_s = 0.0
@@ -46,7 +47,7 @@ class ServedChunks:
             return None
         record = self._chunks.try_fetch(digest)
         if record is not None:
-            raw = self._chunks.decode(record, digest, Proof.CHECKSUM)
+            raw = self._codec.decode(record, digest, Proof.CHECKSUM)
             self._cache.put(digest, raw)
         self._decoded_at_s = perf_counter()
         return raw
@@ -58,14 +59,7 @@ class ServedChunks:
 
         Raises: ChunkCorruptError, StorageError.
         """
-        found: dict[bytes, bytes] = {}
-        missing: list[bytes] = []
-        for digest in digests:
-            raw = self._cache.get(digest)
-            if raw is None:
-                missing.append(digest)
-            else:
-                found[digest] = raw
+        found, missing = self._cache.held(digests)
         records = self._chunks.try_fetch_many(missing) if missing else {}
         if records:
             found |= self._cache.get_or_load(
@@ -84,4 +78,4 @@ class ServedChunks:
         )
 
     def _decode_many(self, records: Records) -> dict[bytes, bytes]:
-        return self._chunks.decode_many(records, Proof.CHECKSUM)
+        return self._codec.decode_many(records, Proof.CHECKSUM)

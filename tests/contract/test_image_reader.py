@@ -28,7 +28,7 @@ def stored(folder: Path, content: bytes, *, cache_bytes: int, secret: Secret | N
         repository.chunks,
         result.root,
         len(content),
-        ServedChunks(repository.chunks, ChunkCache(cache_bytes)),
+        ServedChunks(repository.chunks, repository.codec, ChunkCache(cache_bytes)),
         on_close=repository.close,
     )
 
