@@ -8,6 +8,9 @@ LMDB, which does its own I/O in C (not counted, and taken to be durable). Two wa
   the file (cut off or zeroed), names created, linked, renamed or removed in a folder since its
   last fsync (per folder, by the seed: lost or not).
 
+One thread at a time makes a counted call, and the one that dies keeps the others out: a dead
+machine neither writes on nor reports what it lost.
+
 Fork from a process without threads. Events that the child reports come through a pipe.
 """
 
@@ -17,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,15 +90,16 @@ def _child(
         _real["write"](fd, (event + "\n").encode())
 
     code = 1
+    disk = None if power_cut_seed is None else VolatileDisk(root, power_cut_seed)
+    counter = _Counter(kill_at, disk)
     try:
-        disk = None if power_cut_seed is None else VolatileDisk(root, power_cut_seed)
-        counter = _Counter(kill_at, disk)
         counter.install()
         scenario(root / "r", log)
         log(f"calls {counter.calls}")
         code = 0
     except BaseException:
-        log(traceback.format_exc())
+        with counter.one_at_a_time:
+            log(traceback.format_exc())
     finally:
         os._exit(code)
 
@@ -102,6 +107,8 @@ def _child(
 class _Counter:
     def __init__(self, kill_at: int | None, disk: VolatileDisk | None) -> None:
         self.calls = 0
+        self.one_at_a_time = threading.RLock()
+        self._dying = False
         self._kill_at = kill_at
         self._disk = disk
 
@@ -109,20 +116,30 @@ class _Counter:
         for name in COUNTED:
             setattr(os, name, self._counted(name))
         if self._disk is not None:
-            os.open = self._disk.open  # type: ignore[assignment]
+            os.open = self._alone(self._disk.open)
+
+    def _alone(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def alone(*args: Any, **named: Any) -> Any:
+            with self.one_at_a_time:
+                return call(*args, **named)
+
+        return alone
 
     def _counted(self, name: str) -> Callable[..., Any]:
         call = _real[name] if self._disk is None else getattr(self._disk, name, _real[name])
 
         def counted(*args: Any, **named: Any) -> Any:
+            if self._dying:  # what the loss itself does
+                return _real[name](*args, **named)
             self.calls += 1
             if self.calls == self._kill_at:
+                self._dying = True
                 if self._disk is not None:
                     self._disk.lose()
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **named)
 
-        return counted
+        return self._alone(counted)
 
 
 @dataclass(slots=True)
@@ -184,8 +201,6 @@ class VolatileDisk:
     def lose(self) -> None:
         """What a power cut now would lose is gone afterwards."""
         source = random.Random(self.seed)
-        for name in COUNTED:
-            setattr(os, name, _real[name])
         self._lose_bytes(source)
         lost = {folder: source.random() < 0.7 for folder, _ in self._undo}
         for folder, undo in reversed(self._undo):
