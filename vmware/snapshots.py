@@ -261,9 +261,9 @@ class _Creation:
             attempt.rung, guest, quiesced=entry.quiesced, backup_manifest=entry.backup_manifest
         )
         if consistency is Consistency.CRASH and self._ladder.bottom is not Rung.CRASH:
-            error = QuiesceError(f"{self._vm_moref}: {findings[0].text}; {findings[0].next_step}")
-            self._clean_up(error)
-            raise error
+            less = QuiesceError(f"{self._vm_moref}: {findings[0].text}; {findings[0].next_step}")
+            self._clean_up(less)
+            raise less
         return TakenSnapshot(
             vm_moref=self._vm_moref,
             moref=entry.moref,
