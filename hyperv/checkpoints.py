@@ -234,12 +234,12 @@ def _make(
     if not ours:
         raise CheckpointError("no new recovery checkpoint after asking for one")
     if len(ours) > 1:
-        error = CheckpointError(
+        nobodys = CheckpointError(
             f"{len(new)} new recovery checkpoints after asking for one;"
             " is another product backing up this VM?"
         )
-        error.add_note(_MAY_BE_MADE)
-        raise error
+        nobodys.add_note(_MAY_BE_MADE)
+        raise nobodys
     return ours[0]
 
 
