@@ -65,9 +65,7 @@ def remove_orphans(
 
 
 def _wait_for_tasks(session: Session, abandoned: Sequence[OpenIntent], patience: Patience) -> None:
-    asked = [
-        (intent.target, _TASKS[intent.kind]) for intent in abandoned if intent.kind in _TASKS
-    ]
+    asked = [(intent.target, _TASKS[intent.kind]) for intent in abandoned if intent.kind in _TASKS]
     for moref, kind in dict.fromkeys(asked):
         try:
             settle(session, moref, kind, patience, deadline_s=_SETTLE_DEADLINE_S)
