@@ -139,7 +139,7 @@ def run_serve(args: argparse.Namespace) -> int:
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
-            deletion=_deletion(catalog, repository, server),
+            deletion=_deletion(catalog, repository, home),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
@@ -268,12 +268,12 @@ def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> Repo
     return figures
 
 
-def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+def _deletion(catalog: Catalog, repository: Repository, home: Path) -> Deletion:
     """What was approved before a kill is carried out now."""
     from appliance.service.deletion import Deletion
-    from appliance.service.recovery_server import sessions_points
+    from appliance.service.points_in_use import points_in_use
 
-    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion = Deletion(catalog, repository, lambda: points_in_use(home))
     deletion.resume()
     return deletion
 
