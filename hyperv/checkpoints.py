@@ -13,7 +13,8 @@ Source: design notes section 3; Msvm_VirtualSystemSnapshotService.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -26,7 +27,9 @@ from hyperv.errors import (
     DeadlineError,
     GoneError,
     HypervError,
+    LoginError,
     MergeError,
+    ProtocolError,
     ScriptError,
     SessionLostError,
 )
@@ -49,6 +52,7 @@ BUSY_DEADLINE_S: Final = 600.0
 MERGE_DEADLINE_S: Final = 4 * 3600.0
 _BUSY_STATUSES: Final = range(32768, 32775)  # creating, applying, deleting, …, merging, migrating
 _MERGING_STATUSES: Final = frozenset({32768, 32769, 32770, 32772})
+_MAY_BE_MADE: Final = "a checkpoint may have been made, and bears no name of ours"
 
 
 class Level(StrEnum):
@@ -120,6 +124,8 @@ def take_checkpoint(
         except (GoneError, AccessError):
             raise
         except (CheckpointError, ScriptError) as error:
+            if getattr(error, "__notes__", ()):  # another try would make another checkpoint
+                raise
             if number + 1 == len(wanted):
                 raise ConsistencyError(f"{host.address}: {error}") from error
             findings.append(_downgraded(error))
@@ -211,21 +217,42 @@ def _make(
         started = host.call("create_checkpoint", parameters, CheckpointStarted, patience=patience)
     except SessionLostError:  # it may have been carried out: what is there decides
         started = CheckpointStarted(job_id="", checkpoint_id="")
-        wait_until_idle(host, vm_id, patience)
-    job = wait_for_job(host, started.job_id, "making a checkpoint", patience)
-    new = [
-        found.id
-        for found in list_checkpoints(host, vm_id, patience)
-        if found.kind == "recovery" and found.id not in before
-    ]
+        with _making_unknown():
+            wait_until_idle(host, vm_id, patience)
+    except (DeadlineError, LoginError, ProtocolError) as error:
+        error.add_note(_MAY_BE_MADE)
+        raise
+    with _making_unknown():
+        job = wait_for_job(host, started.job_id, "making a checkpoint", patience)
+        new = [
+            found.id
+            for found in list_checkpoints(host, vm_id, patience)
+            if found.kind == "recovery" and found.id not in before
+        ]
     named = {started.checkpoint_id, *(job.checkpoints if job else ())}
     ours = [found for found in new if found in named] or new
-    if len(ours) != 1:
-        raise CheckpointError(
-            f"{len(new)} new recovery checkpoints after asking for one"
-            + ("; is another product backing up this VM?" if new else "")
+    if not ours:
+        raise CheckpointError("no new recovery checkpoint after asking for one")
+    if len(ours) > 1:
+        nobodys = CheckpointError(
+            f"{len(new)} new recovery checkpoints after asking for one;"
+            " is another product backing up this VM?"
         )
+        nobodys.add_note(_MAY_BE_MADE)
+        raise nobodys
     return ours[0]
+
+
+@contextmanager
+def _making_unknown() -> Iterator[None]:
+    """Note at whatever ends the block, but a job that failed, that nobody knows what was made."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except HypervError as error:
+        error.add_note(_MAY_BE_MADE)
+        raise
 
 
 def _name(host: HostSession, checkpoint_id: str, marker: Marker, patience: Patience) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hyperv.checkpoints import list_checkpoints, wait_for_merge, wait_until_idle
-from hyperv.errors import CheckpointError, MergeError, SessionLostError
+from hyperv.errors import CheckpointError, HypervError, MergeError, SessionLostError
 from hyperv.findings import Finding
 from hyperv.host_session import HostSession
 from hyperv.jobs import wait_for_job
@@ -75,7 +75,7 @@ def convert(host: HostSession, vm_id: str, checkpoint_id: str, patience: Patienc
     )
     try:
         wait_for_merge(host, vm_id, patience)
-    except MergeError as error:
+    except HypervError as error:  # the point is there all the same, wherever its VM is now
         return replace(found, findings=(*found.findings, _not_merged(error)))
     return found
 
@@ -135,9 +135,10 @@ def _unusable(why: str) -> Finding:
     )
 
 
-def _not_merged(error: MergeError) -> Finding:
+def _not_merged(error: HypervError) -> Finding:
+    what = "were not merged in time" if isinstance(error, MergeError) else "were not seen merged"
     return Finding(
         "checkpoint.not-merged",
-        f"the disks of the checkpoint were not merged in time ({error})",
+        f"the disks of the checkpoint {what} ({error})",
         "look at the host's VMMS log (events 19080 and 19100) and at its free space",
     )

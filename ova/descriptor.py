@@ -74,7 +74,7 @@ PROPERTIES = (
     Property(
         key="admin_email",
         label="Administrator's e-mail",
-        description="Shown on the console.",
+        description="Offered as recipient of the first e-mail channel.",
         category="System",
     ),
     Property(

@@ -17,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, CancelledError, StorageError
 from appliance.base.version import __version__
 from appliance.cli.output import note, show_error
 from appliance.machine.console_page import ConsoleFacts
+from appliance.machine.errors import PropertyError
 from appliance.machine.layout import Layout
 from appliance.machine.settings import Deployment, MachineSettings
 
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verb(Layout())
     except ApplianceError as error:
         show_error(None, error)
-        return 1
+    except OSError as error:
+        show_error(None, StorageError(str(error)))
+    return 1
 
 
 def run_prepare(layout: Layout) -> int:
@@ -50,13 +53,17 @@ def run_prepare(layout: Layout) -> int:
 
 def run_repository(layout: Layout) -> int:
     from appliance.cli.options import read_secret_file
+    from appliance.repository.errors import RepositoryExistsError
     from appliance.repository.repository import Repository
 
     folder = layout.home / "repository"
-    if folder.exists():
+    if folder.is_symlink():  # an adopted one, whose disk may not be there now
         return 0
     secret = read_secret_file(layout.passphrase) if layout.passphrase.exists() else None
-    Repository.create(folder, passphrase=secret)
+    try:  # also what a power cut left half made
+        Repository.create(folder, passphrase=secret)
+    except RepositoryExistsError:
+        return 0
     note(f"made {'an encrypted' if secret else 'a'} repository in {folder}")
     return 0
 
@@ -76,7 +83,11 @@ def run_console(layout: Layout) -> int:
 def run_set_up(layout: Layout) -> int:
     from appliance.machine import console
 
-    _accept(layout, console.ask_settings(_ask, note, _present(layout)))
+    try:
+        deployment = console.ask_settings(input, note, _present(layout))
+    except (EOFError, KeyboardInterrupt):
+        raise CancelledError("nothing was set up") from None
+    _accept(layout, deployment)
     return 0
 
 
@@ -129,9 +140,14 @@ def _addresses() -> list[str]:
 
 
 def _present(layout: Layout) -> MachineSettings:
+    """What the questions start from: the defaults where the cache is damaged."""
     if not layout.settings.exists():
         return MachineSettings()
-    return MachineSettings.from_json(layout.settings.read_bytes())
+    try:
+        return MachineSettings.from_json(layout.settings.read_bytes())
+    except PropertyError as error:
+        note(f"[{error.code}] {error}")
+        return MachineSettings()
 
 
 def _accept(layout: Layout, deployment: Deployment) -> None:
@@ -148,10 +164,6 @@ def _accept(layout: Layout, deployment: Deployment) -> None:
     run(["systemctl", "try-restart", "chrony.service"])
     # what could not be done before (a data disk that was not there) is done now
     run(["systemctl", "restart", "--no-block", "holdfast-prepare.service", "holdfast.service"])
-
-
-def _ask(question: str) -> str:
-    return input(question)
 
 
 _VERBS: dict[str, Callable[[Layout], int]] = {

@@ -2,7 +2,8 @@
 
 Order is that of the sequence numbers. Each names the SHA-256 of the one before, so a trusted
 certificate vouches for all before it; a key's successor is named by a certificate that the key
-itself signed, so it vouches for all behind it. Hence one trusted key anywhere is enough.
+itself signed, so it vouches for all behind it. Hence one certificate of a trusted key, anywhere, is
+enough. Being named as a successor is not: anybody can hand a chain of his own over to your key.
 What cannot be seen from certificates alone: that newer ones once existed and were taken away.
 """
 
@@ -34,7 +35,7 @@ def verify_chain(files: Mapping[str, bytes], trusted_key: bytes | None) -> Chain
     Raises:
         CertificateTamperedError: a file is not what was signed.
         CertificateChainError: one is missing, repeated, or follows another than is given.
-        CertificateKeyError: `trusted_key` signed none of them and succeeds none.
+        CertificateKeyError: `trusted_key` signed none of them.
     """
     named = sorted(
         ((name, read_certificate(name, raw)) for name, raw in files.items()),
@@ -47,8 +48,11 @@ def verify_chain(files: Mapping[str, bytes], trusted_key: bytes | None) -> Chain
         _check_link(before, behind)
     certificates = tuple(certificate for _, certificate in named)
     keys = tuple(dict.fromkeys(certificate.public_key for certificate in certificates))
-    if trusted_key is not None and trusted_key not in (*keys, _successor(certificates[-1])):
-        raise CertificateKeyError(f"{_names(named)}: not signed by the key that you gave")
+    if trusted_key is not None and trusted_key not in keys:
+        why = "not signed by the key that you gave"
+        if trusted_key == _successor(certificates[-1]):
+            why += ", only handed over to it, which anybody can do: give the key before it"
+        raise CertificateKeyError(f"{_names(named)}: {why}, or a certificate that it has signed")
     return Chain(certificates=certificates, keys=keys)
 
 

@@ -69,7 +69,10 @@ def run_console(
     present: Callable[[], MachineSettings],
     accept: Callable[[Deployment], None],
 ) -> None:
-    """Until the terminal is gone (OSError, EOFError are the caller's)."""
+    """Until the terminal is gone (OSError, EOFError are the caller's).
+
+    What `accept` raises (ApplianceError, OSError) is shown.
+    """
     shown = ""
     while True:
         known = facts()
@@ -84,8 +87,16 @@ def run_console(
         if not sys.stdin.readline():
             raise EOFError
         if may_set_up(facts()):
-            accept(ask_settings(_ask, _say, present()))
+            _set_up(ask_settings(_ask, _say, present()), accept)
         shown = ""
+
+
+def _set_up(deployment: Deployment, accept: Callable[[Deployment], None]) -> None:
+    """What cannot be carried out is said here: nobody at a console sees a log."""
+    try:
+        accept(deployment)
+    except (ApplianceError, OSError) as error:
+        _ask(f"\n{error}\nThis was not set up. Press Enter, then set it up once more.\n")
 
 
 def _ask(question: str) -> str:

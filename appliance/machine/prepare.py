@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.base.atomic import replace_file
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.secret import Secret
 from appliance.machine.data_disk import plan
 from appliance.machine.data_disk_steps import carry_out, survey
@@ -41,8 +41,8 @@ def prepare(layout: Layout, source: PropertySource) -> Status:
     settings = MachineSettings()
     try:
         settings = settings_of(layout, source)
-    except ApplianceError as error:
-        problems.append(f"[{error.code}] {error}")
+    except (ApplianceError, OSError) as error:
+        problems.append(_told(error))
     firewall = load_firewall(settings)
     if firewall.problem is not None:
         problems.append(f"[{firewall.problem.code}] {firewall.problem}")
@@ -54,13 +54,19 @@ def prepare(layout: Layout, source: PropertySource) -> Status:
     for step in steps:
         try:
             step()
-        except ApplianceError as error:
-            problems.append(f"[{error.code}] {error}")
+        except (ApplianceError, OSError) as error:
+            problems.append(_told(error))
     status = Status(
         firewall=firewall.state, configured=layout.settings.exists(), problems=tuple(problems)
     )
     status.write(layout.status)
     return status
+
+
+def _told(error: ApplianceError | OSError) -> str:
+    """For the console: an OSError is of the system disk (full, or read-only after an error)."""
+    code = error.code if isinstance(error, ApplianceError) else StorageError.code
+    return f"[{code}] {error}"
 
 
 def settings_of(layout: Layout, source: PropertySource) -> MachineSettings:
@@ -106,12 +112,13 @@ def give_to_service(path: Path, user: str = SERVICE_USER) -> None:
 
 
 def apply_settings(layout: Layout, settings: MachineSettings) -> None:
-    """Write the files that changed. Raises PropertyError."""
+    """Write the files that changed. Raises PropertyError, OSError."""
     for file in system_files(settings):
         path = layout.root / file.path.relative_to("/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text() != file.text:
-            replace_file(path, file.text.encode(), mode=file.mode)
+        raw = file.text.encode()
+        if not path.exists() or path.read_bytes() != raw:
+            replace_file(path, raw, mode=file.mode)
             path.chmod(file.mode)
     set_time_zone(layout, settings.time_zone)
     if layout.root == Path("/"):

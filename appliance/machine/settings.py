@@ -33,6 +33,7 @@ _SSH_KEY = re.compile(
     r"|sk-ecdsa-sha2-nistp256@openssh\.com) [A-Za-z0-9+/]{40,2000}={0,2}( [\w.@:+-]{1,100})?"
 )
 _PASSPHRASE_CHARS = 1024
+_OWN_NAME_CHARS = 64  # sethostname(2) takes no more
 _LIST_MAX = 32
 
 DHCP, AUTOMATIC, NONE = "dhcp", "auto", "none"
@@ -180,6 +181,7 @@ def _network(name: str, text: str) -> str:
 
 
 _host_name = _matching(_HOST_NAME, 253)
+_own_name = _matching(_HOST_NAME, _OWN_NAME_CHARS)
 
 
 def _server(name: str, text: str) -> str:
@@ -188,7 +190,7 @@ def _server(name: str, text: str) -> str:
 
 
 _CHECKS: Mapping[str, Callable[[str, str], str | tuple[str, ...]]] = {
-    "hostname": _host_name,
+    "hostname": _own_name,
     "ipv4_address": _ipv4_address,
     "ipv4_gateway": _gateway(IPv4Address),
     "ipv6_address": _ipv6_address,

@@ -122,10 +122,10 @@ def _begin(
     daemon.stop()
     try:
         _copy_catalog(layout)
+        environments.point(PREVIOUS, before)  # before the journal: its program is who settles
         replace_file(
             layout.environments / _JOURNAL, json.dumps({"before": before, "now": now}).encode()
         )
-        environments.point(PREVIOUS, before)
         environments.point(CURRENT, now)
     except BaseException:
         if environments.version_of(CURRENT) == before:

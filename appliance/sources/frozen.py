@@ -57,7 +57,11 @@ class Transfer(Protocol):
         ...
 
     def report(self) -> TransferReport:
-        """Call after `begin`; later calls know more."""
+        """Call after `begin`, and again when all is read; later calls know more.
+
+        Raises:
+            SourceError: what was read so far cannot all be of one frozen state.
+        """
         ...
 
 

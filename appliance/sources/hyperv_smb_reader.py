@@ -4,7 +4,8 @@ Data path: `hyperv_disks` -> `reopening_reader` -> this -> `hyperv.vhdx` -> `hyp
 
 Invariants: all files of the chain are open for as long as this is, on one connection of their own;
 `close` closes every handle. The headers of the newest file are looked at again and again while it
-is read: a file that is written to was not frozen, and nothing of it may become a recovery point.
+is read, when it is opened anew and when all is read: a file that is written to was not frozen, and
+nothing of it may become a recovery point.
 
 Thread model: as `BlockReader`: any thread; reads of one disk take turns on its connection.
 """
@@ -52,9 +53,10 @@ class SmbDiskOpener:
         self._login = login
         self._chain = chain
         self._shares = shares
+        self._headers: list[bytes] | None = None  # as they were when it was opened first
 
     def __call__(self, planned: Sequence[Extent] | None) -> OpenTransport:
-        """Raises: as `hyperv_errors`."""
+        """Raises: NotFrozenError: it changed since it was opened before; as `hyperv_errors`."""
         with hyperv_calls(self._host):
             connection = SmbConnection(self._login())
             try:
@@ -62,16 +64,27 @@ class SmbDiskOpener:
                     connection.open_file(shared_path(file.path, self._shares))
                     for file in self._chain
                 ]
-                reader = SmbDiskReader(self._host, connection, files)
+                reader = SmbDiskReader(self._host, connection, files, self._headers)
             except BaseException:
                 connection.close()
                 raise
-        return OpenTransport(reader=reader, report=TransferReport(transport=TRANSPORT))
+        self._headers = reader.headers
+        report = TransferReport(transport=TRANSPORT)
+        return OpenTransport(reader=reader, report=report, confirm=reader.check_frozen)
 
 
 class SmbDiskReader:
-    def __init__(self, host: str, connection: SmbConnection, files: Sequence[SmbFile]) -> None:
-        """`files`: newest first. Raises: DiskFileError, HypervError."""
+    def __init__(
+        self,
+        host: str,
+        connection: SmbConnection,
+        files: Sequence[SmbFile],
+        headers: list[bytes] | None,
+    ) -> None:
+        """`files`: newest first; `headers`: what it must have, None: what it has.
+
+        Raises: NotFrozenError, DiskFileError, HypervError.
+        """
         self._host = host
         self._connection = connection
         self._newest = files[0]
@@ -80,7 +93,8 @@ class SmbDiskReader:
         def find_parent(_reference: ParentReference) -> ByteSource | None:
             return next(parents, None)  # the host said the order; the reader checks that they fit
 
-        self._headers = self._newest.read_many(_HEADERS)
+        self.headers = self._newest.read_many(_HEADERS) if headers is None else headers
+        self._compare()
         self._disk = open_disk_file(self._newest, find_parent)
         self._lock = threading.Lock()
         self._read_since_look = 0
@@ -115,14 +129,22 @@ class SmbDiskReader:
     def close(self) -> None:
         self._connection.close()
 
+    def check_frozen(self) -> None:
+        """Raises: NotFrozenError: what was read since it was opened first may be of two states."""
+        with hyperv_calls(self._host):
+            self._compare()
+
     def _look(self, read_bytes: int) -> None:
-        """Raises SourceReadError: the newest file is written to."""
+        """Raises NotFrozenError: the newest file is written to."""
         with self._lock:
             self._read_since_look += read_bytes
             if self._read_since_look < _LOOK_AFTER_BYTES:
                 return
             self._read_since_look = 0
-        if self._newest.read_many(_HEADERS) != self._headers:
+        self._compare()
+
+    def _compare(self) -> None:
+        if self._newest.read_many(_HEADERS) != self.headers:
             raise NotFrozenError(f"{self._host}: {self._newest.name} changed while it was read")
 
 

@@ -33,8 +33,11 @@ _MOST_REOPENED = 100  # of one disk in one run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenTransport:
+    """`confirm` raises SourceError when what was read cannot all be of one frozen state."""
+
     reader: BlockReader
     report: TransferReport
+    confirm: Callable[[], None] = lambda: None
 
 
 OpenDisk = Callable[[Sequence[Extent] | None], OpenTransport]
@@ -73,6 +76,8 @@ class ReopeningReader:
         self._current(None)
 
     def report(self) -> TransferReport:
+        if self._open is not None:
+            self._repeat(lambda opened: opened.confirm())
         with self._lock:
             if self._last_report is None:
                 raise ValueError("nothing was opened yet")
@@ -90,11 +95,11 @@ class ReopeningReader:
 
     def read_at(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size_bytes)
-        return self._repeat(lambda reader: reader.read_at(offset, length))
+        return self._repeat(lambda opened: opened.reader.read_at(offset, length))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_range(offset, len(buffer), self._size_bytes)
-        self._repeat(lambda reader: reader.read_into(offset, buffer))
+        self._repeat(lambda opened: opened.reader.read_into(offset, buffer))
 
     def try_read_at(self, offset: int, length: int) -> bytes | memoryview | None:
         check_range(offset, length, self._size_bytes)
@@ -103,7 +108,7 @@ class ReopeningReader:
 
     def map_extents(self, offset: int, length: int) -> list[MappedExtent]:
         check_range(offset, length, self._size_bytes)
-        return self._repeat(lambda reader: reader.map_extents(offset, length))
+        return self._repeat(lambda opened: opened.reader.map_extents(offset, length))
 
     def close(self) -> None:
         with self._lock:
@@ -112,14 +117,14 @@ class ReopeningReader:
 
     # Opening and repeating
 
-    def _repeat(self, read: Callable[[BlockReader], Result]) -> Result:
+    def _repeat(self, read: Callable[[OpenTransport], Result]) -> Result:
         broken: OpenTransport | None = None
         failures = 0
         while True:
             self._cancel.check()
             opened = self._current(broken)
             try:
-                return read(opened.reader)
+                return read(opened)
             except ApplianceError as error:
                 failures += 1
                 # another thread may have closed it under this read, which then fails anyhow

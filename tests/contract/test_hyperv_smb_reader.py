@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from appliance.base.run_context import CancelToken
 from appliance.base.units import MIB
 from appliance.blocks.device import BlockReader
 from appliance.sources.hyperv_smb_reader import NotFrozenError, SmbDiskOpener
+from appliance.sources.reopening_reader import ReopeningReader
 from hyperv.smb_files import SmbLogin
 from tests.contract.block_reader import BlockReaderSuite, MakeReader, sample_content
 from tests.support.hyperv_disk_values import disk_file
@@ -67,5 +69,43 @@ def test_a_file_that_is_written_to_while_it_is_read_was_not_frozen(
             file.write(b"\x99")
         with pytest.raises(NotFrozenError):
             reader.read_at(0, 3 * MIB)
+    finally:
+        reader.close()
+
+
+def _written_to(server: Samba, name: str) -> None:
+    """As by a merge: the sequence number of the first header."""
+    with (server.folder.parent / "share" / name / "child.vhdx").open("r+b") as file:
+        file.seek((64 << 10) + 8)
+        file.write(b"\x99")
+
+
+def test_a_file_that_changed_while_its_connection_was_away_was_not_frozen(server: Samba) -> None:
+    """What comes after would be of another moment than what was read before."""
+    folder = server.folder.parent / "share" / "merged"
+    folder.mkdir()
+    write_chain(folder, sample_content(MIB))
+    open_disk = opener(server, "merged")
+    open_disk(None).reader.close()
+    open_disk(None).reader.close()
+    _written_to(server, "merged")
+    with pytest.raises(NotFrozenError):
+        open_disk(None)
+
+
+def test_a_change_after_the_last_look_is_seen_when_all_is_read(server: Samba) -> None:
+    """Also of a few changed blocks, which are fewer than what a look is due after."""
+    folder = server.folder.parent / "share" / "small"
+    folder.mkdir()
+    content = sample_content(MIB)
+    write_chain(folder, content)
+    reader = ReopeningReader("disk", MIB, opener(server, "small"), CancelToken())
+    try:
+        reader.begin(None)
+        assert reader.report().transport == "smb"
+        _written_to(server, "small")
+        assert reader.read_at(0, MIB) == content
+        with pytest.raises(NotFrozenError):
+            reader.report()
     finally:
         reader.close()

@@ -17,8 +17,10 @@ from appliance.jobs.certificate import (
     CertificateError,
     CertificateKeyError,
     CertificateTamperedError,
+    RotationBody,
     VerificationBody,
     read_certificate,
+    seal,
 )
 from appliance.jobs.certificate_chain import Chain, verify_chain
 from appliance.jobs.certificate_store import CertificateStore
@@ -120,6 +122,29 @@ def test_another_key_is_not_trusted(tmp_path: Path) -> None:
         check(forged, ours)
 
 
+def test_a_forger_who_hands_over_to_your_key_proves_nothing(tmp_path: Path) -> None:
+    """Your public key is public: a chain that only names it as its next key is not yours."""
+    for name in ("ours", "forger"):
+        (tmp_path / name).mkdir()
+    ours = CertificateStore(tmp_path / "ours").signing_key().public_key
+    forged = issue(tmp_path / "forger", 2)
+    forger = CertificateStore(tmp_path / "forger").signing_key()
+    last = read_certificate("2", forged[-1].read_bytes())
+    rotation = RotationBody(
+        kind="key-rotation",
+        version=1,
+        sequence=3,
+        previous_sha256=last.sha256,
+        issued_at=last.body.issued_at,
+        issuer=last.body.issuer,
+        new_public_key=ours.hex(),
+    )
+    files = {**contents(forged), "3": seal(rotation, forger.sign)}
+    assert len(verify_chain(files, None).certificates) == 3
+    with pytest.raises(CertificateKeyError, match="only handed over to it"):
+        verify_chain(files, ours)
+
+
 def test_a_rotation_hands_over_and_either_key_proves_the_chain(tmp_path: Path) -> None:
     """The old key names the new one in the chain; no other key may go on."""
     store = CertificateStore(tmp_path)
@@ -132,7 +157,8 @@ def test_a_rotation_hands_over_and_either_key_proves_the_chain(tmp_path: Path) -
     everything = [*before, rotation, *behind]
     for key in (old, new, None):
         assert check(everything, key).keys == (old, new)
-    assert check([*before, rotation], new), "vouched for by the rotation alone"
+    assert check([*before, rotation], old)
+    assert check([rotation, behind[0]], new)
     with pytest.raises(CertificateKeyError):
         check(before, new)
     with pytest.raises(CertificateKeyError):

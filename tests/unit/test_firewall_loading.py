@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from appliance.machine.firewall import FirewallState, closed_rules, rules
 from appliance.machine.firewall_loading import load_firewall
 from appliance.machine.layout import Layout, Status, read_status
 from appliance.machine.property_source import PropertySource
-from appliance.machine.settings import parse_properties
+from appliance.machine.settings import MachineSettings, parse_properties
 from appliance.service.security_check import SecurityCheck, SecurityFinding
 from tests.support.api_server import api_serving
 
@@ -130,6 +131,24 @@ def test_settings_that_fail_later_do_not_keep_the_firewall_away(
     status = read_status(layout.status)
     assert status is not None and status.firewall is FirewallState.SETTINGS
     assert "time_zone" in status.problems[0]
+
+
+def test_a_system_disk_that_cannot_be_written_is_told_and_the_data_disk_is_mounted(
+    nft: Nft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full, or read-only after an error: every later step is still taken, and the console says."""
+
+    def refuse(layout: Layout, settings: MachineSettings) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/etc/localtime")
+
+    monkeypatch.setattr("appliance.machine.prepare.apply_settings", refuse)
+    layout, exit_code = prepared(tmp_path, monkeypatch)
+    assert exit_code == 0 and nft.loaded == rules(SETTINGS)
+    status = read_status(layout.status)
+    assert status is not None
+    assert [problem for problem in status.problems if "[storage.failed]" in problem] == [
+        "[storage.failed] [Errno 30] Read-only file system: '/etc/localtime'"
+    ]
 
 
 def test_the_security_check_says_what_the_machine_complained_of(tmp_path: Path) -> None:

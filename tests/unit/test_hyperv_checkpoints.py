@@ -21,8 +21,13 @@ from hyperv.errors import (
     CancelledError,
     CheckpointError,
     ConsistencyError,
+    DeadlineError,
+    GoneError,
+    HypervError,
     MergeError,
+    ProtocolError,
     ScriptError,
+    UnreachableError,
 )
 from hyperv.marker import Marker, Purpose, prefix
 from hyperv.orphans import look, remove
@@ -103,16 +108,56 @@ def test_two_new_checkpoints_are_nobodys() -> None:
         return create(parameters)
 
     session.handlers["create_checkpoint"] = both
-    with pytest.raises(CheckpointError, match="another product"):
+    with pytest.raises(CheckpointError, match="another product") as caught:
         take_checkpoint(
             session,
             VM,
             OURS,
-            levels=[Level.CRASH],
+            levels=[Level.APPLICATION, Level.CRASH],
             backup_type=BackupType.COPY,
             patience=quick_patience(),
         )
     assert "foreign" in world.checkpoints
+    assert "may have been made" in caught.value.__notes__[0]
+    assert len(session.named("create_checkpoint")) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("create_checkpoint", DeadlineError("slow")),
+        ("create_checkpoint", ProtocolError("cut off")),
+        ("vm_state", UnreachableError("no route")),
+        ("job_state", UnreachableError("no route")),
+        ("job_state", DeadlineError("slow")),
+        ("list_checkpoints", ScriptError("WMI")),
+    ],
+)
+def test_a_host_that_goes_silent_while_it_makes_a_checkpoint_is_noted_at_the_error(
+    script: str, error: HypervError
+) -> None:
+    """Nobody knows whether there is one, so the journal keeps its entry and no other is made."""
+    world = World(lost={"create_checkpoint"} if script == "vm_state" else set())
+    session = world.session()
+    create = session.handlers["create_checkpoint"]
+
+    def made(parameters: Mapping[str, Any]) -> Any:
+        answer = create(parameters)
+        world.errors[script] = [error]
+        return world.errors[script].pop() if script == "create_checkpoint" else answer
+
+    session.handlers["create_checkpoint"] = made
+    with pytest.raises(type(error)) as caught:
+        take_checkpoint(
+            session,
+            VM,
+            OURS,
+            levels=[Level.APPLICATION, Level.CRASH],
+            backup_type=BackupType.COPY,
+            patience=quick_patience(),
+        )
+    assert len(world.checkpoints) == 1 and len(session.named("create_checkpoint")) == 1
+    assert "may have been made" in caught.value.__notes__[0]
 
 
 def test_a_checkpoint_that_cannot_be_named_is_removed_again() -> None:
@@ -189,6 +234,17 @@ def test_a_conversion_that_fails_leaves_the_checkpoint_to_be_removed() -> None:
     with pytest.raises(CheckpointError, match="not converted"):
         convert(session, VM, "cp", quick_patience())
     assert "cp" in world.checkpoints
+
+
+@pytest.mark.parametrize("error", [GoneError("it moved"), UnreachableError("no route")])
+def test_a_reference_point_is_known_although_the_merge_could_not_be_watched(
+    error: HypervError,
+) -> None:
+    """The VM went to another node, or the host fell silent: it is not left without a name."""
+    world = World(checkpoints={"cp": OURS.text}, errors={"vm_state": [error]})
+    made = convert(world.session(), VM, "cp", quick_patience())
+    assert made.point is not None and world.points == [made.point.id]
+    assert [finding.code for finding in made.findings] == ["checkpoint.not-merged"]
 
 
 def test_only_what_carries_our_marker_is_an_orphan() -> None:

@@ -78,6 +78,7 @@ def test_an_environment_that_is_none_or_dangerous_is_refused(raw: bytes) -> None
         ("hostname", "a b"),
         ("hostname", "a\nb"),
         ("hostname", "-a"),
+        ("hostname", "backup." + "a" * 58),  # 65: more than the kernel takes
         ("ipv4_address", "192.0.2.10"),
         ("ipv4_address", "192.0.2.10/33"),
         ("ipv4_address", "2001:db8::1/64"),

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.base.errors import StorageError, UsageError
 from appliance.machine import update as update_module
-from appliance.machine.environments import CURRENT, Environments, version_key
+from appliance.machine.environments import CURRENT, PREVIOUS, Environments, version_key
 from appliance.machine.errors import MachineCommandError
 from appliance.machine.layout import Layout
 from appliance.machine.update import (
@@ -202,6 +202,8 @@ def test_a_power_cut_anywhere_leaves_a_version_that_the_next_boot_settles(
             with monkeypatch.context() as patch:
                 done = cut_after(cuts, patch, machine, bundle(tmp_path))
             assert machine.current in ("1.0", "1.1")
+            if (machine.layout.environments / "update.json").exists():
+                assert machine.environments.version_of(PREVIOUS) == "1.0"  # its program settles
             try:
                 settle(machine.layout, machine)
             except UpdateRolledBackError:
