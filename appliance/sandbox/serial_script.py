@@ -14,13 +14,15 @@ from appliance.base.clock import Clock
 from appliance.base.errors import UsageError
 from appliance.base.run_context import CancelToken
 from appliance.sandbox.console import LineCursor
+from appliance.sandbox.echo import Echo, EchoOfCommand
 from appliance.sandbox.machine import Machine
 from appliance.sandbox.probes import parse_regex
 
 _ARROW = " => "
 _COMMAND_CHARACTERS_MAX = 1024
 _SLICE_S = 0.5
-_NEVER = re.compile("(?!)")
+_ECHO_S = 5.0  # within which an echo that has begun goes on
+_NEVER, _ANY = re.compile("(?!)"), re.compile("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +39,31 @@ class SerialScript:
     ) -> str | None:
         """Return what matched in a line that came after the command; None: none did in time.
 
-        The line that echoes the command itself does not count.
+        What echoes the command itself does not count, however the terminal breaks it.
 
         Raises: CancelledError, SandboxError: the machine is gone.
         """
         cursor = LineCursor()
         machine.console.search(_NEVER, cursor)  # only what comes from now on
         machine.send_line(self.command)
+        echo = EchoOfCommand(self.command)
+        answer: str | None = None
+        answered_s = 0.0
         end_s = clock.monotonic_s() + timeout_s
         while True:
             cancel.check()
-            while match := machine.console.wait_for(self.expected, _SLICE_S, cursor):
-                if not match.string.rstrip().endswith(self.command):
-                    return match[0]
-            if clock.monotonic_s() >= end_s or not machine.running:
-                return None
+            line = machine.console.wait_for(_ANY, _SLICE_S, cursor)
+            now_s = clock.monotonic_s()
+            seen = Echo.NONE if line is None else echo.look(line.string)
+            if seen is Echo.ENDS:
+                answer = None
+            elif line and answer is None and (match := self.expected.search(line.string)):
+                answer, answered_s = match[0], now_s
+            is_sure = seen is Echo.NONE and (line or now_s - answered_s > _ECHO_S)
+            if answer is not None and is_sure:
+                return answer
+            if now_s >= end_s or not (line or machine.running):
+                return answer
 
 
 def parse_script(text: str) -> SerialScript:

@@ -81,7 +81,7 @@ class HypervTarget:
 
     def reset_tracking(self, key: str, run_id: RunId) -> tuple[Reason, ...]:
         with hyperv_calls(self.name):
-            return hyperv_existing.reset_tracking(self._session, key, self._intents, run_id)
+            return hyperv_existing.reset_tracking(self._session, key, self._intents)
 
     def roll_back_configuration(
         self, key: str, hardware: Mapping[str, Any], networks: Mapping[str, str]

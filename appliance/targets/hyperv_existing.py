@@ -4,8 +4,7 @@ Disks are written into their VHDX files over SMB, block by block, while the VM i
 else has them open. What cannot be written so is refused before anything is touched.
 
 Change tracking: the host does not know of writes from outside, so our reference points of the VM
-are removed; without one the next backup reads everything. One that resists is taken from the run
-that made it, so that nobody asks it.
+are removed; without one the next backup reads everything.
 
 Thread model: functions; they block. Errors are those of `hyperv/`, which the caller translates.
 Source: design notes sections 3 and 8; [MS-VHDX].
@@ -24,8 +23,14 @@ from appliance.sources.frozen import DiskIdentity
 from appliance.sources.hyperv_disks import journaled_points
 from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.hyperv_listing import disk_label, relayed
-from appliance.sources.intents import Intents, Made
-from appliance.targets.contract import ExistingDisk, ExistingVm, NoWriterError, Power
+from appliance.sources.intents import Intents
+from appliance.targets.contract import (
+    ExistingDisk,
+    ExistingVm,
+    NoWriterError,
+    Power,
+    TrackingNotResetError,
+)
 from appliance.targets.hyperv_sink import HypervSink, disk_in_place
 from hyperv import inventory
 from hyperv.checkpoints import list_checkpoints, wait_until_idle
@@ -140,11 +145,11 @@ def open_in_place(
         raise
 
 
-def reset_tracking(
-    session: HostSession, key: str, intents: Intents, run_id: RunId
-) -> tuple[Reason, ...]:
-    """Remove the reference points of ours that a recovery point builds on; one that resists is
-    this run's from now on: no recovery point asks it, and the next backup removes it."""
+def reset_tracking(session: HostSession, key: str, intents: Intents) -> tuple[Reason, ...]:
+    """Remove the reference points of ours that a recovery point builds on.
+
+    Raises: TrackingNotResetError.
+    """
     failures = []
     for intent in journaled_points(intents, key):
         try:
@@ -152,22 +157,11 @@ def reset_tracking(
                 remove_reference_point(session, intent.made, Patience())
         except HypervError as error:
             failures.append(str(error))
-            taken = intents.record(
-                Made.REFERENCE_POINT, run_id, key, intent.name, detail=intent.detail
-            )
-            intents.complete(taken, intent.made or "")
+            continue
         intents.close(intent.id)
-    if not failures:
-        return ()
-    return (
-        Reason(
-            "restore.reference-point-kept",
-            f"a reference point could not be removed before the disks were written ({failures[0]}),"
-            " so nothing asks it any more",
-            "none: the next backup reads whole disks and removes it",
-            warning=False,
-        ),
-    )
+    if failures:
+        raise TrackingNotResetError(f"a reference point could not be removed: {failures[0]}")
+    return ()
 
 
 def _is_delta(disk: VmDisk) -> bool:
