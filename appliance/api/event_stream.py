@@ -87,12 +87,15 @@ class EventStreams:
         """Raises: ConnectionError; NotLoggedInError: the login has ended; TimeoutError: the client
         reads nothing any more."""
         await response.write(b"retry: 3000\n\n")
+        loop = asyncio.get_running_loop()
+        check_at_s = loop.time() + self._heartbeat_s
         while True:
-            try:
-                event = await asyncio.wait_for(queue.get(), self._heartbeat_s)
+            try:  # events do not put the look at the login off, however many come
+                event = await asyncio.wait_for(queue.get(), check_at_s - loop.time())
             except TimeoutError:
                 await self._check(request)
                 await self._send(response, b": still here\n\n")
+                check_at_s = loop.time() + self._heartbeat_s
                 continue
             if event is None:
                 return

@@ -161,13 +161,13 @@ class Notifications:
             for (name,) in names:
                 self._queue(connection, name, message)
 
-    def due(self, limit: int = 200) -> list[Outgoing]:
-        """What is to be tried now, oldest first."""
+    def due(self, channel: str, limit: int = 200) -> list[Outgoing]:
+        """What is to be tried now on a channel, oldest first."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM outbox WHERE state = 'waiting' AND next_at <= ?"
-                " ORDER BY id LIMIT ?",
-                (self._clock.now().isoformat(), limit),
+                f"SELECT {_COLUMNS} FROM outbox WHERE channel = ? AND state = 'waiting'"
+                " AND next_at <= ? ORDER BY id LIMIT ?",
+                (channel, self._clock.now().isoformat(), limit),
             ).fetchall()
         return [_outgoing(row) for row in rows]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.base.errors import UsageError
 from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
+from appliance.cli.numbers import port, whole
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
@@ -38,22 +39,22 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="what to listen on")
     serve.add_argument(
         "--port",
-        type=int,
+        type=port,
         default=8443,
         metavar="N",
         help="of web interface and API; 0: a free one",
     )
-    serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
+    serve.add_argument("--nfs-port", type=port, default=2049, metavar="N", help="0: a free one")
     serve.add_argument(
         "--iscsi-port",
-        type=int,
+        type=port,
         default=3260,
         metavar="N",
         help="used while there is a session for Hyper-V; 0: a free one",
     )
     serve.add_argument(
         "--smb-port",
-        type=int,
+        type=port,
         default=445,
         metavar="N",
         help="used while there is a session on a share for Hyper-V; 0: a free one",
@@ -79,7 +80,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--history-days",
-        type=int,
+        type=whole(0, 36_500),
         default=365,
         metavar="N",
         help="how long runs and verifications are kept (the newest always)",
@@ -138,7 +139,7 @@ def run_serve(args: argparse.Namespace) -> int:
             recover=recover,
             feed=_started_feed(stack, jobs, recover, server, catalog),
             post=post,
-            deletion=_deletion(catalog, repository, server),
+            deletion=_deletion(catalog, repository, home),
             figures=_figures(stack, catalog, repository),
         )
         ensure_certificate(home, catalog.clock, own_names())
@@ -267,12 +268,12 @@ def _figures(stack: ExitStack, catalog: Catalog, repository: Repository) -> Repo
     return figures
 
 
-def _deletion(catalog: Catalog, repository: Repository, server: RecoveryServer) -> Deletion:
+def _deletion(catalog: Catalog, repository: Repository, home: Path) -> Deletion:
     """What was approved before a kill is carried out now."""
     from appliance.service.deletion import Deletion
-    from appliance.service.recovery_server import sessions_points
+    from appliance.service.points_in_use import points_in_use
 
-    deletion = Deletion(catalog, repository, lambda: sessions_points(server))
+    deletion = Deletion(catalog, repository, lambda: points_in_use(home))
     deletion.resume()
     return deletion
 

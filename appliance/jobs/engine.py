@@ -200,7 +200,8 @@ class Engine:
             end = _cancelled(error)
         except ApplianceError as error:
             end = _failed(error)
-        if policy.after is not None and with_scripts and live.cancel_cause is None:
+        stopping = live.cancel_cause is CancelCause.SHUTDOWN  # the run is repeated, scripts and all
+        if policy.after is not None and with_scripts and not stopping:
             live.begins("script after the run")
             end = self._after(order, live, end, scripts)
         if live.cancel_cause is CancelCause.SHUTDOWN and end.outcome is RunOutcome.CANCELLED:
@@ -231,8 +232,10 @@ class Engine:
     ) -> RunEnd:
         script = order.saved.policy.after
         assert script is not None
+        cancelled = live.cancel_cause is not None
+        token = live.shutdown if cancelled else live.context.cancel
         try:
-            result = run_script(script, run_facts(order.run, end), live.context.cancel)
+            result = run_script(script, run_facts(order.run, end), token)
             scripts["after"] = result.as_json()
             if result.succeeded:
                 return end

@@ -76,6 +76,7 @@ class LiveRun:
     def __init__(self, run_id: RunId, clock: Clock) -> None:
         self.run_id = run_id
         self.context = RunContext(CancelToken(), Progress(clock))
+        self.shutdown = CancelToken()  # what is still done for a run that somebody cancelled
         self._lock = threading.Lock()
         self._cause: CancelCause | None = None
         self._step = "beginning"
@@ -112,6 +113,8 @@ class LiveRun:
         """The first cause counts. Idempotent."""
         with self._lock:
             self._cause = self._cause or cause
+        if cause is CancelCause.SHUTDOWN:
+            self.shutdown.cancel()
         self.context.cancel.cancel()
 
     @property

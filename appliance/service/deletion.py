@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from appliance.base.errors import ApplianceError
 from appliance.base.ids import RecoveryPointId, parse_point_id
 from appliance.base.log import EventLog
 from appliance.catalog.accounts import Role
@@ -107,10 +108,13 @@ class Deletion:
         return self._catalog.approvals.decide(number, ApprovalState.REFUSED, by=by)
 
     def resume(self) -> None:
-        """Carry out what was approved before a kill. Raises StorageError."""
+        """Carry out what was approved before a kill; what fails is logged, and left to the next."""
         for approval in self._catalog.approvals.approved():
             log.info("approved request goes on", request=approval.id, kind=approval.kind)
-            self._carry_out(approval)
+            try:
+                self._carry_out(approval)
+            except ApplianceError as error:  # a daemon that does not start helps nobody
+                log.error("approved request is not done", request=approval.id, error=error)
 
     def _carry_out(self, approval: Approval) -> Approval:
         match approval.kind:
@@ -152,6 +156,16 @@ def refuse_while_guarded(catalog: Catalog, what: str) -> None:
     """Of what would give one administrator a second one's approval. Raises GuardedError."""
     if catalog.approvals.guard() is not Guard.NOTHING:
         raise GuardedError(f"{what} while deletion needs a second administrator")
+
+
+def keep_two_administrators(catalog: Catalog, without: str) -> None:
+    """Of who leaves while deletion is guarded: one alone could neither delete nor lower the guard.
+
+    Raises GuardedError.
+    """
+    able = _administrators(catalog)
+    if without in able and len(able) < 3:
+        refuse_while_guarded(catalog, "the second administrator stays")
 
 
 def is_administrator(catalog: Catalog, name: str) -> bool:

@@ -9,13 +9,14 @@ Thread model: `families` may run on any thread.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 
+from appliance.base.errors import StorageError
+from appliance.base.log import EventLog
 from appliance.base.version import __version__
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.job_runs import RunState
@@ -24,7 +25,9 @@ from appliance.catalog.runs import RunOutcome
 from appliance.service.inventory import InventoryCache
 from appliance.service.job_service import JobService
 from appliance.service.recovery_server import RecoveryServer
-from appliance.service.repository_figures import RepositoryFigures
+from appliance.service.repository_figures import RepositoryDisk, RepositoryFigures, repository_disk
+
+log = EventLog(__name__)
 
 VMS_MAX = 20_000
 _GROWTH_DAYS = 14
@@ -145,14 +148,18 @@ class ApplianceMetrics:
 
     def _of_repository(self) -> Iterator[Metric]:
         totals = self._catalog.points.totals()
-        disk = shutil.disk_usage(self._path)
-        figures = {
+        growth = self._growth()
+        figures: dict[str, tuple[str, float]] = {
             "repository_points": ("Recovery points", totals.point_count),
             "repository_vms": ("Names that recovery points are kept under", totals.vm_count),
-            "repository_size_bytes": ("Size of its file system", disk.total),
-            "repository_free_bytes": ("Free in its file system", disk.free),
-            "repository_growth_bytes_per_day": ("Stored by backups a day", self._growth()),
+            "repository_growth_bytes_per_day": ("Stored by backups a day", growth),
         }
+        disk = self._disk()
+        if disk is not None:
+            figures |= {
+                "repository_size_bytes": ("Size of its file system", disk.total_bytes),
+                "repository_free_bytes": ("Free in its file system", disk.free_bytes),
+            }
         stats = self._figures.known()
         if stats is not None:
             figures |= {
@@ -166,14 +173,21 @@ class ApplianceMetrics:
             family = _gauge(name, text)
             family.add_metric((), value)
             yield family
-        growth = self._growth()
         full = _gauge(
             "repository_full_in_seconds",
             "When it is full if backups go on storing as much and nothing is ever removed",
         )
-        if growth > 0:
-            full.add_metric((), disk.free / growth * 86400)
+        if growth > 0 and disk is not None:
+            full.add_metric((), disk.free_bytes / growth * 86400)
         yield full
+
+    def _disk(self) -> RepositoryDisk | None:
+        """None: it is away. All other figures are asked for then more than ever."""
+        try:
+            return repository_disk(self._path)
+        except StorageError as error:
+            log.warning("repository does not answer", error=error)
+            return None
 
     def _growth(self) -> float:
         today = self._catalog.clock.now().date()

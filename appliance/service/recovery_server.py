@@ -22,7 +22,6 @@ from pathlib import Path
 
 from appliance.base.clock import SystemClock
 from appliance.base.errors import ApplianceError
-from appliance.base.ids import RecoveryPointId
 from appliance.base.log import EventLog
 from appliance.blocks.device import BlockReader
 from appliance.blocks.free_room import RoomKeepingDevice
@@ -66,12 +65,6 @@ class SmbNotServedError(ApplianceError):
     """This process does not serve sessions over SMB; `holdfast serve` does."""
 
     code = "instant.smb-not-served"
-
-
-def sessions_points(server: RecoveryServer) -> dict[RecoveryPointId, str]:
-    """The points that sessions run from, each with one of its sessions. Raises StorageError."""
-    records = [session.record for session in server.sessions()]
-    return {RecoveryPointId(record.point_id): record.session_id for record in records}
 
 
 class RecoveryServer:

@@ -6,10 +6,13 @@ takes a few hundredths of a core. `stop` waits for the one that goes on.
 
 from __future__ import annotations
 
+import shutil
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.log import EventLog
 from appliance.repository.repository import Repository
 from appliance.repository.stats import RepositoryStats, repository_stats
@@ -19,6 +22,21 @@ log = EventLog(__name__)
 KEPT_S = 15 * 60.0
 _QUICK_S = 0.05
 _SHARE = 50  # walking costs at most one part in so many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryDisk:
+    total_bytes: int
+    free_bytes: int
+
+
+def repository_disk(path: Path) -> RepositoryDisk:
+    """The file system that the repository is on. Raises StorageError: it is away."""
+    try:
+        found = shutil.disk_usage(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    return RepositoryDisk(total_bytes=found.total, free_bytes=found.free)
 
 
 class RepositoryFigures:

@@ -21,6 +21,7 @@ from appliance.cli.main import main
 from appliance.repository.repository import Repository
 from appliance.service.repository_deletion import ask_for_deletion
 from tests.support.api_server import Client, api_serving
+from tests.support.holdfast_program import serving
 from tests.support.job_world import MovedClock
 from tests.support.small_backups import back_up_bytes
 
@@ -197,6 +198,71 @@ def test_an_approval_that_was_cut_short_is_carried_out_later(
     services.deletion.resume()
     assert services.catalog.approvals.get(number.id).state is ApprovalState.DONE
     assert not services.repository.points.ids()
+
+
+def test_what_cannot_be_carried_out_does_not_keep_the_daemon_from_starting(
+    services: Services, anna: Client, bert: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VMs that run from their backup need it; the request stays approved, the others are done."""
+    points = [back_up_bytes(services.repository, bytes([n]) * 5000, f"vm{n}").id for n in range(2)]
+    guarded(anna)
+    numbers = []
+    for point in points:
+        asked = services.deletion.forget([point], by="anna").approval
+        assert asked is not None
+        numbers.append(asked.id)
+        services.catalog.approvals.decide(asked.id, ApprovalState.APPROVED, by="bert")
+    whole = services.repository.points.forget
+
+    def failing(point: RecoveryPointId) -> None:
+        if point == points[0]:
+            raise StorageError("the file system is read-only")
+        whole(point)
+
+    monkeypatch.setattr(services.repository.points, "forget", failing)
+    services.deletion.resume()
+    states = [services.catalog.approvals.get(number).state for number in numbers]
+    assert states == [ApprovalState.APPROVED, ApprovalState.DONE]
+    assert services.repository.points.ids() == [points[0]]
+
+
+def test_two_administrators_stay_while_deletion_is_guarded(
+    services: Services, anna: Client, bert: Client
+) -> None:
+    """One alone could neither delete nor lower the guard nor make a second one, for ever."""
+    guarded(anna)
+    for refused in (
+        anna.api("DELETE", "/accounts/bert"),
+        bert.api("DELETE", "/accounts/bert"),
+        bert.api("PATCH", "/accounts/bert", {"disabled": True}),
+        bert.api("PATCH", "/accounts/bert", {"role": "operator"}),
+    ):
+        assert (refused.status, refused.document["code"]) == (409, "approval.guarded")
+    services.catalog.accounts.create("carl", Secret.of_text(PASSWORD), Role.ADMINISTRATOR)
+    assert bert.api("PATCH", "/accounts/bert", {"role": "operator"}).status == 200
+    assert anna.api("DELETE", "/accounts/bert").status == 204
+
+
+def test_a_point_is_not_forgotten_while_it_is_not_known_what_a_session_runs_from(
+    tmp_path: Path,
+) -> None:
+    """What its guest wrote may still be had, and is worth nothing without the point."""
+    home = tmp_path / "home"
+    Repository.create(home / "repository")
+    with Repository.open(home / "repository") as repository:
+        point = back_up_bytes(repository, b"x" * 5000, "web").point_id
+    with Catalog.open(home) as catalog:
+        token = catalog.api_tokens.create("t", Role.ADMINISTRATOR, created_by="anna")
+    damaged = home / "sessions" / "0123abcd"
+    damaged.mkdir(parents=True)
+    (damaged / "session.json").write_text("{")
+    ports = ["--port", "0", "--nfs-port", "0", "--portmap", "none", "--bind", "127.0.0.1"]
+    with serving(home, "serve", *ports, "--home", home) as (_, served):
+        client = Client(served["web"]["port"], token=token)
+        answer = client.api("DELETE", f"/points/{point}")
+        assert (answer.status, answer.document["code"]) == (502, "session.damaged")
+    with Repository.open(home / "repository") as repository:
+        assert repository.points.ids() == [point]
 
 
 def test_the_console_asks_and_decides_by_name(

@@ -94,6 +94,19 @@ def test_the_figures_say_how_jobs_vms_and_repository_stand(
     assert value(metrics, "holdfast_repository_free_bytes") > 0
 
 
+def test_a_repository_that_is_away_takes_no_other_figure_along(
+    served: tuple[Services, Client],
+) -> None:
+    """That is when alerts are needed; and the pages that show its space say what is wrong."""
+    services, client = served
+    services.repository_path.rename(services.repository_path.with_name("unplugged"))
+    metrics = scraped(client)
+    assert "holdfast_repository_free_bytes" not in metrics
+    assert value(metrics, "holdfast_runs_open", state="waiting") == 0
+    answer = client.call("GET", "/")
+    assert answer.status == 502 and "No such file or directory" in answer.body.decode()
+
+
 def test_only_who_may_view_sees_the_figures(served: tuple[Services, Client]) -> None:
     """Names of VMs are nobody else's business."""
     _, client = served

@@ -299,6 +299,42 @@ def test_nothing_is_lost_when_the_daemon_is_killed(
     assert len(server.requests) == 3
 
 
+def test_what_is_signed_is_the_time_of_the_attempt(
+    catalog: Catalog, authority: Authority, clock: MovedClock
+) -> None:
+    """A receiver refuses what is old, as the documents ask of it; a delivery that is tried again
+    hours after the run must not look like a repeated one."""
+    with hook_server(authority) as server:
+        catalog.notifications.add(hook_channel(authority, server.port), KEY)
+        server.statuses = [503]
+        two_of_fourteen(catalog)
+        post = Post(catalog)
+        post.work()
+        clock.set(START + timedelta(hours=6))
+        post.work()
+    stamps = [int(headers["X-Holdfast-Timestamp"]) for _, headers, _ in server.requests]
+    assert stamps == [int(START.timestamp()), int(START.timestamp()) + 6 * 3600]
+    (told,) = {json.loads(body)["at"] for _, _, body in server.requests}
+    assert datetime.fromisoformat(told) == START
+
+
+def test_a_channel_whose_server_is_away_keeps_no_other_waiting(
+    catalog: Catalog, authority: Authority
+) -> None:
+    """However much waits for it."""
+    gone = "https://127.0.0.1:1/"
+    with hook_server(authority) as server:
+        catalog.notifications.add(hook_channel(authority, 1, name="away", url=gone), KEY)
+        for number in range(250):
+            ended(catalog, RunOutcome.FAILED, error_code=f"x.{number}")
+        post = Post(catalog)
+        post.work()
+        catalog.notifications.add(hook_channel(authority, server.port), KEY)
+        two_of_fourteen(catalog)
+        post.work()
+        assert len(server.requests) == 1
+
+
 def test_a_channel_is_told_of_what_it_asked_for(catalog: Catalog, authority: Authority) -> None:
     """Recovery is its own occasion; success is silence unless asked for."""
     with hook_server(authority) as server:
@@ -348,6 +384,26 @@ def test_a_digest_comes_once_a_day_at_its_local_time(
         "Holdfast: 0 runs, 1 VMs without a recent recovery point",
     ]
     assert "db01" in json.loads(server.requests[0][2])["text"]
+
+
+def test_a_night_on_which_the_clock_is_set_back_has_no_digest_more(
+    catalog: Catalog, authority: Authority, clock: MovedClock
+) -> None:
+    """Yesterday's was 25 hours before today's: at midnight none is due."""
+    with hook_server(authority) as server:
+        clock.set(datetime(2026, 10, 23, 12, tzinfo=UTC))
+        catalog.notifications.add(
+            hook_channel(
+                authority, server.port, occasions=[], digest_at="07:00", time_zone="Europe/Berlin"
+            ),
+            KEY,
+        )
+        post = Post(catalog, unprotected=tuple)
+        for hour in range(96):
+            clock.set(datetime(2026, 10, 23, 13, tzinfo=UTC) + timedelta(hours=hour))
+            post.work()
+    ends = [datetime.fromisoformat(json.loads(body)["at"]) for _, _, body in server.requests]
+    assert [f"{end:%d %H}" for end in ends] == ["24 05", "25 06", "26 06", "27 06"]
 
 
 def test_a_secret_opens_for_its_own_server_only(

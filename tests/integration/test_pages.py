@@ -90,6 +90,23 @@ def test_text_from_elsewhere_is_never_markup(served: tuple[Services, int]) -> No
         assert HOSTILE not in answer.body.decode()
 
 
+def test_a_name_with_a_slash_is_one_name(served: tuple[Services, int]) -> None:
+    """A Hyper-V VM may have one, a token too: its page opens, its button works."""
+    services, port = served
+    back_up_bytes(services.repository, b"x" * 10_000, "shop/web")
+    services.catalog.api_tokens.create("ci/deploy", Role.READ_ONLY, created_by="test")
+    client = logged_in(services, port, Role.ADMINISTRATOR)
+    page = client.call("GET", "/vms").body.decode()
+    (address,) = re.findall(r'href="(/vms/[^"]*web)"', page)
+    assert client.call("GET", address).status == 200
+    page = client.call("GET", "/accounts").body.decode()
+    (revoke,) = re.findall(r'value="(DELETE /tokens/[^"]*)"', page)
+    form = {"_csrf": client.csrf, "_api": revoke, "_next": "/accounts"}
+    kind = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+    assert client.call("POST", "/form", urlencode(form).encode(), **kind).status == 200
+    assert services.catalog.api_tokens.list() == []
+
+
 def test_static_files_come_from_one_folder_only(served: tuple[Services, int]) -> None:
     """What the pages need is there, what lies beside it is not."""
     _, port = served

@@ -29,7 +29,8 @@ from appliance.service.job_service import JobService
 from appliance.service.live_feed import LiveFeed
 from appliance.service.notify.post import Post
 from appliance.service.places import PlacesCache
-from appliance.service.recovery_server import RecoveryServer, sessions_points
+from appliance.service.points_in_use import points_in_use
+from appliance.service.recovery_server import RecoveryServer
 from appliance.service.recovery_service import RecoveryService
 from appliance.service.repository_figures import RepositoryFigures
 
@@ -155,7 +156,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             feed=feed,
             post=Post(catalog),
             figures=figures,
-            deletion=Deletion(catalog, repository, lambda: sessions_points(recovery)),
+            deletion=Deletion(catalog, repository, lambda: points_in_use(home)),
         )
         ensure_certificate(home, catalog.clock, own_names())
         loop = LoopThread("api-of-test")

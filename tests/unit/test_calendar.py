@@ -202,3 +202,10 @@ def test_what_is_not_a_window_is_refused(text: str) -> None:
     """With words for the one who wrote it."""
     with pytest.raises(ValueError, match=r"window|time of day|day|empty"):
         parse_window(text)
+
+
+def test_a_window_that_a_clock_set_forward_leaves_out_opens_a_week_later() -> None:
+    """Where a week has no such hour: the scheduler looks on, for all jobs."""
+    window, after = ["sun 02:00-03:00"], utc("2026-03-22T04:00")
+    assert next_open(window, BERLIN, after) == utc("2026-04-05T00:00")
+    assert next_start(Schedule(at=("01:00",)), window, BERLIN, after) == utc("2026-04-05T00:00")

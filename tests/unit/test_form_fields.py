@@ -35,6 +35,14 @@ def test_what_is_empty_is_not_said() -> None:
     assert document_of(fields) == {"job": {"name": "a", "names": ["b"]}}
 
 
+def test_a_password_is_taken_to_the_letter() -> None:
+    """One that ends in a space opens here what it opens everywhere else."""
+    fields = [("name", " a "), ("password", " word "), ("new", "x "), ("networks.0.new", "x ")]
+    assert document_of(fields) == {
+        "name": "a", "password": " word ", "new": "x ", "networks": [{"new": "x"}]
+    }  # fmt: skip
+
+
 def test_values_of_one_list_add_up() -> None:
     """As the boxes that are ticked do."""
     assert document_of([("days[]", "mon"), ("days[]", "tue")]) == {"days": ["mon", "tue"]}

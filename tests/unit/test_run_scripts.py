@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -123,6 +124,42 @@ def test_the_script_after_the_run_hears_how_it_ended(world: World) -> None:
     world.runner.ends = lambda order: RunReport(outcome=RunOutcome.SUCCESS)
     run = run_by_hand(world, "other")
     assert run.outcome is RunOutcome.WARNING
+    assert [reason.code for reason in run.reasons] == ["script.after-failed"]
+
+
+def test_the_script_after_the_run_is_run_when_somebody_cancels_it(world: World) -> None:
+    """It undoes what the one before did: a database that was halted would stay so."""
+    after = script("import os; print(os.environ['HOLDFAST_OUTCOME'])")
+    world.save("all", policy={"after": as_policy(after)})
+
+    def cancelled(order: RunOrder) -> RunReport:
+        assert world.engine.cancel(order.run.run_id)
+        raise CancelledError("as asked")
+
+    world.runner.ends = cancelled
+    run = run_by_hand(world)
+    assert run.outcome is RunOutcome.CANCELLED
+    assert run.result["scripts"]["after"]["output"] == "cancelled\n"
+
+
+def test_a_stop_of_the_daemon_does_not_wait_for_the_script_of_a_cancelled_run(
+    world: World,
+) -> None:
+    """It is ended with all that it started, and the run says so."""
+    after = script("import time; time.sleep(600)")
+    world.save("all", policy={"after": as_policy(after)})
+
+    stop = threading.Thread(target=world.engine.stop)
+
+    def cancelled(order: RunOrder) -> RunReport:
+        assert world.engine.cancel(order.run.run_id)
+        stop.start()
+        raise CancelledError("as asked")
+
+    world.runner.ends = cancelled
+    run = run_by_hand(world)
+    stop.join()
+    assert run.outcome is RunOutcome.CANCELLED
     assert [reason.code for reason in run.reasons] == ["script.after-failed"]
 
 

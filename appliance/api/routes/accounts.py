@@ -11,7 +11,7 @@ from appliance.api.route import Body, Call, RouteTable, Shown
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
-from appliance.service.deletion import refuse_while_guarded
+from appliance.service.deletion import keep_two_administrators, refuse_while_guarded
 
 table = RouteTable("accounts")
 
@@ -77,6 +77,8 @@ def change_account(call: Call) -> AccountShown:
     before = catalog.accounts.get(name)
     if Role.ADMINISTRATOR in (before.role, body.role) and name != call.caller.account:
         refuse_while_guarded(catalog, "no administrator's account is changed")
+    if body.disabled or body.role not in (None, Role.ADMINISTRATOR):
+        keep_two_administrators(catalog, name)
     if body.role is not None:
         catalog.accounts.set_role(name, body.role)
     if body.disabled is not None:
@@ -90,6 +92,7 @@ def change_account(call: Call) -> AccountShown:
 @table.add("DELETE", "/accounts/{name}", Permission.ADMINISTER)
 def remove_account(call: Call) -> None:
     """Remove an account and end its sessions."""
+    keep_two_administrators(call.services.catalog, call.path["name"])
     call.services.catalog.accounts.remove(call.path["name"])
 
 

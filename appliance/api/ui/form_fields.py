@@ -18,6 +18,7 @@ from appliance.api.errors import BodyError
 
 _FIELDS_MAX = 2000
 _DEPTH_MAX = 8
+_TO_THE_LETTER = frozenset({"password", "old", "new", "secret"})  # a space may be part of it
 
 
 def document_of(fields: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def _put(root: dict[str, Any], name: str, value: str) -> None:
             raise BodyError(f"{name[:80]!r} contradicts another field")
     last = parts[-1]
     if not is_list:
-        here[last] = value.strip()
+        here[last] = value if name in _TO_THE_LETTER else value.strip()
         return
     lines = here.setdefault(last, [])
     if not isinstance(lines, list):

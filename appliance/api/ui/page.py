@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -110,7 +111,13 @@ def environment() -> Environment:
     made.filters["rate"] = format_rate
     made.filters["duration"] = format_duration
     made.filters["when"] = when
+    made.filters["urlencode"] = _part_of_address
     return made
+
+
+def _part_of_address(text: str) -> str:
+    """Between two slashes, or in a query; Jinja's own leaves the slashes of a name as they are."""
+    return quote(text, safe="")
 
 
 def when(at: datetime) -> str:

@@ -14,7 +14,7 @@ Thread model: `work` belongs to one thread (the post's, or a test's); `wake`, `s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from appliance.base.errors import ApplianceError
@@ -25,6 +25,8 @@ from appliance.catalog.catalog import Catalog
 from appliance.catalog.channel import Channel, EmailChannel, Message, WebhookChannel
 from appliance.catalog.job_runs import JobRun
 from appliance.catalog.notifications import ChannelState, Outgoing
+from appliance.catalog.schedule import Schedule
+from appliance.jobs.calendar import latest_due
 from appliance.service.notify.compose import (
     digest_message,
     occasions,
@@ -81,7 +83,8 @@ class Post:
             pass
         for state in channels:
             self._digest(state)
-        self._deliver({state.channel.name: state.channel for state in channels})
+        for state in channels:
+            self._deliver(state.channel)
         self._catalog.notifications.trim()
 
     def _stale(self) -> list[str]:
@@ -119,16 +122,10 @@ class Post:
 
     # Out of the outbox
 
-    def _deliver(self, channels: dict[str, Channel]) -> None:
-        silent: set[str] = set()
-        for outgoing in self._catalog.notifications.due():
-            if self._task.stopping:
-                return
-            channel = channels.get(outgoing.channel)
-            if channel is None or channel.name in silent:
-                continue
-            if not self._try(channel, outgoing):
-                silent.add(channel.name)  # its other messages would wait for the same timeout
+    def _deliver(self, channel: Channel) -> None:
+        for outgoing in self._catalog.notifications.due(channel.name):
+            if self._task.stopping or not self._try(channel, outgoing):
+                return  # its other messages would wait for the same timeout
 
     def _try(self, channel: Channel, outgoing: Outgoing) -> bool:
         try:
@@ -156,7 +153,8 @@ class Post:
 
     def send(self, channel: Channel, message: Message) -> None:
         """Deliver one message now. Raises NotifyError, and as `Notifications.secret`."""
-        send(channel, self._catalog.notifications.secret(channel), message)
+        secret = self._catalog.notifications.secret(channel)
+        send(channel, secret, message, self._catalog.clock.now())
 
     def test(self, name: str) -> None:
         """Deliver a test message to a channel now. Raises ChannelNotFoundError, as `send`."""
@@ -164,14 +162,14 @@ class Post:
         self.send(channel, test_message(channel, self._catalog.clock.now()))
 
 
-def send(channel: Channel, secret: Secret | None, message: Message) -> None:
+def send(channel: Channel, secret: Secret | None, message: Message, now: datetime) -> None:
     """Raises NotifyError."""
     if isinstance(channel, EmailChannel):
         send_email(channel, secret, message)
     elif isinstance(channel, WebhookChannel):
         if secret is None:
             raise NotifyError(f"channel {channel.name!r} has no secret to sign with")
-        send_webhook(channel, secret, message)
+        send_webhook(channel, secret, message, now)
     else:
         send_syslog(channel, message)
 
@@ -180,8 +178,5 @@ def digest_due(state: ChannelState, now: datetime) -> datetime | None:
     """The moment that a digest now due reaches to; None: none is due."""
     if state.channel.digest_at is None:
         return None
-    zone = ZoneInfo(state.channel.time_zone)
-    at = time.fromisoformat(state.channel.digest_at)
-    today = datetime.combine(now.astimezone(zone).date(), at, zone).astimezone(now.tzinfo)
-    latest = today if today <= now else today - timedelta(days=1)
-    return latest if latest > state.digest_until else None
+    daily = Schedule(at=(state.channel.digest_at,))
+    return latest_due(daily, ZoneInfo(state.channel.time_zone), state.digest_until, now)

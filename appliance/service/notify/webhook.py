@@ -4,7 +4,8 @@
     X-Holdfast-Signature: sha256=HEX   HMAC-SHA256 under the channel's secret (RFC 2104) over
                                        the timestamp, a dot, and the body as it was sent
 
-The receiver computes the same and compares; the timestamp lets it refuse what somebody repeats.
+The receiver computes the same and compares; the timestamp is that of the attempt and lets it refuse
+what somebody repeats.
 Redirections are not followed: they would carry the message elsewhere.
 Thread model: blocks; any thread.
 """
@@ -15,6 +16,7 @@ import hashlib
 import hmac
 import http.client
 import json
+from datetime import datetime
 from urllib.parse import urlsplit
 
 from appliance.base.secret import Secret
@@ -27,13 +29,16 @@ _ANSWER_BYTES_MAX = 64 << 10
 _PASSING = frozenset({408, 425, 429})
 
 
-def send_webhook(channel: WebhookChannel, secret: Secret, message: Message) -> None:
-    """Raises NotifyError: the receiver has not said that it took it."""
+def send_webhook(channel: WebhookChannel, secret: Secret, message: Message, now: datetime) -> None:
+    """`now` is signed: of this attempt, not of what it tells of, which may be a day old.
+
+    Raises NotifyError: the receiver has not said that it took it.
+    """
     parts = urlsplit(channel.url)
     assert parts.hostname is not None, "checked by WebhookChannel"
     where = parts.hostname if parts.port is None else f"{parts.hostname} port {parts.port}"
     body = document(message)
-    stamp = str(int(message.at.timestamp()))
+    stamp = str(int(now.timestamp()))
     headers = {
         "Content-Type": "application/json",
         "User-Agent": f"Holdfast/{__version__}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +12,7 @@ from appliance.api.ui.charts import Bar, bars, calendar
 from appliance.api.ui.page import Page, PageCall, when
 from appliance.api.ui.space import forecast
 from appliance.base.units import format_duration, format_size
+from appliance.service.repository_figures import repository_disk
 
 _VMS_SHOWN = 100
 _GROWTH_DAYS = 30
@@ -82,16 +82,16 @@ def _point(page: PageCall) -> dict[str, Any]:
 
 
 def _repository(page: PageCall) -> dict[str, Any]:
-    disk = shutil.disk_usage(page.services.repository_path)
+    disk = repository_disk(page.services.repository_path)
     today = page.services.catalog.clock.now().date()
     first = today - timedelta(days=_GROWTH_DAYS - 1)
     stored = page.services.catalog.points.stored_by_day(first)
     days = [first + timedelta(days=number) for number in range(_GROWTH_DAYS)]
     return {
         "stats": page.ask(points.show_repository),
-        "free": disk.free,
-        "total": disk.total,
-        "forecast": forecast(disk.free, stored, today),
+        "free": disk.free_bytes,
+        "total": disk.total_bytes,
+        "forecast": forecast(disk.free_bytes, stored, today),
         "growth": bars(
             "Bytes stored by each day's recovery points",
             [

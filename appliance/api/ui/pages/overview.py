@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from appliance.api.ui.page import Page, PageCall, when
 from appliance.api.ui.space import forecast
 from appliance.base.errors import ApplianceError
 from appliance.base.units import format_size
+from appliance.service.repository_figures import repository_disk
 
 _DAYS = 30
 _ATTENTION_MOST = 20
@@ -36,7 +36,7 @@ def _overview(page: PageCall) -> dict[str, Any]:
     days = [today - timedelta(days=age) for age in reversed(range(_DAYS))]
     newest = points.page(limit=1)
     proven = page.ask(proofs.list_latest_proofs, query=proofs.LatestQuery(limit=_PROOFS_READ))
-    disk = shutil.disk_usage(services.repository_path)
+    disk = repository_disk(services.repository_path)
     unprotected = inventory.match_count
     attention = _attention(page, inventory, recent, proven, unprotected)
     return {
@@ -67,9 +67,9 @@ def _overview(page: PageCall) -> dict[str, Any]:
         "chart_first": days[0].isoformat(),
         "chart_last": days[-1].isoformat(),
         "chart_most": format_size(max(stored.values(), default=0)),
-        "free": disk.free,
-        "total": disk.total,
-        "forecast": forecast(disk.free, stored, today),
+        "free": disk.free_bytes,
+        "total": disk.total_bytes,
+        "forecast": forecast(disk.free_bytes, stored, today),
         "runs": recent[:10],
         "job_count": len(services.catalog.jobs.list()),
         "host_count": len(services.catalog.hosts.list()),
