@@ -10,9 +10,10 @@ sorted, disjoint, not empty, and inside the disk.
 
 Guards, in this order: no change id (tracking is off); no usable base; another capacity or disk
 identity; another tracking epoch (the part of the change id before the slash); a counter that went
-back; then of every page: it starts where it was asked to, has a length, areas in order without
-overlap inside of it; a bound on the number of pages. vSphere does not promise what a change id
-looks like, so the epoch guard is a heuristic that can only cause a full read.
+back, or stands although each snapshot makes a new change id; then of every page: it starts where it
+was asked to, has a length, areas in order without overlap inside of it; a bound on the number of
+pages. vSphere does not promise what a change id looks like, so the guards on its form are
+heuristics that can only cause a full read.
 
 Memory is bounded: above `_AREAS_LIMIT` areas, neighbours are joined over ever larger gaps.
 
@@ -171,7 +172,9 @@ def doubt_of(disk: DiskInfo, base: Baseline) -> FullRead | None:
     (epoch, count), (old_epoch, old_count) = _parts(disk.change_id), _parts(base.change_id)
     if epoch != old_epoch:
         return FullRead(finding=_EPOCH_CHANGED)
-    if count is not None and old_count is not None and count < old_count:
+    if disk.change_id == base.change_id or (
+        count is not None and old_count is not None and count < old_count
+    ):
         return FullRead(finding=_WENT_BACK)
     return None
 
@@ -310,6 +313,6 @@ _EPOCH_CHANGED = Finding(
 )
 _WENT_BACK = Finding(
     "cbt.went-back",
-    "the change id is older than the last backup's: the VM was reverted to a snapshot",
+    "the change id is no newer than the last backup's: the VM was reverted to a snapshot",
     "none: the whole disk is read and compared",
 )

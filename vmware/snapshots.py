@@ -211,6 +211,7 @@ class _Creation:
         self._patience = patience
         self._deadline_s = deadline_s
         self._findings: list[Finding] = []
+        self._unsure: VsphereError | None = None  # why a snapshot may be there that nobody saw
 
     def run(self) -> TakenSnapshot:
         guest = self._guest()
@@ -246,16 +247,23 @@ class _Creation:
     def _take(self, attempt: Attempt, guest: GuestState) -> TakenSnapshot:
         """One attempt; when it raises, nothing of it is left (or the error's notes say what is)."""
         self._patience.pause(attempt.pause_s)
-        entry = self._patience.retry(
-            lambda: self._made(attempt.rung, guest), tries=_BUSY_TRIES, first_pause_s=_BUSY_PAUSE_S
-        )
+        try:
+            entry = self._patience.retry(
+                lambda: self._made(attempt.rung, guest),
+                tries=_BUSY_TRIES,
+                first_pause_s=_BUSY_PAUSE_S,
+            )
+        except VsphereError as error:
+            if self._unsure is not None:
+                self._clean_up(error)
+            raise
         consistency, findings = judge(
             attempt.rung, guest, quiesced=entry.quiesced, backup_manifest=entry.backup_manifest
         )
         if consistency is Consistency.CRASH and self._ladder.bottom is not Rung.CRASH:
-            error = QuiesceError(f"{self._vm_moref}: {findings[0].text}; {findings[0].next_step}")
-            self._clean_up(error)
-            raise error
+            less = QuiesceError(f"{self._vm_moref}: {findings[0].text}; {findings[0].next_step}")
+            self._clean_up(less)
+            raise less
         return TakenSnapshot(
             vm_moref=self._vm_moref,
             moref=entry.moref,
@@ -268,6 +276,10 @@ class _Creation:
     def _made(self, rung: Rung, guest: GuestState) -> SnapshotEntry:
         """Ask for it and wait, or find the one that was made although the reply was lost."""
         what = f"create a snapshot of {self._vm_moref}"
+        if self._unsure is not None:
+            found = self._made_all_the_same(self._unsure)
+            if found is not None:
+                return found
         try:
             moref = self._ask_and_wait(rung, guest, what)
             for entry in list_snapshots(self._session, self._vm_moref):
@@ -275,15 +287,25 @@ class _Creation:
                     return entry
             raise SnapshotError(f"{what}: {moref} is not in the tree after it was made")
         except _REPLY_LOST as error:
-            with contextlib.suppress(VsphereError):
-                self._patience.unstoppable().pause(running_tasks.GRACE_S)
-                for entry in self._ours():
-                    self._findings.append(_reply_was_lost(error))
-                    return entry
+            self._unsure = error
+            with contextlib.suppress(VsphereError):  # then the next try looks first
+                found = self._made_all_the_same(error)
+                if found is not None:
+                    return found
             raise
         except VsphereError as error:
             self._clean_up(error)
             raise
+
+    def _made_all_the_same(self, error: VsphereError) -> SnapshotEntry | None:
+        """The snapshot whose reply was lost. Raises VsphereError: it cannot be told yet."""
+        self._patience.unstoppable().pause(running_tasks.GRACE_S)
+        ours = self._ours()
+        self._unsure = None
+        if not ours:
+            return None
+        self._findings.append(_reply_was_lost(error))
+        return ours[0]
 
     def _ask_and_wait(self, rung: Rung, guest: GuestState, what: str) -> str:
         """Return the new snapshot's moref."""

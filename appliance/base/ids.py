@@ -14,7 +14,7 @@ RunId = NewType("RunId", str)
 Digest = NewType("Digest", bytes)
 """Keyed BLAKE3-256 of a chunk or node: 32 bytes. Text forms are called `digest_hex`."""
 
-_ID_TEXT = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")
+_ID_TEXT = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
 def new_run_id(now: datetime) -> RunId:
@@ -29,6 +29,6 @@ def point_id_of_run(run_id: RunId) -> RecoveryPointId:
 
 def parse_point_id(text: str) -> RecoveryPointId:
     """Accept only what `new_run_id` makes, so that an id can never be a path. Raises UsageError."""
-    if not _ID_TEXT.match(text):
+    if not _ID_TEXT.fullmatch(text):
         raise UsageError(f"not a recovery point id: {text!r}")
     return RecoveryPointId(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from appliance.jobs.backup import BackupOutcome
 
 _CHANGED_LIMIT_BYTES = 256 << 20
+_VM_NAME_CHARS = 255
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -92,6 +94,11 @@ def run_backup_image(args: argparse.Namespace) -> int:
     from appliance.sources.image import open_disk_image
     from appliance.sources.image_format import ImageFormat
 
+    if (
+        not 0 < len(args.vm) <= _VM_NAME_CHARS
+        or args.vm != args.vm.encode(errors="ignore").decode()
+    ):
+        raise UsageError(f"--vm {args.vm[:80]!r}: 1 to {_VM_NAME_CHARS} characters of UTF-8")
     changed: Sequence[Path | None] = args.changed or [None] * len(args.disks)
     if len(changed) != len(args.disks):
         raise UsageError(f"{len(args.disks)} disks and {len(changed)} --changed files")
@@ -108,7 +115,9 @@ def run_backup_image(args: argparse.Namespace) -> int:
             extents = None if listed is None else read_changed(listed)
             if extents and extents[-1].end > reader.size_bytes:
                 raise UsageError(f"{listed}: {extents[-1]} lies outside {path}")
-            disks.append(FrozenDisk(number=number, label=path.name, reader=reader, changed=extents))
+            disks.append(
+                FrozenDisk(number=number, label=_label(path), reader=reader, changed=extents)
+            )
         vm = FrozenVm(
             name=args.vm,
             created_at=created_at,
@@ -123,6 +132,11 @@ def run_backup_image(args: argparse.Namespace) -> int:
     show(args, _as_json(outcome, seconds, context), lambda: _as_text(outcome, seconds))
     warned = any(reason.warning for reason in outcome.reasons)
     return ExitCode.WARNING if warned else ExitCode.SUCCESS
+
+
+def _label(path: Path) -> str:
+    """Its name; bytes of it that are no UTF-8 as `\\xNN`, for a label is text."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
 
 
 def _as_json(outcome: BackupOutcome, seconds: float, context: RunContext) -> dict[str, Any]:

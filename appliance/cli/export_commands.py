@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
 from appliance.cli import export_iscsi, export_nfs
+from appliance.cli.numbers import port
 from appliance.cli.options import open_repository
 from appliance.cli.output import ExitCode, note, show
 from appliance.cli.overlay_options import (
@@ -36,7 +37,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     nbd.add_argument("point", metavar="P")
     nbd.add_argument("--disk", type=int, metavar="N", help="only this disk, as default export")
     nbd.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
-    nbd.add_argument("--port", type=int, default=10809, metavar="N", help="0: a free one")
+    nbd.add_argument("--port", type=port, default=10809, metavar="N", help="0: a free one")
     nbd.add_argument("--unix", type=Path, metavar="PATH", help="a Unix socket instead of TCP")
     nbd.add_argument(
         "--tls",

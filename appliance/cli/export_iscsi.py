@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
+from appliance.cli.numbers import port
 from appliance.cli.options import open_repository, read_secret_file
 from appliance.cli.output import ExitCode, note, show
 from appliance.cli.overlay_options import (
@@ -46,7 +47,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="each disk as a LUN of its own, instead of as VHDX files on an NTFS volume",
     )
     iscsi.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
-    iscsi.add_argument("--port", type=int, default=3260, metavar="N", help="0: a free one")
+    iscsi.add_argument("--port", type=port, default=3260, metavar="N", help="0: a free one")
     iscsi.add_argument(
         "--initiator",
         action="append",

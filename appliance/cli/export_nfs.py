@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.units import parse_size
+from appliance.cli.numbers import port
 from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, show
 from appliance.cli.overlay_options import (
@@ -35,7 +36,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     nfs = verbs.add_parser("nfs", parents=[common], help="over NFSv3")
     nfs.add_argument("points", nargs="+", metavar="P")
     nfs.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
-    nfs.add_argument("--port", type=int, default=2049, metavar="N", help="0: a free one")
+    nfs.add_argument("--port", type=port, default=2049, metavar="N", help="0: a free one")
     nfs.add_argument(
         "--portmap",
         default="auto",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.secret import Secret
+from appliance.cli.numbers import port
 from appliance.cli.options import home_path, read_secret_file, read_secret_line
 from appliance.cli.output import ExitCode, note, show, table
 from appliance.cli.prompts import interruptible
@@ -83,7 +84,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="of a Hyper-V host; over http, messages are sealed by the login (default: https)",
     )
     adding.add_argument(
-        "--smb-port", type=int, default=445, metavar="N", help="of a Hyper-V host (default: 445)"
+        "--smb-port", type=port, default=445, metavar="N", help="of a Hyper-V host (default: 445)"
     )
     adding.add_argument(
         "--smb-protection",

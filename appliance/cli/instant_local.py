@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.units import format_duration, parse_size
 from appliance.cli.daemon_words import daemon_words
+from appliance.cli.numbers import whole
 from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, note_reasons, show
 
@@ -31,8 +32,8 @@ _WAIT_S = 0.1
 
 def add_options(start: argparse.ArgumentParser) -> None:
     group = start.add_argument_group("with --target local")
-    group.add_argument("--memory", type=int, default=512, metavar="MIB")
-    group.add_argument("--cpus", type=int, default=1, metavar="N")
+    group.add_argument("--memory", type=whole(1, 1 << 20), default=512, metavar="MIB")
+    group.add_argument("--cpus", type=whole(1, 256), default=1, metavar="N")
     group.add_argument("--disk-interface", default="virtio", choices=_INTERFACES)
     group.add_argument(
         "--probe",

@@ -11,6 +11,7 @@ from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration
 from appliance.cli import instant_local
 from appliance.cli.instant_room import exit_code, host_of, opened_room, session_document
+from appliance.cli.numbers import seconds
 from appliance.cli.output import note_reasons, show
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def add_start(start: argparse.ArgumentParser) -> None:
     start.add_argument("--uuid", choices=_KEEP, help=f"uuids of the VM and its disks ({default})")
     start.add_argument("--power-on", action="store_true", help="start the VM, await its heartbeat")
     start.add_argument(
-        "--heartbeat-timeout", type=float, default=600.0, metavar="SECONDS", help="(default: 600)"
+        "--heartbeat-timeout", type=seconds, default=600.0, metavar="SECONDS", help="(default: 600)"
     )
     start.add_argument(
         "--address",

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from appliance.base.errors import ApplianceError, CancelledError, UsageError
+from appliance.base.errors import ApplianceError, CancelledError, StorageError, UsageError
 from appliance.base.heap import keep_freed_memory
 from appliance.base.run_context import CancelToken
 from appliance.base.version import __version__
@@ -79,9 +79,22 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _open_standard_streams()
     args = build_parser().parse_args(argv)
     keep_freed_memory()
     args.cancel = _cancel_on_signals()
+    try:
+        return _run(args)
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+        _drop_stdout()
+    except OSError as error:  # stdout cannot be written
+        _drop_stdout()
+        show_error(None, _storage_error(error))
+    return ExitCode.FAILED
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Raises OSError: standard output cannot be written."""
     try:
         return run_command(args)
     except UsageError as error:
@@ -93,9 +106,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ApplianceError as error:
         show_error(args, error)
         return ExitCode.FAILED
-    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        show_error(args, _storage_error(error))
         return ExitCode.FAILED
+
+
+def _storage_error(error: OSError) -> StorageError:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return StorageError(f"{where}{error.strerror or error}")
+
+
+def _drop_stdout() -> None:
+    """What is left in its buffer goes nowhere; else Python would complain at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_standard_streams() -> None:
+    """Of a caller that has closed them: the next file opened would get their number, and what other
+    programs say, or Python, would end up in it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
 def _cancel_on_signals() -> CancelToken:

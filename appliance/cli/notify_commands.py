@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import UsageError
 from appliance.base.secret import Secret
+from appliance.cli.numbers import port
 from appliance.cli.options import home_path, read_secret_file, read_secret_line
 from appliance.cli.output import ExitCode, note, show, table
 from appliance.cli.prompts import interruptible
@@ -69,7 +70,7 @@ def _add_adding(parser: argparse.ArgumentParser) -> None:
         help="PEM of the only authority to trust (default: the system's)",
     )
     parser.add_argument("--server", metavar="HOST", help="of email and syslog")
-    parser.add_argument("--port", type=int, metavar="N", help="default: the usual one")
+    parser.add_argument("--port", type=port, metavar="N", help="default: the usual one")
     email = parser.add_argument_group("email, by SMTP over TLS")
     email.add_argument(
         "--security",

@@ -79,7 +79,9 @@ def recovery_key(args: argparse.Namespace) -> Secret | None:
         return None
     from appliance.repository.recovery_key import parse_recovery_key
 
-    return parse_recovery_key(read_secret_file(args.recovery_key_file).reveal().decode("ascii"))
+    return parse_recovery_key(
+        read_secret_file(args.recovery_key_file).reveal().decode("ascii", "replace")
+    )
 
 
 def open_repository(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Repository:

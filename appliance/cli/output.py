@@ -31,16 +31,35 @@ class ExitCode(IntEnum):
 def show(args: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:
     """Print `document` for --json, else what `text` returns."""
     if args.json:
-        print(json.dumps(document, indent=1, default=str), flush=True)
+        _print(json.dumps(document, indent=1, default=str))
     else:
         shown = text()
         if shown:
-            print(shown, flush=True)
+            _print(plain(shown))
+
+
+def _print(text: str) -> None:
+    """To stdout. Raises BrokenPipeError; OSError, which names it: a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def plain(text: str) -> str:
+    """Names come from hypervisors and files: what would steer a terminal is shown as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text
+    )
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Columns padded to their widest cell; numbers are the caller's to format."""
-    lines = [header, *rows]
+    lines = [header, *([plain(cell).replace("\n", "\\n") for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -59,7 +78,7 @@ def described(document: Mapping[str, Any]) -> str:
 
 
 def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def note_reasons(reasons: Sequence[Reason]) -> None:
@@ -70,7 +89,7 @@ def note_reasons(reasons: Sequence[Reason]) -> None:
 
 def show_error(args: argparse.Namespace | None, error: ApplianceError) -> None:
     if args is not None and getattr(args, "json", False):
-        print(json.dumps({"error": error_document(error)}, indent=1), flush=True)
+        _print(json.dumps({"error": error_document(error)}, indent=1))
     note(f"holdfast: [{error.code}] {error}\n  {next_step(error)}")
     for more in getattr(error, "__notes__", ()):
         note(f"  also: {more}")

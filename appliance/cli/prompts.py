@@ -11,11 +11,11 @@ from appliance.base.errors import CancelledError
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C at a prompt ends the command at once. Raises CancelledError."""
+    """Ctrl-C or Ctrl-D at a prompt ends the command at once. Raises CancelledError."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         raise CancelledError("cancelled") from None
     finally:
         signal.signal(signal.SIGINT, before)

@@ -189,7 +189,9 @@ def call_api(args: argparse.Namespace, client: ApplianceClient) -> int:
     query: dict[str, str | int | None] = dict(parse_qsl(address.query, keep_blank_values=True))
     body = _body(args.body) if args.body else None
     if args.output is None:
-        print(json.dumps(client.call(args.method, path, query=query, body=body), indent=1))
+        print(
+            json.dumps(client.call(args.method, path, query=query, body=body), indent=1), flush=True
+        )
         return ExitCode.SUCCESS
     answer = client.fetch(args.method, path, query=query, body=body)
     try:

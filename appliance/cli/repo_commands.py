@@ -7,6 +7,7 @@ from typing import Any
 
 from appliance.base.units import format_size
 from appliance.cli import repo_delete
+from appliance.cli.numbers import seconds
 from appliance.cli.options import (
     open_repository,
     passphrase,
@@ -40,7 +41,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     collect.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
     collect.add_argument(
         "--wait",
-        type=float,
+        type=seconds,
         default=0.0,
         metavar="SECONDS",
         help="how long to wait for backups that began before (default: leave it to the next gc)",

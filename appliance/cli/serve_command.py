@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.base.errors import UsageError
 from appliance.base.service_notify import notify
 from appliance.base.units import parse_size
+from appliance.cli.numbers import port, whole
 from appliance.cli.options import home_path, open_repository, repository_path
 from appliance.cli.output import ExitCode, note, show
 
@@ -39,22 +40,22 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument("--bind", default="0.0.0.0", metavar="ADDRESS", help="what to listen on")
     serve.add_argument(
         "--port",
-        type=int,
+        type=port,
         default=8443,
         metavar="N",
         help="of web interface and API; 0: a free one",
     )
-    serve.add_argument("--nfs-port", type=int, default=2049, metavar="N", help="0: a free one")
+    serve.add_argument("--nfs-port", type=port, default=2049, metavar="N", help="0: a free one")
     serve.add_argument(
         "--iscsi-port",
-        type=int,
+        type=port,
         default=3260,
         metavar="N",
         help="used while there is a session for Hyper-V; 0: a free one",
     )
     serve.add_argument(
         "--smb-port",
-        type=int,
+        type=port,
         default=445,
         metavar="N",
         help="used while there is a session on a share for Hyper-V; 0: a free one",
@@ -80,7 +81,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--history-days",
-        type=int,
+        type=whole(0, 36_500),
         default=365,
         metavar="N",
         help="how long runs and verifications are kept (the newest always)",

@@ -10,6 +10,7 @@ from appliance.base.errors import UsageError
 from appliance.base.ids import new_run_id
 from appliance.base.run_context import Progress, RunContext
 from appliance.base.units import format_duration, format_size, parse_duration
+from appliance.cli.numbers import seconds, whole
 from appliance.cli.options import home_path, open_repository
 from appliance.cli.output import ExitCode, note, note_reasons, progress_shown, show
 
@@ -68,9 +69,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     verify.add_argument("--rto", metavar="TIME", help="warn when recovering takes longer: 5min")
     verify.add_argument("--rpo", metavar="TIME", help="warn when the point is older: 1d")
-    verify.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
-    verify.add_argument("--memory", type=int, default=512, metavar="MIB")
-    verify.add_argument("--cpus", type=int, default=1, metavar="N")
+    verify.add_argument("--timeout", type=seconds, default=600.0, metavar="SECONDS")
+    verify.add_argument("--memory", type=whole(1, 1 << 20), default=512, metavar="MIB")
+    verify.add_argument("--cpus", type=whole(1, 256), default=1, metavar="N")
     verify.add_argument(
         "--disk-interface", default="virtio", choices=("virtio", "ide", "sata", "nvme", "pvscsi")
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from appliance.base.run_context import Progress
 from appliance.base.units import format_rate
-from appliance.cli.output import progress_line
+from appliance.cli.output import plain, progress_line
 
 if TYPE_CHECKING:
     from appliance.jobs.vm_backup import VmResult
@@ -83,6 +83,6 @@ class VmProgress:
         if self._live and self._drawn:
             write(f"\033[{self._drawn}F\033[J")
         for line in (*ended, *(() if last else lines)):
-            write(f"{line}\n")
+            write(f"{plain(line)}\n")
         self._drawn = 0 if last else len(lines)
         sys.stderr.flush()

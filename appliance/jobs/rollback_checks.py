@@ -11,7 +11,7 @@ from appliance.base.errors import ApplianceError
 from appliance.base.ids import RunId
 from appliance.repository.manifest import Manifest
 from appliance.sources.contract import SourceVm, VmSource
-from appliance.sources.frozen import KnownState
+from appliance.sources.frozen import FrozenVm, KnownState
 from appliance.sources.vm_identity import identity_of
 from appliance.targets.contract import (
     ExistingDisk,
@@ -45,8 +45,8 @@ class VmHasSnapshotsError(ApplianceError):
 
 
 class DisksDifferError(ApplianceError):
-    """The VM's disks are not those of the recovery point any more (removed, replaced, or of another
-    size). Restore the point as a new VM."""
+    """The VM's disks are not those of the recovery point any more (removed, replaced, of another
+    size, or no snapshot covers them). Restore the point as a new VM."""
 
     code = "restore.disks-differ"
 
@@ -112,6 +112,15 @@ def check_disks(vm: ExistingVm, manifest: Manifest, state: KnownState) -> dict[i
             )
         found[entry.number] = same[0]
     return found
+
+
+def check_frozen(frozen: FrozenVm, manifest: Manifest) -> None:
+    """Raises DisksDifferError: a disk of the point is not among those that were frozen."""
+    numbers = {disk.number for disk in frozen.disks}
+    missing = [entry.label for entry in manifest.disks if entry.number not in numbers]
+    if missing:
+        why = "; ".join(skipped.reason.text for skipped in frozen.skipped)
+        raise DisksDifferError(f"{', '.join(missing)}: no snapshot covers it now ({why})")
 
 
 def refuse_unless_writable(

@@ -21,6 +21,7 @@ from appliance.base.reasons import Reason
 from appliance.base.run_context import Progress, RunContext
 from appliance.blocks.extents import Extent, normalise
 from appliance.jobs.disk_compare import differing_extents
+from appliance.jobs.rollback_checks import check_frozen
 from appliance.jobs.rollback_contract import RollbackMode
 from appliance.jobs.rollback_journal import Touched
 from appliance.repository.image_reader import ImageReader
@@ -61,7 +62,7 @@ class RollbackComparison:
     def plan(self, touched: Touched) -> list[DiskPlan]:
         """What is to be written to each disk, `touched` (by earlier attempts) with it.
 
-        Raises: SourceError, CorruptError (of the point), CancelledError.
+        Raises: SourceError, DisksDifferError, CorruptError (of the point), CancelledError.
         """
         with self._frozen() as frozen:
             plans = []
@@ -99,7 +100,11 @@ class RollbackComparison:
         return self.source.freeze(self.vm, request, self.context)
 
     def _pairs(self, frozen: FrozenVm) -> Iterator[tuple[FrozenDisk, ImageReader]]:
-        """Each frozen disk of the point with the point's own; a disk that came since is left."""
+        """Each disk of the point, frozen, with the point's own; one that came since is left.
+
+        Raises: DisksDifferError: one of them is not frozen.
+        """
+        check_frozen(frozen, self.manifest)
         for disk in frozen.disks:
             if self.manifest.disk(disk.number) is not None:
                 with closing(self.repository.open_image(self.manifest, disk.number)) as image:

@@ -81,6 +81,7 @@ def roll_back_vm(
     Raises:
         NotAVmPointError, OriginalGoneError, VmRunsError, VmHasSnapshotsError, DisksDifferError,
         NoWriterError, VmBusyError: nothing was done.
+        TrackingNotResetError: nothing was written.
         HalfRolledBackError: it broke while the disks were written; its cause says why.
         NotVerifiedError: the disks still differ from the point.
         SourceError, TargetError, CorruptError, CancelledError: before anything was written.

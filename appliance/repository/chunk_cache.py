@@ -66,7 +66,8 @@ class ChunkCache:
     def get_or_load(self, digests: Iterable[bytes], load: LoadMany) -> dict[bytes, bytes]:
         """Return all chunks: held ones, those being loaded by others, the rest by one `load`.
 
-        Raises what `load` raised, here or in the thread that was waited for.
+        Raises what `load` raised here. Where it failed for another thread, which may have wanted
+        a damaged chunk besides, what this one waited for is loaded anew.
         """
         found, missing = self.held(digests)
         if not missing:
@@ -74,9 +75,13 @@ class ChunkCache:
         mine, promise, others = self._claim(missing)
         if mine:
             found |= self._load(mine, promise, load)
+        failed: list[bytes] = []
         for digest, future in others.items():
-            found[digest] = future.result()[digest]
-        return found
+            if future.exception() is None:
+                found[digest] = future.result()[digest]
+            else:
+                failed.append(digest)
+        return found | self.get_or_load(failed, load) if failed else found
 
     def _claim(self, missing: list[bytes]) -> tuple[list[bytes], _Loading, dict[bytes, _Loading]]:
         mine: list[bytes] = []

@@ -33,6 +33,7 @@ from appliance.repository.pack import PackBuilder, SealedPack
 from appliance.repository.record import RecordCodec
 
 _PACKS_PER_SEGMENT = 16
+_ENTRIES_PER_SEGMENT = 1 << 20  # 48 MiB: records may be as small as 70 bytes
 _PACKS_BEHIND = 2
 
 
@@ -122,7 +123,11 @@ class ChunkWriter:
         for kind in PackKind:
             with self._append_locks[kind]:
                 self._rotate(kind)
+        with self._sealing_lock:
+            sealing = [future for future, _ in self._sealing]
         self._sealer.submit(self._publish_sealed, 1).result()
+        for future in sealing:
+            future.result()
 
     def commit(self) -> None:
         """Return once everything inserted is durable and indexed. The writer is then closed."""
@@ -165,9 +170,9 @@ class ChunkWriter:
                 self._rotate(kind)
 
     def _rotate(self, kind: PackKind) -> None:
-        pack = self._open.pop(kind, None)
-        if pack is not None:
-            self._wait_for_sealer(_PACKS_BEHIND - 1)
+        if kind in self._open:
+            self._wait_for_sealer(_PACKS_BEHIND - 1)  # first: what it raises leaves the pack here
+            pack = self._open.pop(kind)
             with self._sealing_lock:
                 self._sealing.append((self._sealer.submit(self._seal, pack), pack))
 
@@ -193,7 +198,8 @@ class ChunkWriter:
         self._publish_sealed(_PACKS_PER_SEGMENT)
 
     def _publish_sealed(self, at_least: int) -> None:
-        if len(self._sealed) < at_least:
+        entries = sum(pack.entry_count for pack in self._sealed)
+        if len(self._sealed) < at_least and entries < _ENTRIES_PER_SEGMENT:
             return
         packs, self._sealed = self._sealed, []
         self._publish(packs)

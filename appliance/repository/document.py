@@ -40,15 +40,15 @@ class DocumentCodec:
         return body + self._authenticator.tag(name, body)
 
     def decode(self, name: str, blob: bytes) -> bytes:
-        """Raises CorruptError: damaged, moved, or not of this repository."""
+        """Raises: CorruptError: damaged, moved or of another repository; RepositoryVersionError."""
         body = blob[:-MAC_BYTES]
         if len(body) < DOCUMENT_HEADER.size:
             raise CorruptError(f"{name}: cut short")
         magic, version, flags, reserved = DOCUMENT_HEADER.unpack_from(body)
-        if magic == DOCUMENT_MAGIC and version > REPOSITORY_VERSION:
-            raise RepositoryVersionError(f"{name} is of format version {version}")
         if not self._authenticator.verify(name, body, blob[-MAC_BYTES:]):
             raise CorruptError(f"{name}: damaged, or not of this repository")
+        if magic == DOCUMENT_MAGIC and version > REPOSITORY_VERSION:
+            raise RepositoryVersionError(f"{name} is of format version {version}")
         if magic != DOCUMENT_MAGIC or reserved:
             raise CorruptError(f"{name}: not a document")
         payload = body[DOCUMENT_HEADER.size :]

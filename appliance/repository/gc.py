@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.base.units import format_size
+from appliance.repository.errors import CorruptError
 from appliance.repository.format import (
     FOOTER_ENTRY,
     INDEX_SEGMENTS,
@@ -233,7 +234,12 @@ def _held_back(repository: Repository) -> tuple[set[bytes], list[Reason]]:
     packs: set[bytes] = set()
     reasons = []
     for blob in repository.store.list(INDEX_SEGMENTS):
-        if blob.name not in known:
+        try:
+            ours = any(blob.name.startswith(f"{INDEX_SEGMENTS}/{run_id}-") for run_id in running)
+            if ours or blob.name not in known:  # which a backup may have written just now
+                listed = repository.read_segment(blob.name)
+                packs.update(pack.pack_id for pack in listed if ours)
+        except CorruptError:
             reasons.append(
                 Reason(
                     "gc.damaged-segment",
@@ -241,8 +247,6 @@ def _held_back(repository: Repository) -> tuple[set[bytes], list[Reason]]:
                     "run `holdfast repo check`, which repairs it",
                 )
             )
-        elif any(blob.name.startswith(f"{INDEX_SEGMENTS}/{run_id}-") for run_id in running):
-            packs.update(pack.pack_id for pack in repository.read_segment(blob.name))
     return packs, reasons
 
 

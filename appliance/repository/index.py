@@ -32,6 +32,7 @@ from appliance.base.clock import SystemClock
 from appliance.base.errors import StorageFullError
 from appliance.repository.errors import RepositoryError
 from appliance.repository.format import INDEX_VALUE, RECORD_LIMIT_BYTES, PackKind
+from appliance.repository.index_file import has_all_pages
 from appliance.repository.index_rows import pack_rows, sorted_rows, split_rows
 from appliance.repository.pack import SealedPack
 
@@ -96,18 +97,12 @@ def _open_environment(path: Path) -> Any:
                 metasync=False,
             )
             environment.reader_check()
-            _check_length(environment, path)
+            if not has_all_pages(environment, path):
+                environment.close()
+                raise IndexDamagedError(f"{path}: data.mdb is cut short")
             _environments[key] = [environment, 0]
         _environments[key][1] += 1
         return _environments[key][0]
-
-
-def _check_length(environment: Any, path: Path) -> None:
-    """Touching a page beyond the end of the file would kill the process."""
-    pages = environment.info()["last_pgno"] + 1
-    if pages * environment.stat()["psize"] > (path / "data.mdb").stat().st_size:
-        environment.close()
-        raise IndexDamagedError(f"{path}: data.mdb is cut short")
 
 
 def _close_environment(path: Path) -> None:

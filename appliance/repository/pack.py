@@ -61,7 +61,11 @@ class PackBuilder:
         self._writer: BlobWriter = store.create(pack_name(self.pack_id))
         self._entries: list[bytes] = []
         header = PACK_HEADER.pack(PACK_MAGIC, REPOSITORY_VERSION, kind, repository_id, self.pack_id)
-        self._writer.write([header])
+        try:
+            self._writer.write([header])
+        except BaseException:
+            self._writer.abort()
+            raise
 
     @property
     def size_bytes(self) -> int:

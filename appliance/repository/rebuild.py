@@ -10,10 +10,7 @@ complete, except where the old one could not be opened at all.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +24,7 @@ from appliance.base.secret import Secret
 from appliance.repository.blob_store.contract import BlobNotFoundError
 from appliance.repository.errors import CorruptError, RepositoryNotFoundError
 from appliance.repository.format import CONFIG_NAME, INDEX_SEGMENTS, PACKS
+from appliance.repository.index_file import survives
 from appliance.repository.locks import SessionDetails, SessionKind, SessionLocks
 from appliance.repository.mark import GcRefusedError, Mark, check_complete, roots_of_now
 from appliance.repository.pack import SealedPack
@@ -80,22 +78,12 @@ def rebuild_index(
 
 
 def _remove_damaged(folder: Path) -> bool:
-    """Remove an index that cannot be opened and read to its end.
-
-    Tried in a process of its own: LMDB trusts its pages, and damaged ones may crash it.
-    """
+    """Remove an index that cannot be opened and read to its end."""
     probe = (
         "import sys, pathlib; from appliance.repository.index import ChunkIndex;"
         "index = ChunkIndex(pathlib.Path(sys.argv[1])); index.check(); index.close()"
     )
-    if not folder.exists():
-        return False
-    command = [sys.executable, "-c", probe, str(folder)]
-    search_path = os.pathsep.join(filter(None, sys.path))
-    tried = subprocess.run(
-        command, capture_output=True, env=os.environ | {"PYTHONPATH": search_path}, check=False
-    )
-    if tried.returncode == 0:
+    if not folder.exists() or survives(probe, folder):
         return False
     try:
         shutil.rmtree(folder)

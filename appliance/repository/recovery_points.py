@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 from appliance.base.errors import UsageError
@@ -60,7 +60,8 @@ class RecoveryPoints:
         for blob in self._store.list(POINTS):
             stem, _, suffix = blob.name.rpartition("/")[2].rpartition(".")
             if suffix == "point":
-                found.append(RecoveryPointId(stem))
+                with suppress(UsageError):  # not ours: the copy that a file tool made, say
+                    found.append(parse_point_id(stem))
         return sorted(found)
 
     def readable(self) -> tuple[list[Manifest], dict[RecoveryPointId, CorruptError]]:

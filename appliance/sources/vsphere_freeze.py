@@ -53,7 +53,7 @@ from vmware.changed_blocks import allocated_areas
 from vmware.consolidation import consolidate
 from vmware.disks import DiskInfo, disk_obstacle
 from vmware.errors import CancelledError as VsphereCancelled
-from vmware.errors import VsphereError
+from vmware.errors import ObjectGoneError, VsphereError
 from vmware.findings import Weight
 from vmware.inventory import Power, VmInfo, read_vm, vm_obstacle
 from vmware.marker import Marker, Purpose
@@ -167,6 +167,9 @@ class _Freeze:
 
     def _look(self) -> VmInfo:
         vm = read_vm(self._session, self._vm.key)
+        uuid = self._vm.identity.instance_uuid
+        if uuid is not None and vm.instance_uuid not in ("", uuid):  # an ESXi host reuses ids
+            raise ObjectGoneError(f"{self._vm.name} is gone; {vm.name} has its id {vm.moref} now")
         obstacle = vm_obstacle(vm)
         if obstacle is not None:
             raise VmNotProtectableError(vm.name, reason(obstacle))

@@ -45,6 +45,13 @@ class NoWriterError(TargetError):
     code = "target.no-writer"
 
 
+class TrackingNotResetError(TargetError):
+    """Changed block tracking of this VM could not be reset, and it does not see what would be
+    written, so later backups would miss it. Nothing was written. Mend what the message says."""
+
+    code = "restore.tracking-not-reset"
+
+
 class NoSuchPlaceError(UsageError):
     """What was asked for (folder, pool, host, datastore, network) is not there; the message says
     what is."""
@@ -219,7 +226,7 @@ class VmTarget(Protocol):
     def reset_tracking(self, key: str, run_id: RunId) -> tuple[Reason, ...]:
         """Make every earlier change id void, so that the next backup reads everything.
 
-        What is returned as a warning says that it could not be done.
+        Raises: TrackingNotResetError: some may still be believed.
         """
         ...
 

@@ -24,7 +24,13 @@ from appliance.sources.hyperv_disks import journaled_points
 from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.hyperv_listing import disk_label, relayed
 from appliance.sources.intents import Intents
-from appliance.targets.contract import ExistingDisk, ExistingVm, NoWriterError, Power
+from appliance.targets.contract import (
+    ExistingDisk,
+    ExistingVm,
+    NoWriterError,
+    Power,
+    TrackingNotResetError,
+)
 from appliance.targets.hyperv_sink import HypervSink, disk_in_place
 from hyperv import inventory
 from hyperv.checkpoints import list_checkpoints, wait_until_idle
@@ -140,7 +146,10 @@ def open_in_place(
 
 
 def reset_tracking(session: HostSession, key: str, intents: Intents) -> tuple[Reason, ...]:
-    """Remove the reference points of ours that a recovery point builds on."""
+    """Remove the reference points of ours that a recovery point builds on.
+
+    Raises: TrackingNotResetError.
+    """
     failures = []
     for intent in journaled_points(intents, key):
         try:
@@ -150,15 +159,9 @@ def reset_tracking(session: HostSession, key: str, intents: Intents) -> tuple[Re
             failures.append(str(error))
             continue
         intents.close(intent.id)
-    if not failures:
-        return ()
-    return (
-        Reason(
-            "restore.tracking-not-reset",
-            f"a reference point could not be removed before the disks were written ({failures[0]})",
-            "make the next backup of this VM with --full",
-        ),
-    )
+    if failures:
+        raise TrackingNotResetError(f"a reference point could not be removed: {failures[0]}")
+    return ()
 
 
 def _is_delta(disk: VmDisk) -> bool:

@@ -23,6 +23,7 @@ from appliance.targets.contract import (
     NoSuchPlaceError,
     NoWriterError,
     Power,
+    TrackingNotResetError,
 )
 from vmware.captured_vm import CapturedVm
 from vmware.change_tracking import Tracking, reset_tracking
@@ -73,18 +74,21 @@ def open_writer(session: Session, key: str, disk: ExistingDisk, hot_add: HotAdd)
 
 
 def reset(session: Session, key: str, appliance_id: str, run_id: str) -> tuple[Reason, ...]:
-    """The VM is off, so this takes effect at once and needs no snapshot."""
+    """The VM is off, so this takes effect at once and needs no snapshot.
+
+    Raises: TrackingNotResetError, VsphereError.
+    """
     marker = Marker(appliance_id=appliance_id, run_id=run_id, purpose=Purpose.TRACKING)
     if not read_vm(session, key).cbt_enabled:
         return ()  # the next backup has no change list in any case
     try:
         outcome = reset_tracking(session, key, marker)
     except VsphereError as error:
-        return (_not_reset(str(error)),)
-    told = reasons(outcome.findings)
-    if outcome.tracking is Tracking.STARTED:
-        return told
-    return (*told, _not_reset("see the other reasons"))
+        raise TrackingNotResetError(f"changed block tracking: {error}") from error
+    if outcome.tracking is not Tracking.STARTED and read_vm(session, key).cbt_enabled:
+        said = "; ".join(found.text for found in outcome.findings)
+        raise TrackingNotResetError(f"changed block tracking: {said}")
+    return reasons(outcome.findings)
 
 
 def roll_back_configuration(
@@ -149,11 +153,3 @@ def _disk_of(vm: VmInfo, wanted: ExistingDisk) -> DiskInfo:
         ):
             return disk
     raise ObjectGoneError(f"{vm.name} has no disk {wanted.file_name} any more")
-
-
-def _not_reset(why: str) -> Reason:
-    return Reason(
-        "restore.tracking-not-reset",
-        f"changed block tracking could not be reset after the disks were written ({why})",
-        "make the next backup of this VM with --full",
-    )

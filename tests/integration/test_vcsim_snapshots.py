@@ -102,7 +102,8 @@ def test_a_quiesced_snapshot_is_asked_for_when_tools_run(
 def test_a_server_without_change_lists_gives_a_full_read(session: Session, vm: VmInfo) -> None:
     """QueryChangedDiskAreas is not there; the reason has a code."""
     disk = replace(vm.disks[0], change_id="52 aa/1")
-    found = changed_areas(session, vm.moref, "snapshot-0", disk, baseline_of(disk))
+    base = replace(baseline_of(disk), change_id="52 aa/0")
+    found = changed_areas(session, vm.moref, "snapshot-0", disk, base)
     assert isinstance(found, FullRead)
     assert found.finding.code == "cbt.unsupported"
 

@@ -22,6 +22,7 @@ from appliance.sources.frozen import (
     FrozenVm,
     KnownDisk,
     KnownState,
+    SkippedDisk,
     TransferReport,
 )
 from appliance.sources.vm_identity import VmIdentity
@@ -39,6 +40,7 @@ class FakeDisk:
     fail_after_bytes: int | None = None  # a read past this many bytes in all fails, for good
     hide: list[Extent] = field(default_factory=list)  # left out of change lists: a CBT fault
     uncoverable: Exception | None = None
+    left_out: Reason | None = None  # why no snapshot covers it
     access: Access = Access.RANDOM
     read_bytes: int = 0
 
@@ -134,7 +136,11 @@ class FakeSource:
             assert vm.key not in self.frozen, "frozen twice"
             self.frozen.add(vm.key)
             self.most_frozen = max(self.most_frozen, len(self.frozen))
-        disks = [self._disk(fake, number, request) for number in range(len(fake.disks))]
+        disks = [
+            self._disk(fake, number, request)
+            for number, disk in enumerate(fake.disks)
+            if disk.left_out is None
+        ]
         try:
             yield FrozenVm(
                 name=request.point_name,
@@ -144,6 +150,11 @@ class FakeSource:
                 disks=disks,
                 hardware={"identity": vm.identity.as_json()},
                 instance=vm.identity.key,
+                skipped=tuple(
+                    SkippedDisk(label=f"disk {number}", reason=disk.left_out)
+                    for number, disk in enumerate(fake.disks)
+                    if disk.left_out is not None
+                ),
             )
         finally:
             for disk in disks:

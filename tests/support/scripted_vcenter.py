@@ -34,6 +34,7 @@ class ScriptedVcenter:
     def __init__(self) -> None:
         self.objects: dict[str, ScriptedObject] = {}
         self.calls: list[tuple[str, str]] = []  # (moref, method), reads left out
+        self.away_for_reads = 0  # so many reads of properties find nobody
         self._hooks: dict[str, deque[Hook]] = defaultdict(deque)
         self._task_faults: dict[str, deque[Exception]] = defaultdict(deque)
         self._numbers = itertools.count(1)
@@ -81,6 +82,9 @@ class ScriptedVcenter:
     def InvokeMethod(self, managed: Any, info: Any, args: Any, outer: Any = None) -> Any:
         moref, method = managed._GetMoId(), info.wsdlName
         if method == "RetrievePropertiesEx":
+            if self.away_for_reads:
+                self.away_for_reads -= 1
+                raise ConnectionResetError
             return self._retrieve(*args)
         self.calls.append((moref, method))
 

@@ -226,6 +226,14 @@ def test_many_areas_are_joined_and_none_is_lost(blocks: set[int]) -> None:
         (DISK, replace(BASE, backing_uuid="u-2"), "cbt.disk-replaced", Remedy.RESET),
         (DISK, replace(BASE, change_id="52 bb/7"), "cbt.epoch-changed", Remedy.NONE),
         (DISK, replace(BASE, change_id="52 aa/10"), "cbt.went-back", Remedy.NONE),
+        # a snapshot's number is used again after a revert to the one before it
+        (DISK, replace(BASE, change_id="52 aa/9"), "cbt.went-back", Remedy.NONE),
+        (
+            replace(DISK, change_id="odd"),
+            replace(BASE, change_id="odd"),
+            "cbt.went-back",
+            Remedy.NONE,
+        ),
     ],
 )
 def test_doubt_is_a_full_read_before_anything_is_asked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -438,3 +439,21 @@ def test_a_boot_profile_goes_with_its_point(repository: Repository) -> None:
     left = [blob.name for blob in repository.store.list(BOOT_PROFILES)]
     assert left == [profile_name(second.point_id)]
     assert load_profile(repository, second) == {0: [Extent(0, 4096)]}
+
+
+def test_a_segment_that_a_backup_writes_meanwhile_is_not_called_damaged(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blob stands a moment before the index has it; that is no damage to warn of."""
+    back_up_bytes(repository, OLD)
+    insert = repository.index.insert
+    reasons = []
+
+    def planned_between(*args: Any, **kwargs: Any) -> None:
+        reasons.append(plan_gc(repository).reasons)
+        insert(*args, **kwargs)
+
+    monkeypatch.setattr(repository.index, "insert", planned_between)
+    back_up_bytes(repository, changed(OLD, 5))
+    assert reasons
+    assert not any(reasons)

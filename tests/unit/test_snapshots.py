@@ -292,6 +292,23 @@ class TestNothingIsLeftOrDoneTwice:
         taken = world.create()
         assert world.morefs() == [taken.moref]
 
+    def test_a_lost_reply_with_a_server_away_for_long_is_not_a_second_snapshot(
+        self, world: World
+    ) -> None:
+        """Who could not look for the first one at once looks for it before asking again."""
+        world.server.hook(EX, reply_lost_while_away(world, reads=1))
+        taken = world.create()
+        assert world.morefs() == [taken.moref]
+        assert [m for _, m in world.server.calls] == [EX]
+
+    def test_a_snapshot_that_may_have_been_made_is_told(self, world: World) -> None:
+        """The server never came back: the error says that something may be left."""
+        world.server.hook(EX, reply_lost_while_away(world, reads=1000))
+        with pytest.raises(UnreachableError) as caught:
+            world.create()
+        assert "could not be removed" in caught.value.__notes__[0]
+        assert len(world.vm.snapshots) == 1
+
     def test_nothing_is_concluded_while_a_snapshot_task_still_runs(self, world: World) -> None:
         """After a lost reply the snapshot may appear only later."""
         running = world.server.task(kind="VirtualMachine.createSnapshotEx")
@@ -379,6 +396,14 @@ def fail_after(
 def reply_lost(real: Callable[[], Any]) -> Any:
     real()
     raise ConnectionResetError
+
+
+def reply_lost_while_away(world: World, *, reads: int) -> Callable[[Callable[[], Any]], Any]:
+    def hook(real: Callable[[], Any]) -> Any:
+        world.server.away_for_reads = reads
+        return reply_lost(real)
+
+    return hook
 
 
 class TestRemoval:
