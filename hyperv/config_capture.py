@@ -49,15 +49,10 @@ class Capture(Answer):
     @property
     def boot_disk(self) -> int | None:
         """The number of the disk that the VM boots from; None: there are no disks."""
-        slots = {_slot(disk.attachment): disk.number for disk in self.disks if disk.attachment}
-        order = self.vm.firmware.boot_order if self.vm.firmware else []
-        named = [
-            slots[_slot(entry.attachment)] for entry in order if _slot(entry.attachment) in slots
-        ]
-        first = sorted(
-            self.disks, key=lambda disk: (disk.controller, disk.controller_number, disk.location)
-        )
-        return next(iter([*named, *(disk.number for disk in first)]), None)
+        first = first_to_boot(self.vm, self.disks)
+        if first is None and self.disks:
+            first = min(self.disks, key=place_of)
+        return first.number if first else None
 
 
 def capture_vm(host: HostSession, vm_id: str, patience: Patience) -> CapturedVm:
@@ -65,9 +60,24 @@ def capture_vm(host: HostSession, vm_id: str, patience: Patience) -> CapturedVm:
     return host.call("capture_vm", {"vm_id": vm_id}, CapturedVm, patience=patience)
 
 
-def _slot(attachment: str) -> str:
-    """`Microsoft:OWNER\\CONTROLLER\\0\\1\\D` without its owner, the VM or a checkpoint of it."""
-    return attachment.partition("\\")[2].upper()
+def place_of(disk: CapturedDisk) -> tuple[str, int, int]:
+    """What disks are put in order by."""
+    return disk.controller, disk.controller_number, disk.location
+
+
+def first_to_boot(vm: CapturedVm, disks: Sequence[CapturedDisk]) -> CapturedDisk | None:
+    """The first of the firmware's boot order that is one of `disks`; None: it names none."""
+    slots = {_slot(disk.attachment): disk for disk in disks if disk.attachment}
+    order = vm.firmware.boot_order if vm.firmware else []
+    return next(
+        (slots[slot] for entry in order if (slot := _slot(entry.attachment)) in slots), None
+    )
+
+
+def _slot(attachment: str) -> tuple[str, ...]:
+    """CONTROLLER, 0 and 1 of `Microsoft:OWNER\\CONTROLLER\\0\\1\\D`: the owner is the VM or a
+    checkpoint of it, and the end says whether it is a drive (D) or the disk in it (L)."""
+    return tuple(attachment.upper().split("\\")[1:4])
 
 
 def findings(vm: CapturedVm) -> Sequence[Finding]:

@@ -42,7 +42,8 @@ def covered_disks(vm: Vm) -> tuple[list[VmDisk], list[SkippedDisk]]:
 def readable_disks(
     disks: Sequence[CheckpointDisk], vm: Vm
 ) -> tuple[list[CheckpointDisk], list[SkippedDisk]]:
-    """Without those whose files nobody can look into, and those that were skipped already."""
+    """Without those whose files nobody can look into, and those that were skipped already; of the
+    VM's other disks, those that are not among them are skipped now."""
     left_out = {disk.place for disk in vm.disks if disk_obstacle(disk) is not None}
     readable, skipped = [], []
     for disk in disks:
@@ -58,7 +59,20 @@ def readable_disks(
                 "run `Test-VHD` on the host",
             )
             skipped.append(SkippedDisk(label=label_of(disk), reason=reason))
+    frozen = {disk.place for disk in disks} | left_out
+    skipped += [
+        SkippedDisk(label=disk_label(disk), reason=_NOT_FROZEN)
+        for disk in vm.disks
+        if disk.place not in frozen
+    ]
     return readable, skipped
+
+
+_NOT_FROZEN = Reason(
+    "disk.not-in-checkpoint",
+    "the host left the disk out of the checkpoint, so nothing of it is in the recovery point",
+    "look at the host's VMMS log, or back the disk up from within the guest",
+)
 
 
 def captured_disk(number: int, disk: CheckpointDisk) -> CapturedDisk:

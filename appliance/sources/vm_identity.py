@@ -3,8 +3,9 @@
 Names of VMs change and repeat; recovery points are listed, pruned and restored by name. So:
 
 - A VM is who its server says it is: the server's own id and the VM's instance uuid (its moref,
-  where a hypervisor has no such uuid). That stands in the hardware document of each point, key
-  `identity`. Another server means another VM, because copies may share an instance uuid.
+  where a hypervisor has no such uuid, or has given it to several VMs). That stands in the hardware
+  document of each point, key `identity`. Another server means another VM, because copies may share
+  an instance uuid.
 - A name belongs to the VM of the newest point kept under it. A VM keeps the name of its newest
   point as long as that name is its own: renamed in vSphere, it goes on under the name that it was
   first backed up with, with one chain and one retention.

@@ -18,9 +18,10 @@ from appliance.base.run_context import RunContext
 from appliance.sources.contract import FreezeRequest, Orphan, SourceVm
 from appliance.sources.frozen import FrozenVm
 from appliance.sources.intents import Intents
+from appliance.sources.vm_identity import VmIdentity
 from appliance.sources.vsphere_freeze import FreezeTools, frozen_vm
 from appliance.sources.vsphere_host import VsphereHost
-from appliance.sources.vsphere_listing import vm_identity, vm_obstacles
+from appliance.sources.vsphere_listing import vm_identities, vm_obstacles
 from appliance.sources.vsphere_orphans import remove_orphans
 from appliance.sources.vsphere_reasons import vsphere_calls
 from appliance.sources.vsphere_transports import VsphereTransports
@@ -53,8 +54,8 @@ class VsphereSource:
     def list_vms(self) -> list[SourceVm]:
         with vsphere_calls(self.name):
             found = list_vms(self._host.session)
-        server_id = self._host.about.server_id
-        return [_source_vm(server_id, vm) for vm in found if not vm.template]
+        identities = vm_identities(self._host.about.server_id, found)
+        return [_source_vm(identities[vm.moref], vm) for vm in found if not vm.template]
 
     def keys_with_tag(self, tag: str) -> frozenset[str]:
         with vsphere_calls(self.name), RestSession.connect(self._host.session) as rest:
@@ -97,12 +98,12 @@ class VsphereSource:
         self._host.close()
 
 
-def _source_vm(server_id: str, vm: VmInfo) -> SourceVm:
+def _source_vm(identity: VmIdentity, vm: VmInfo) -> SourceVm:
     names = dict.fromkeys(disk.datastore_name for disk in vm.disks if disk.datastore_name)
     return SourceVm(
         key=vm.moref,
         name=vm.name,
-        identity=vm_identity(server_id, vm),
+        identity=identity,
         folder=vm.folder_path,
         host=vm.host_name,
         datastores=tuple(names),

@@ -53,7 +53,7 @@ from vmware.changed_blocks import allocated_areas
 from vmware.consolidation import consolidate
 from vmware.disks import DiskInfo, disk_obstacle
 from vmware.errors import CancelledError as VsphereCancelled
-from vmware.errors import VsphereError
+from vmware.errors import ObjectGoneError, VsphereError
 from vmware.findings import Weight
 from vmware.inventory import Power, VmInfo, read_vm, vm_obstacle
 from vmware.marker import Marker, Purpose
@@ -167,6 +167,9 @@ class _Freeze:
 
     def _look(self) -> VmInfo:
         vm = read_vm(self._session, self._vm.key)
+        uuid = self._vm.identity.instance_uuid
+        if uuid is not None and vm.instance_uuid not in ("", uuid):  # an ESXi host reuses ids
+            raise ObjectGoneError(f"{self._vm.name} is gone; {vm.name} has its id {vm.moref} now")
         obstacle = vm_obstacle(vm)
         if obstacle is not None:
             raise VmNotProtectableError(vm.name, reason(obstacle))
@@ -186,7 +189,9 @@ class _Freeze:
     def _prepare_tracking(self, vm: VmInfo) -> None:
         """Tracking that cannot be had costs reading, never the backup."""
         parent = self._request.parent
-        mistrusted = parent is not None and any(is_mistrusted(disk) for disk in parent.disks)
+        mistrusted = self._request.reset_due or (
+            parent is not None and any(is_mistrusted(disk) for disk in parent.disks)
+        )
         if vm.cbt_enabled and not mistrusted:
             return
         intent = self._record(replace(self._marker, purpose=Purpose.TRACKING))
@@ -270,7 +275,8 @@ class _Freeze:
         since_broken = changes_since(at, disk, number, request.broken, self._patience)
         old = request.parent.disk(number) if request.parent else None
         reader = reopening if old else self._without_holes(at, disk, reopening)
-        believed = old is None or not is_mistrusted(old) or self._started
+        mistrusted = request.reset_due if old is None else is_mistrusted(old)
+        believed = self._started or not mistrusted
         return FrozenDisk(
             number=number,
             label=disk.label,

@@ -9,6 +9,9 @@ Thread model: values; `list_vms` blocks and may be called from any thread.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 from appliance.base.reasons import Reason
 from appliance.sources.listed_vm import (
@@ -37,13 +40,28 @@ def list_vms(host: VsphereHost) -> list[ListedVm]:
     """Return all VMs and templates, by name. Raises: as `vsphere_errors`."""
     with as_appliance_errors(host.name):
         found = read_inventory(host.session)
-    server_id = host.about.server_id
-    listed = [_listed(host.name, server_id, vm) for vm in found]
+    identities = vm_identities(host.about.server_id, found)
+    listed = [_listed(host.name, identities[vm.moref], vm) for vm in found]
     return sorted(listed, key=lambda vm: (vm.name.casefold(), vm.moref))
 
 
 def vm_identity(server_id: str, vm: VmInfo) -> VmIdentity:
     return VmIdentity(server_id=server_id, moref=vm.moref, instance_uuid=vm.instance_uuid or None)
+
+
+def vm_identities(server_id: str, vms: Sequence[VmInfo]) -> dict[str, VmIdentity]:
+    """Who each VM of a whole inventory is, by moref.
+
+    An ESXi host by itself lets a copied VM keep the original's instance uuid; as long as several
+    VMs have one, it does not tell them apart, and each goes by its moref.
+    """
+    uses = Counter(vm.instance_uuid for vm in vms)
+    return {
+        vm.moref: vm_identity(
+            server_id, vm if uses[vm.instance_uuid] == 1 else replace(vm, instance_uuid="")
+        )
+        for vm in vms
+    }
 
 
 def vm_obstacles(vm: VmInfo) -> tuple[Reason, ...]:
@@ -84,13 +102,13 @@ def vm_obstacles(vm: VmInfo) -> tuple[Reason, ...]:
     return ()
 
 
-def _listed(host: str, server_id: str, vm: VmInfo) -> ListedVm:
+def _listed(host: str, identity: VmIdentity, vm: VmInfo) -> ListedVm:
     tracking = ChangeTracking.ENABLED if vm.cbt_enabled else ChangeTracking.DISABLED
     return ListedVm(
         host=host,
         moref=vm.moref,
         name=vm.name,
-        identity=vm_identity(server_id, vm),
+        identity=identity,
         power=_POWER[vm.power],
         folder=vm.folder_path,
         runs_on=vm.host_name,

@@ -1,8 +1,9 @@
 """What killed runs left on a vSphere host: found by journal and marker, removed, struck off.
 
 The journal names what may be there; the marks say what is. Both are needed: a journal can be lost,
-and a disk on the appliance carries no mark. Where a killed run had asked for a snapshot, its task
-may still be at work: that is waited for first, else the snapshot would appear behind our back.
+and a disk on the appliance carries no mark. Where a killed run had asked for a snapshot or a disk,
+its task may still be at work: that is waited for first, else the thing would appear behind our
+back.
 
 Thread model: one at a time per appliance (`RunLocks.cleaning`).
 Source: `vmware.orphans`.
@@ -20,13 +21,17 @@ from vmware.errors import VsphereError
 from vmware.orphans import OrphanOutcome, SeenSnapshot, SeenVm, look, plan_orphans
 from vmware.orphans import remove_orphans as remove_planned
 from vmware.patience import Patience
+from vmware.running_tasks import TaskKind, settle
 from vmware.session import Session
-from vmware.snapshots import settle
 from vmware.transports.attach_intent import AttachIntent, parse_intent
 
 log = EventLog(__name__)
 
 _SETTLE_DEADLINE_S = 600.0
+_TASKS: dict[str, TaskKind] = {
+    Made.SNAPSHOT: TaskKind.SNAPSHOT,
+    Made.HOT_ADDED_DISK: TaskKind.RECONFIGURE,
+}
 
 
 def remove_orphans(
@@ -60,10 +65,10 @@ def remove_orphans(
 
 
 def _wait_for_tasks(session: Session, abandoned: Sequence[OpenIntent], patience: Patience) -> None:
-    targets = [intent.target for intent in abandoned if intent.kind == Made.SNAPSHOT]
-    for moref in dict.fromkeys(targets):
+    asked = [(intent.target, _TASKS[intent.kind]) for intent in abandoned if intent.kind in _TASKS]
+    for moref, kind in dict.fromkeys(asked):
         try:
-            settle(session, moref, patience, deadline_s=_SETTLE_DEADLINE_S)
+            settle(session, moref, kind, patience, deadline_s=_SETTLE_DEADLINE_S)
         except VsphereError as error:  # the VM is gone, or the task hangs: then the marks decide
             log.warning("a dead run's task was not waited for", vm=moref, error=error)
 

@@ -22,7 +22,7 @@ from appliance.targets.contract import Keep, NewVmRequest, NoSuchPlaceError, Wan
 from appliance.targets.hyperv_left_out import devices_left_out, settings_left_out
 from appliance.targets.point_hardware import capture_of, for_hyperv
 from hyperv.captured_vm import Adapter, CapturedVm
-from hyperv.config_capture import CapturedDisk
+from hyperv.config_capture import CapturedDisk, first_to_boot, place_of
 from hyperv.errors import FileError
 from hyperv.inventory import list_vms
 from hyperv.marker import Marker, Purpose
@@ -222,8 +222,16 @@ def _disks(
 
 
 def boot_disk(vm: CapturedVm, disks: Sequence[CapturedDisk]) -> CapturedDisk:
-    """The first drive of the boot order, as far as its place tells it apart; else the first."""
-    order = vm.firmware.boot_order if vm.firmware else []
+    """The first of them in the boot order; else the first by its place.
+
+    Older points do not say what the boot order calls their disks: the drive of the order that comes
+    first is told apart by its location, as far as that goes.
+    """
+    named = first_to_boot(vm, disks)
+    if named is not None:
+        return named
+    is_old = not any(disk.attachment for disk in disks)
+    order = vm.firmware.boot_order if vm.firmware and is_old else []
     for entry in order:
         parts = entry.attachment.split("\\")
         if entry.type == _DRIVE and len(parts) > 2:
@@ -231,7 +239,7 @@ def boot_disk(vm: CapturedVm, disks: Sequence[CapturedDisk]) -> CapturedDisk:
             if len(found) == 1:
                 return found[0]
             break
-    return min(disks, key=lambda disk: (disk.controller, disk.controller_number, disk.location))
+    return min(disks, key=place_of)
 
 
 def _shape(disk: CapturedDisk, *, same_disk: bool) -> VhdxShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.catalog.hosts import HostKind, HostRecord
 from appliance.service.vm_sources import clean_up, open_sources
 from appliance.sources.contract import FreezeRequest, SourceVm, VmSource
+from appliance.sources.vsphere_errors import VsphereGoneError
 from tests.support.vcsim import Vcsim, vcsim
 
 pytestmark = pytest.mark.integration
@@ -104,6 +106,24 @@ def test_a_run_that_fails_takes_its_snapshot_along_and_no_other(
         assert snapshots(simulator, vm) == ["before-the-update"]
     finally:
         simulator.govc("snapshot.remove", "-vm", vm.name, "*")
+
+
+def test_a_vm_that_has_taken_a_gone_ones_id_is_not_touched(
+    catalog: Catalog, source: VmSource, simulator: Vcsim
+) -> None:
+    """An ESXi host gives ids again; a run may wait for its turn for hours. The stranger would be
+    backed up as the VM that is gone."""
+    vm = first_vm(source)
+    gone = replace(vm, identity=replace(vm.identity, instance_uuid="50220000-gone"))
+    run_id = new_run_id(catalog.clock.now())
+    with (
+        pytest.raises(VsphereGoneError, match="is gone"),
+        catalog.run_locks.hold(run_id),
+        source.freeze(gone, FreezeRequest(run_id=run_id, point_name=vm.name), RunContext.quiet()),
+    ):
+        pass
+    assert snapshots(simulator, vm) == []
+    assert catalog.intents.open_intents() == []
 
 
 def test_clean_up_removes_what_dead_runs_left_and_nothing_else(

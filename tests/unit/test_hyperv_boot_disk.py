@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.targets.hyperv_plan import boot_disk
 from hyperv.captured_vm import BootEntry, Firmware
 from hyperv.config_capture import Capture, CapturedDisk
 
 SLOT = "Microsoft:{}\\CONTROLLER\\0\\{}\\D"
 
 
-def disk(number: int, location: int, attachment: str | None = None) -> CapturedDisk:
+def disk(
+    number: int, location: int, attachment: str | None = None, *, controller: int = 0
+) -> CapturedDisk:
     return CapturedDisk(
         number=number,
         controller="scsi",
-        controller_number=0,
+        controller_number=controller,
         location=location,
         path=f"D:\\VM\\{number}.vhdx",
         format="vhdx",
@@ -62,3 +65,33 @@ def test_the_boot_disk_is_the_first_of_the_firmware_that_the_point_has(
 ) -> None:
     """Else the first by its place; the order names the VM's slots, the point its checkpoint's."""
     assert capture(disks, boots).boot_disk == found
+
+
+ON_SECOND = "Microsoft:{}\\SECOND\\0\\{}\\{}"
+
+
+@pytest.mark.parametrize(
+    ("boots", "found"),
+    [
+        ([ON_SECOND.format("VM", 0, "D")], 1),  # another controller has a disk at location 0, too
+        ([SLOT.format("VM", 0)], 0),
+        ([SLOT.format("VM", 2), ON_SECOND.format("VM", 0, "D")], 1),  # a DVD drive comes first
+    ],
+)
+def test_the_boot_disk_is_known_by_its_whole_place(boots: list[str], found: int) -> None:
+    """A checkpoint names what is in a drive (`L`), the firmware the drive (`D`); a DVD drive is no
+    disk, though one of another controller has its location."""
+    disks = [
+        disk(0, 0),
+        disk(1, 0, ON_SECOND.format("CHECKPOINT", 0, "L"), controller=1),
+        disk(2, 2, ON_SECOND.format("CHECKPOINT", 2, "L"), controller=1),
+    ]
+    of = capture(disks, boots)
+    assert of.boot_disk == found
+    assert boot_disk(of.vm, disks).number == found
+
+
+def test_a_boot_disk_of_an_older_point_is_known_by_its_location() -> None:
+    """Such a point does not say what the firmware calls its disks."""
+    disks = [disk(0, 0, ""), disk(1, 1, "")]
+    assert boot_disk(capture(disks, [SLOT.format("VM", 1)]).vm, disks).number == 1

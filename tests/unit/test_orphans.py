@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyVmomi import vim
 
+from appliance.base.ids import RunId
+from appliance.sources.intents import Made, OpenIntent
+from appliance.sources.vsphere_orphans import remove_orphans as clean_up_source
+from appliance.sources.vsphere_transports import SourceTools
 from tests.support.guest_scsi import GuestScsi
 from tests.support.inventories import a_disk, a_vm
 from tests.support.scripted_appliance import PRODUCT_UUID, BackingFile, ScriptedAppliance
@@ -155,6 +160,73 @@ def test_a_disk_of_a_live_run_stays(world: World) -> None:
     world.hot_add("live")
     assert world.clean() == ()
     assert (world.appliance.attached, world.left()) == ([FILE], [snapshot])
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@dataclass
+class Journal:
+    """The intents of runs that are dead."""
+
+    open: list[OpenIntent]
+
+    def record(self, kind: Made, run_id: RunId, target: str, name: str, detail: str = "") -> int:
+        raise NotImplementedError
+
+    def complete(self, intent: int, made: str) -> None:
+        raise NotImplementedError
+
+    def close(self, intent: int) -> None:
+        self.open = [one for one in self.open if one.id != intent]
+
+    def abandoned(self) -> list[OpenIntent]:
+        return list(self.open)
+
+
+def test_a_disk_that_is_still_being_attached_is_waited_for(world: World) -> None:
+    """The process was killed after it had asked; vSphere goes on. Struck off at once, the disk
+    would come after the clean-up, hang for ever, and keep its VM's files locked."""
+    running = world.server.task(kind="VirtualMachine.reconfigure")
+    task = world.server.objects[running._GetMoId()]
+    waited: list[float] = []
+    attach: list[Callable[[], Any]] = []
+
+    def killed(real: Callable[[], Any]) -> Any:
+        attach.append(real)
+        task.values["info.state"] = "running"
+        world.appliance.values["recentTask"] = [running]
+        raise Killed
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if task.values["info.state"] == "running":
+            attach[0]()
+            task.values["info.state"] = "success"
+
+    world.server.hook("ReconfigVM_Task", killed)
+    with pytest.raises(Killed):
+        world.hot_add()
+    journal = Journal(
+        [
+            OpenIntent(
+                id=number,
+                kind=Made.HOT_ADDED_DISK,
+                run_id=RunId(intent.run_id),
+                target=intent.appliance_moref,
+                detail=intent.detail,
+            )
+            for number, intent in enumerate(world.intents)
+        ]
+    )
+    tools = SourceTools(appliance_disks=world.disks, wait=wait)
+    session = world.server.session()
+    (gone,) = clean_up_source(session, "ours", tools, journal, frozenset)
+    assert (gone.what, gone.failure) == (f"attached disk {FILE}", "")
+    assert waited
+    assert world.appliance.attached == []
+    assert journal.open == []
 
 
 def test_the_appliances_own_disk_is_never_detached(world: World) -> None:
