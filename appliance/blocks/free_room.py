@@ -17,8 +17,10 @@ from typing import NamedTuple
 from appliance.base.errors import StorageFullError
 from appliance.blocks.device import BlockDevice
 from appliance.blocks.layers import ReaderLayer
+from appliance.blocks.overlay_map import Geometry
 
 _KEPT_S = 1.0
+_BLOCK_BYTES = Geometry().block_bytes
 
 
 class Room(NamedTuple):
@@ -51,7 +53,11 @@ class FreeRoom:
 
 
 class RoomKeepingDevice(ReaderLayer):
-    """A BlockDevice whose writes are refused, each whole, once the room is used up."""
+    """A BlockDevice whose writes are refused, each whole, once the room is used up.
+
+    Zeroing whole blocks of an overlay takes no space and goes on; the rest of a block that is
+    zeroed in part has to be copied, so that is a write.
+    """
 
     def __init__(self, device: BlockDevice, room: FreeRoom) -> None:
         super().__init__(device)
@@ -63,6 +69,9 @@ class RoomKeepingDevice(ReaderLayer):
         self._device.write_at(offset, data)
 
     def zero_at(self, offset: int, length: int) -> None:
+        end = offset + length
+        if offset % _BLOCK_BYTES or (end % _BLOCK_BYTES and end != self.size_bytes):
+            self._room.check(2 * _BLOCK_BYTES)
         self._device.zero_at(offset, length)
 
     def flush(self) -> None:

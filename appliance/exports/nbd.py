@@ -98,7 +98,16 @@ class DiskBackend:
             raise _translate(error) from error
 
     def trim(self, offset: int, length: int) -> None:
-        self.zero(offset, length, allocate=False)
+        """Zeros, where that takes no space that is not there: a part of a block may take some."""
+        try:
+            self._device.zero_at(offset, length)
+        except StorageFullError:
+            block = self.preferred_block_bytes
+            start, end = -(-offset // block) * block, (offset + length) // block * block
+            if start < end:
+                self.zero(start, end - start, allocate=False)
+        except ApplianceError as error:
+            raise _translate(error) from error
 
     def flush(self) -> None:
         try:
