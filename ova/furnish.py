@@ -64,7 +64,9 @@ def _make_users(tree: Path, epoch: int) -> None:
     """No password for anybody: the console shows, SSH takes keys."""
     user = str(_USER_ID)
     _in(tree, ["groupadd", "--gid", user, "holdfast"], epoch)
-    words = ["useradd", "--uid", user, "--gid", user, "--home-dir", "/var/lib/holdfast"]
+    # commands get at hot-added disks and KVM as the daemon does
+    words = ["useradd", "--uid", user, "--gid", user, "--groups", "disk,kvm"]
+    words += ["--home-dir", "/var/lib/holdfast"]
     _in(tree, [*words, "--no-create-home", "--shell", "/usr/sbin/nologin", "holdfast"], epoch)
     _in(tree, ["useradd", "--create-home", "--shell", "/bin/bash", "admin"], epoch)
     _in(tree, ["usermod", "--password", "*", "admin"], epoch)  # no password, but not locked: keys

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from appliance.cli.heartbeat import Heartbeat
     from appliance.repository.repository import Repository
     from appliance.service.deletion import Deletion
+    from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
     from appliance.service.live_feed import LiveFeed
     from appliance.service.notify.post import Post
@@ -98,7 +99,6 @@ def run_serve(args: argparse.Namespace) -> int:
     from appliance.service.daemon_client import socket_path
     from appliance.service.daemon_lock import daemon_lock
     from appliance.service.home import Home
-    from appliance.service.inventory import InventoryCache
     from appliance.service.job_service import JobService
     from appliance.service.points_in_use import points_in_use
     from appliance.service.recovery_service import RecoveryService
@@ -133,7 +133,7 @@ def run_serve(args: argparse.Namespace) -> int:
             repository=repository,
             repository_path=repository_path(args),
             recovery=server,
-            inventory=InventoryCache(catalog),
+            inventory=_inventory(stack, catalog),
             places=_places(stack, catalog),
             jobs=jobs,
             recover=recover,
@@ -250,6 +250,14 @@ def _started_post(stack: ExitStack, catalog: Catalog, jobs: JobService) -> Post:
     post.start()
     stack.callback(post.stop)
     return post
+
+
+def _inventory(stack: ExitStack, catalog: Catalog) -> InventoryCache:
+    from appliance.service.inventory import InventoryCache
+
+    inventory = InventoryCache(catalog)
+    stack.callback(inventory.stop)
+    return inventory
 
 
 def _places(stack: ExitStack, catalog: Catalog) -> PlacesCache:

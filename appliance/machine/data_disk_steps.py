@@ -23,7 +23,7 @@ _CHECK_S = 3600.0
 
 
 def survey(sys_block: Path = Path("/sys/block"), dev: Path = Path("/dev")) -> list[Disk]:
-    """All whole disks but those with a mounted part. Raises DataDiskError, MachineCommandError."""
+    """All whole disks but those with a mounted part. Raises OSError."""
     used = mounted_devices()
     disks = []
     for entry in sorted(sys_block.iterdir()):
@@ -49,7 +49,7 @@ def mounted_devices(mounts: Path = Path("/proc/self/mountinfo")) -> set[str]:
 
 
 def look_at(device: Path, size_bytes: int) -> Disk:
-    """What is on it. Reads only. Raises DataDiskError, MachineCommandError."""
+    """What is on it; one that cannot be read is not ours to judge. Reads only."""
     content = Content.OTHER
     found: dict[str, str] = {"TYPE": "unclear"}
     with suppress(MachineCommandError):  # several signatures at once: not ours to judge
@@ -96,6 +96,6 @@ def _reads_as_zeros(device: Path, size_bytes: int) -> bool:
                     return False
         finally:
             os.close(fd)
-    except OSError as error:
-        raise DataDiskError(f"{device}: {error.strerror}") from error
+    except OSError:  # a disk of some VM, say, must not keep our own from being mounted
+        return False
     return True

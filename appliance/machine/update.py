@@ -38,6 +38,7 @@ from appliance.machine.update_bundle import (
 
 _JOURNAL = "update.json"
 _CATALOG_COPY = "catalog-before-update"
+_CATALOG_COPY_TEMP = f"{_CATALOG_COPY}.tmp"
 _CATALOG_FILES = "catalog.sqlite*"
 _COPY_BYTES = 1 << 20
 _SPACE_FACTOR = 6  # an environment over its wheels
@@ -179,7 +180,7 @@ def _copy_catalog(layout: Layout) -> None:
     root must not follow what somebody who took the daemon over has laid out there.
     """
     copy = layout.environments / _CATALOG_COPY
-    temp = layout.environments / f"{_CATALOG_COPY}.tmp"
+    temp = layout.environments / _CATALOG_COPY_TEMP
     for folder in (copy, temp):
         shutil.rmtree(folder, ignore_errors=True)
     temp.mkdir(mode=0o700)
@@ -228,7 +229,8 @@ def _forget(layout: Layout) -> None:
     """The journal last: without it nothing is pending."""
     (layout.environments / _JOURNAL).unlink(missing_ok=True)
     fsync_directory(layout.environments)
-    shutil.rmtree(layout.environments / _CATALOG_COPY, ignore_errors=True)
+    for name in (_CATALOG_COPY, _CATALOG_COPY_TEMP):
+        shutil.rmtree(layout.environments / name, ignore_errors=True)
 
 
 @contextmanager

@@ -139,6 +139,8 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
         feed.start()
         stack.callback(feed.stop)
         jobs.points.refresh()
+        inventory = InventoryCache(catalog)
+        stack.callback(inventory.stop)
         places = PlacesCache(catalog)
         stack.callback(places.stop)
         figures = RepositoryFigures(repository, catalog.clock)
@@ -149,7 +151,7 @@ def api_serving(home: Path, clock: Clock | None = None) -> Iterator[tuple[Servic
             repository=repository,
             repository_path=home / "repository",
             recovery=recovery,
-            inventory=InventoryCache(catalog),
+            inventory=inventory,
             places=places,
             jobs=jobs,
             recover=recover,

@@ -99,6 +99,12 @@ def test_file_systems_are_told_apart(tmp_path: Path, command: list[str], content
     assert bool(found.uuid) == (content is Content.OURS)
 
 
+def test_a_disk_that_cannot_be_read_is_somebody_elses(tmp_path: Path) -> None:
+    """It is never formatted, and our own data disk beside it is mounted all the same."""
+    needs("blkid")
+    assert look_at(tmp_path / "gone", 100 * MIB).content is Content.OTHER
+
+
 def test_what_is_mounted_is_found_by_its_kernel_name(tmp_path: Path) -> None:
     """So that the system disk is never looked at."""
     mounts = tmp_path / "mountinfo"

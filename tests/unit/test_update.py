@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import platform
 from collections.abc import Callable
@@ -183,6 +184,22 @@ def test_a_version_that_does_not_start_is_taken_back(machine: Machine, tmp_path:
     with pytest.raises(UpdateRolledBackError, match="systemctl"):
         update(bundle(tmp_path), machine.layout, machine)
     assert machine.current == "1.0" and machine.starts[-1] == "1.0"
+
+
+def test_a_catalog_that_cannot_be_copied_leaves_the_old_version_and_no_debris(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a copy would keep a full system disk full."""
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(update_module, "_copy_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        update(bundle(tmp_path), machine.layout, machine)
+    assert machine.current == "1.0" and machine.starts[-1] == "1.0"
+    assert not list(machine.layout.environments.glob("catalog-*"))
 
 
 class PowerCutError(BaseException):

@@ -100,9 +100,10 @@ def fill(services: Services, home: Path, vms: int, of_vm: int) -> None:
         ),
         Secret.of_text("p"),
     )
-    services.inventory = InventoryCache(catalog, kept_s=1e9)
     listed = tuple(_listed(number) for number in range(vms))
-    services.inventory._found["vc"] = (catalog.clock.monotonic_s(), listed)
+    services.inventory.stop()
+    services.inventory = InventoryCache(catalog, ask=lambda _: listed, kept_s=1e9)
+    services.inventory.get()
     batch: list[PointRow] = []
     for row in _points(now, vms, of_vm):
         batch.append(row)
