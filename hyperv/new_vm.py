@@ -21,7 +21,7 @@ from hyperv.host_session import HostSession
 from hyperv.inventory import list_vms, read_vm
 from hyperv.patience import Patience
 from hyperv.script_types import Answer, Vm
-from hyperv.vm_configuration import memory_parameters
+from hyperv.vm_configuration import memory_parameters, secure_boot_parameters
 
 MOVE_DEADLINE_S = 24 * 3600.0
 _POWER_DEADLINE_S = 900.0
@@ -109,7 +109,6 @@ def new_vm(
     patience: Patience,
 ) -> str:
     """Make it, without disks and powered off; return its id. Raises HypervError."""
-    firmware = captured.firmware
     scsi = sum(each.type == "scsi" for each in captured.controllers)
     parameters = {
         "marker": marker,
@@ -120,8 +119,7 @@ def new_vm(
         "processors": captured.processor.count,
         "nested": captured.processor.nested,
         "memory": memory_parameters(captured),
-        "secure_boot": firmware.secure_boot if firmware else False,
-        "secure_boot_template": firmware.secure_boot_template if firmware else "",
+        **secure_boot_parameters(captured),
         "tpm": captured.security.tpm,
         "scsi_controllers": min(max(scsi, 1), 4),
         "adapters": [

@@ -51,6 +51,7 @@ from appliance.jobs.vm_report import disk_document
 from appliance.jobs.vm_selection import SelectedVm
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
+from appliance.sources.changes import is_mistrusted
 from appliance.sources.contract import (
     ConsistencyPolicy,
     FreezeRequest,
@@ -268,14 +269,17 @@ class _VmBackup:
 
     def _freeze_and_write(self, run_id: RunId) -> BackupOutcome:
         options, room = self._options, self._room
-        parent = None if options.full else room.repository.points.latest(self._name)
+        newest = room.repository.points.latest(self._name)
+        known = known_state(newest) if newest else None
+        parent = None if options.full else newest
         broken = self._broken_run(parent)
         request = FreezeRequest(
             run_id=run_id,
             point_name=self._name,
             consistency=options.consistency,
-            parent=known_state(parent) if parent else None,
+            parent=known if parent else None,
             broken=broken.state if broken else None,
+            reset_due=known is not None and any(is_mistrusted(disk) for disk in known.disks),
             transports=options.transports,
             guest_logs=options.guest_logs,
         )

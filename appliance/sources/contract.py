@@ -88,6 +88,7 @@ class FreezeRequest:
     consistency: ConsistencyPolicy = ConsistencyPolicy()
     parent: KnownState | None = None  # asked for `FrozenDisk.changed`
     broken: KnownState | None = None  # asked for `FrozenDisk.changed_since_broken`
+    reset_due: bool = False  # the tracking failed an audit, which a full run must not forget
     transports: tuple[str, ...] = ()  # only these; empty: all, best first
     guest_logs: GuestLogs = GuestLogs.KEEP
 

@@ -189,7 +189,9 @@ class _Freeze:
     def _prepare_tracking(self, vm: VmInfo) -> None:
         """Tracking that cannot be had costs reading, never the backup."""
         parent = self._request.parent
-        mistrusted = parent is not None and any(is_mistrusted(disk) for disk in parent.disks)
+        mistrusted = self._request.reset_due or (
+            parent is not None and any(is_mistrusted(disk) for disk in parent.disks)
+        )
         if vm.cbt_enabled and not mistrusted:
             return
         intent = self._record(replace(self._marker, purpose=Purpose.TRACKING))
@@ -273,7 +275,8 @@ class _Freeze:
         since_broken = changes_since(at, disk, number, request.broken, self._patience)
         old = request.parent.disk(number) if request.parent else None
         reader = reopening if old else self._without_holes(at, disk, reopening)
-        believed = old is None or not is_mistrusted(old) or self._started
+        mistrusted = request.reset_due if old is None else is_mistrusted(old)
+        believed = self._started or not mistrusted
         return FrozenDisk(
             number=number,
             label=disk.label,

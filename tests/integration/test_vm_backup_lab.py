@@ -16,6 +16,7 @@ from appliance.jobs import stored_segments
 from appliance.jobs.broken_run import BrokenRunJournal
 from appliance.jobs.cbt_audit import AuditPolicy
 from appliance.jobs.disk_transfer import DiskOutcome
+from appliance.jobs.point_identity import known_state
 from appliance.jobs.read_plan import ReadMode
 from appliance.jobs.vm_backup import VmResult
 from appliance.sources.contract import ConsistencyPolicy
@@ -205,6 +206,30 @@ def test_an_audit_that_fails_ends_in_tracking_that_is_sound_again(
     assert sound.status is RunOutcome.SUCCESS
     assert disk.mode is ReadMode.CHANGED
     assert here.stored("web") == here.frozen["web", 0]
+
+
+def test_tracking_that_failed_an_audit_is_reset_by_a_full_run_too(
+    here: InProcess, guest: Guest
+) -> None:
+    """A full run has no parent, but the tracking that it bases the next run on is the same."""
+    here.back_up("web", transports=HTTPS)
+    guest.write(1)
+    here.lab.faults.arm(FaultName.CBT_EMPTY_LIST)
+    _, alarmed = only(here.back_up("web", transports=HTTPS, audit=AuditPolicy(percent=100)))
+    assert "cbt.audit-mismatch" in {reason.code for reason in alarmed.reasons}
+    said = known_change_id(here)
+    _, full = only(here.back_up("web", transports=HTTPS, full=True))
+    assert full.change_id is not None
+    assert full.change_id.partition("/")[0] != said.partition("/")[0]
+
+
+def known_change_id(here: InProcess) -> str:
+    """What the hypervisor said at the newest point, believed or not."""
+    point = here.repository.points.latest("web")
+    state = known_state(point) if point else None
+    identity = state.disks[0].identity if state else None
+    assert identity is not None and identity.change_id is not None
+    return identity.change_id
 
 
 def test_tracking_that_does_not_start_costs_reading_only(lab: VmLab, tmp_path: Path) -> None:
