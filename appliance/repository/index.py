@@ -29,7 +29,7 @@ from typing import Any
 import lmdb
 
 from appliance.base.clock import SystemClock
-from appliance.base.errors import StorageFullError
+from appliance.base.errors import StorageError, StorageFullError
 from appliance.repository.errors import RepositoryError
 from appliance.repository.format import INDEX_VALUE, RECORD_LIMIT_BYTES, PackKind
 from appliance.repository.index_file import has_all_pages
@@ -89,13 +89,12 @@ def _open_environment(path: Path) -> Any:
     with _environments_lock:
         if key not in _environments:
             path.mkdir(parents=True, exist_ok=True)
-            environment = lmdb.open(
-                str(path),
-                map_size=_MAP_BYTES,
-                max_dbs=8,
-                max_readers=_MAX_READERS,
-                metasync=False,
-            )
+            try:
+                environment = _lmdb_at(path, readonly=False)
+            except lmdb.Error as error:
+                if os.strerror(errno.EROFS) not in str(error):
+                    raise
+                environment = _lmdb_at(path, readonly=True)
             environment.reader_check()
             if not has_all_pages(environment, path):
                 environment.close()
@@ -103,6 +102,17 @@ def _open_environment(path: Path) -> Any:
             _environments[key] = [environment, 0]
         _environments[key][1] += 1
         return _environments[key][0]
+
+
+def _lmdb_at(path: Path, *, readonly: bool) -> Any:
+    return lmdb.open(
+        str(path),
+        map_size=_MAP_BYTES,
+        max_dbs=8,
+        max_readers=_MAX_READERS,
+        metasync=False,
+        readonly=readonly,
+    )
 
 
 def _close_environment(path: Path) -> None:
@@ -124,18 +134,23 @@ class ChunkIndex:
         try:
             self._env = _open_environment(path)
             self._closed = False
-            self._chunks = self._env.open_db(b"chunks")
-            self._packs = self._env.open_db(b"packs")
-            self._numbers = self._env.open_db(b"numbers")
-            self._segments = self._env.open_db(b"segments")
-            self._doomed = self._env.open_db(b"doomed")
-            self._bad = self._env.open_db(b"bad")
-            self._meta = self._env.open_db(b"meta")
+            self.read_only: bool = self._env.flags()["readonly"]
+            """The file system is: what is there can be looked up, and nothing else."""
+            self._chunks = self._table(b"chunks")
+            self._packs = self._table(b"packs")
+            self._numbers = self._table(b"numbers")
+            self._segments = self._table(b"segments")
+            self._doomed = self._table(b"doomed")
+            self._bad = self._table(b"bad")
+            self._meta = self._table(b"meta")
             self._inode = (path / "data.mdb").stat().st_ino
             self._begin_generations()
         except (lmdb.Error, OSError) as error:
             raise IndexDamagedError(f"{path}: {error}") from error
         self._pack_ids: dict[int, bytes] = {}
+
+    def _table(self, name: bytes) -> Any:
+        return self._env.open_db(name, create=not self.read_only)
 
     def _begin_generations(self) -> None:
         """A new index starts at the time: past every generation of one that was lost."""
@@ -171,7 +186,12 @@ class ChunkIndex:
 
     @contextmanager
     def _write(self) -> Iterator[Any]:
-        """A write transaction. Raises StorageFullError, IndexDamagedError; then nothing changed."""
+        """A write transaction. When it raises, nothing has changed.
+
+        Raises: StorageFullError, IndexDamagedError; StorageError: the file system is read-only.
+        """
+        if self.read_only:
+            raise StorageError(f"{self._path}: {os.strerror(errno.EROFS)}")
         try:
             with self._env.begin(write=True) as txn:
                 yield txn

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 DATA = "data.mdb"
 _READ_ALL = """
 import sys, lmdb
@@ -51,11 +53,13 @@ def has_all_pages(environment: Any, folder: Path) -> bool:
         return True
     if not survives(_READ_ALL, folder):
         return False
-    with environment.begin(write=True):  # nobody else makes it longer meanwhile
+    with (
+        suppress(OSError, lmdb.ReadonlyError),  # else it is read through again next time
+        environment.begin(write=True),  # nobody else makes it longer meanwhile
+    ):
         missing_bytes = _missing_bytes(environment, path)
         if missing_bytes > 0:
-            with suppress(OSError):  # else it is read through again next time
-                os.truncate(path, path.stat().st_size + missing_bytes)
+            os.truncate(path, path.stat().st_size + missing_bytes)
     return True
 
 

@@ -109,8 +109,8 @@ class Proof(Enum):
     """It hashes to its digest. What restores, checks and backups go by."""
 
     CHECKSUM = "checksum"
-    """Its CRC32C is right, or its AES-GCM tag where it is sealed: what storage may do to a record
-    is found with a miss in 2**32, at a fifth less cost. What a guest that boots waits for."""
+    """Its CRC32C is right: what storage may do to a record is found with a miss in 2**32, at a
+    fifth less cost. What a guest that boots waits for. The same as `DIGEST` where it is sealed."""
 
 
 class _Opened(NamedTuple):
@@ -215,9 +215,9 @@ class RecordCodec:
         # among others (decompress_worker in its c-ext/decompressor.c).
         if not 0 < raw_bytes <= _RAW_LIMIT_BYTES.get(kind, 0) or flags & ~_KNOWN_FLAGS:
             raise ChunkCorruptError(digest, f"kind {kind}, flags {flags}, {raw_bytes} bytes")
-        # Where records are sealed, one that is not has been put there: a CRC proves nothing then.
-        forgeable = self._cipher is not None and not flags & _SEALED
-        by_digest = proof is Proof.DIGEST or forgeable
+        # Where records are sealed, a CRC proves nothing: who writes to the storage can make one.
+        # Nor does the tag alone: it does not cover the flag that says the payload is packed.
+        by_digest = proof is Proof.DIGEST or self._cipher is not None
         if not by_digest and google_crc32c.value(bytes(record[:_CRC_AT])) != crc:
             raise ChunkCorruptError(digest, "record header is damaged")
         if flags & _SEALED:

@@ -127,6 +127,8 @@ class Repository:
     ) -> Self:
         """Open it and take in what other appliances have added since.
 
+        On a read-only file system nothing is taken in: what this one wrote can be restored.
+
         Raises:
             RepositoryNotFoundError, RepositoryVersionError, CorruptError, StorageError;
             PassphraseRequiredError, WrongPassphraseError, WrongRecoveryKeyError,
@@ -149,7 +151,8 @@ class Repository:
             SessionLocks(path, clock=clock),
         )
         try:
-            repository.take_in_segments()
+            if not index.read_only:
+                repository.take_in_segments()
         except BaseException:
             index.close()
             raise

@@ -1,8 +1,8 @@
 """Chunks for clients that wait: from a cache, or decoded for it.
 
-`ImageReader` reads here; one for all readers of a repository. A chunk is proven by its checksum, or
-its seal, instead of its digest: restore and verification go to the chunk store itself. So what is
-cached here is no source for anything that is kept.
+`ImageReader` reads here; one for all readers of a repository. A chunk is proven by its checksum
+instead of its digest, but for encrypted repositories: restore and verification go to the chunk
+store itself. So what is cached here is no source for anything that is kept.
 
 Three ways, for three kinds of thread: `near` on an event loop, `near_many` on a few threads that
 decode, `many` on any number that may wait for storage. Threads that decode beside each other hand

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.base.errors import StorageFullError
+from appliance.base.errors import StorageError, StorageFullError
+from appliance.base.secret import Secret
 from appliance.base.units import MIB
 from appliance.repository.gc import collect_garbage
 from appliance.repository.repository import Repository, RepositoryOptions
@@ -87,3 +88,26 @@ def test_garbage_collection_makes_room_on_a_nearly_full_disk(mount: Path) -> Non
         assert packed_bytes(path) < size * 0.6
         check_repository(repository)
         assert restored(repository, first.point_id) == SMALL
+
+
+@pytest.mark.parametrize("passphrase", [None, Secret(b"frozen")], ids=["clear", "encrypted"])
+def test_one_restores_from_a_file_system_that_became_read_only(
+    mount: Path, passphrase: Secret | None
+) -> None:
+    """As ext4 does when its disk fails: points are listed and restored, a backup is refused."""
+    path = mount / "r"
+    Repository.create(path, passphrase=passphrase)
+    with Repository.open(path, passphrase=passphrase, options=OPTIONS) as repository:
+        manifest = back_up_bytes(repository, SMALL)
+    subprocess.run(["mount", "-o", "remount,ro", str(mount)], timeout=20, check=True)
+    with Repository.open(path, passphrase=passphrase, options=OPTIONS) as repository:
+        assert repository.points.list() == [manifest]
+        assert restored(repository, manifest.point_id) == SMALL
+        with pytest.raises(StorageError, match="Read-only file system"):
+            back_up_bytes(repository, LARGE)
+        with pytest.raises(StorageError, match="Read-only file system"):
+            repository.index.announce([])
+    subprocess.run(["mount", "-o", "remount,rw", str(mount)], timeout=20, check=True)
+    with Repository.open(path, passphrase=passphrase, options=OPTIONS) as repository:
+        back_up_bytes(repository, LARGE)
+        check_repository(repository)

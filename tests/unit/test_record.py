@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import random
 
+import google_crc32c
 import pytest
+import zstandard
 
 from appliance.base.secret import Secret
-from appliance.repository.crypto import RecordCipher
+from appliance.repository.crypto import SEAL_BYTES, RecordCipher
 from appliance.repository.digest import Digester
 from appliance.repository.errors import ChunkCorruptError
-from appliance.repository.format import RecordKind
+from appliance.repository.format import RECORD_HEADER, RecordFlag, RecordKind
 from appliance.repository.record import Proof, RecordCodec
 
 DIGESTER = Digester(bytes(32))
 COMPRESSIBLE = b"holdfast" * 64 + random.Random(1).randbytes(300)
 INCOMPRESSIBLE = random.Random(2).randbytes(700)
+FRAME = zstandard.ZstdCompressor().compress(COMPRESSIBLE)  # as a guest may keep one
 
 
 def codec(*, encrypted: bool) -> RecordCodec:
@@ -45,6 +48,22 @@ def test_a_clear_record_does_not_pass_in_an_encrypted_repository() -> None:
     for proof in Proof:
         with pytest.raises(ChunkCorruptError):
             codec(encrypted=True).decode(forged, bytes(32), proof)
+
+
+@pytest.mark.parametrize("proof", list(Proof))
+@pytest.mark.parametrize("raw", [COMPRESSIBLE, INCOMPRESSIBLE, FRAME], ids=["zstd", "raw", "frame"])
+def test_a_sealed_payload_is_not_read_another_way(raw: bytes, proof: Proof) -> None:
+    """Nobody without the key can have packed content served packed, or the other way round."""
+    digest = DIGESTER.chunk(raw)
+    decoder = codec(encrypted=True)
+    head, payload = decoder.encode(RecordKind.CHUNK, digest, raw)
+    magic, kind, flags, reserved, _, _, stored, crc, _ = RECORD_HEADER.unpack(head)
+    for raw_bytes in (len(payload) - SEAL_BYTES, len(COMPRESSIBLE)):
+        fields = (magic, kind, flags ^ RecordFlag.ZSTD, reserved, digest, raw_bytes, stored, crc)
+        forged = RECORD_HEADER.pack(*fields, 0)[:-4]
+        forged += google_crc32c.value(forged).to_bytes(4, "little")
+        with pytest.raises(ChunkCorruptError):
+            decoder.decode(forged + payload, digest, proof)
 
 
 @pytest.mark.parametrize("proof", list(Proof))
