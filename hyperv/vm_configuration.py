@@ -17,6 +17,7 @@ from hyperv.patience import Patience
 from hyperv.script_types import Answer
 
 _START_NOTHING = 2
+_USUAL_TEMPLATE = "MicrosoftWindows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,17 @@ def memory_parameters(captured: CapturedVm) -> Mapping[str, object]:
     }
 
 
+def secure_boot_parameters(captured: CapturedVm) -> Mapping[str, object]:
+    """As `new_vm` and `configure_vm` take it. A host before 2016 names no template: it has one."""
+    firmware = captured.firmware
+    if firmware is None or not firmware.secure_boot:
+        return {"secure_boot": False, "secure_boot_template": ""}
+    return {
+        "secure_boot": True,
+        "secure_boot_template": firmware.secure_boot_template or _USUAL_TEMPLATE,
+    }
+
+
 def configure_vm(
     host: HostSession,
     vm_id: str,
@@ -57,14 +69,12 @@ def configure_vm(
 
     Raises: ScriptError, HypervError.
     """
-    firmware = captured.firmware
     parameters = {
         "vm_id": vm_id,
         "processors": captured.processor.count,
         "nested": captured.processor.nested,
         "memory": memory_parameters(captured),
-        "secure_boot": firmware.secure_boot if firmware else False,
-        "secure_boot_template": firmware.secure_boot_template if firmware else "",
+        **secure_boot_parameters(captured),
         "boot_disk": None
         if boot_disk is None
         else {

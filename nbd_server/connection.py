@@ -39,12 +39,16 @@ class Connection(asyncio.BufferedProtocol):
         tls: TlsPolicy | None,
         limits: Limits,
         shared: Surroundings,
+        *,
+        opened: Callable[[Connection], bool],
         on_lost: Callable[[Connection], None],
     ) -> None:
+        """`opened`: whether it may stay; it is cut off otherwise."""
         self._handshake = Handshake(exports, tls.mode if tls else TlsMode.OFF)
         self._tls = tls
         self._limits = limits
         self._shared = shared
+        self._opened = opened
         self._on_lost = on_lost
         self._received = ReceiveBuffer()
         self._greeted = False
@@ -56,11 +60,17 @@ class Connection(asyncio.BufferedProtocol):
         self._transmission: Transmission | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._upgrade: asyncio.Task[None] | None = None
+        self.client = ""  # its address; a Unix socket has none
 
     # called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        self.client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._use(cast(asyncio.Transport, transport))  # uvloop's do not inherit from it
+        if not self._opened(self):
+            self.abort()
+            return
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._limits.handshake_s, self._too_slow)
         self._transport.write(GREETING)

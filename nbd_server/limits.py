@@ -17,7 +17,7 @@ class Limits:
     """Memory held for clients stays below `memory_bytes`, shared out evenly, plus what one request
     holds (at most 4 MiB) per connection."""
 
-    connections: int = 128
+    connections: int = 128  # half of them from one address
     near_workers: int = field(default_factory=processors)  # threads for misses near at hand
     workers: int = 8  # threads for what waits for storage: misses, writes, flushes
     jobs_per_connection: int = 4  # so that one client leaves threads to the others
@@ -29,6 +29,10 @@ class Limits:
 
     MIN_SHARE_BYTES = 2 * _MIB
     MAX_SHARE_BYTES = 16 * _MIB
+
+    @property
+    def connections_per_client(self) -> int:
+        return max(self.connections // 2, 1)
 
     def share_bytes(self, connections: int) -> int:
         """What one of so many connections may hold in requests, replies and unsent bytes."""

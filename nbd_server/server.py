@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 from nbd_server.backend import Export, export_table
 from nbd_server.connection import Connection
@@ -114,17 +113,30 @@ class Server:
     def _share_bytes(self) -> int:
         return self._limits.share_bytes(len(self._connections))
 
-    def _accept(self) -> asyncio.BaseProtocol:
-        if self._closing or len(self._connections) >= self._limits.connections:
+    def _accept(self) -> Connection:
+        return Connection(
+            self._exports,
+            self._tls,
+            self._limits,
+            self._shared,
+            opened=self._opened,
+            on_lost=self._lost,
+        )
+
+    def _opened(self, connection: Connection) -> bool:
+        """Whether a new connection may stay: one client leaves room to others."""
+        client = connection.client
+        of_client = sum(each.client == client for each in self._connections) if client else 0
+        full = len(self._connections) >= self._limits.connections
+        if self._closing or full or of_client >= self._limits.connections_per_client:
             self.counters.refused += 1
             log.warning("connection refused: %d are open", len(self._connections))
-            return _Refused()
-        connection = Connection(self._exports, self._tls, self._limits, self._shared, self._lost)
+            return False
         self._connections.add(connection)
         self._all_gone.clear()
         self.counters.accepted += 1
-        self.counters.connections += 1
-        return connection
+        self.counters.connections = len(self._connections)
+        return True
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -138,11 +150,6 @@ class Server:
                 if path.stat().st_ino == inode:  # not one that a later server put there
                     path.unlink()
         self._socket_files.clear()
-
-
-class _Refused(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).abort()
 
 
 def _bind_unix(path: Path) -> socket.socket:

@@ -192,8 +192,9 @@ class Journal:
             if replaced or error.errno not in FULL:
                 raise
             raise StorageFullError(f"no space to compact the journal {self._path}") from error
-        os.close(self._fd)
+        replaced_fd = self._fd  # closed only once there is another, or a number of others' would be
         self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        os.close(replaced_fd)
         self.record_count = len(records)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -201,14 +202,26 @@ class JobRuns:
         return datetime.fromisoformat(row[0]) if row else None
 
     def ended_between(self, since: datetime, until: datetime, *, limit: int) -> list[JobRun]:
-        """Return the newest `limit` that ended after `since` and up to `until`, with results."""
+        """Return `limit` that ended after `since` and up to `until`, with results: the newest, but
+        those that failed before those with warnings before all others. Oldest first."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_FULL} FROM job_runs WHERE ended_at > ? AND ended_at <= ?"
-                " ORDER BY ended_at DESC LIMIT ?",
+                f"SELECT {_FULL} FROM (SELECT * FROM job_runs WHERE ended_at > ? AND ended_at <= ?"
+                " ORDER BY outcome = 'failed' DESC, outcome = 'warning' DESC, ended_at DESC"
+                " LIMIT ?) ORDER BY ended_at",
                 (since.isoformat(), until.isoformat(), limit),
             ).fetchall()
-        return [_run(row) for row in reversed(rows)]
+        return [_run(row) for row in rows]
+
+    def outcomes_between(self, since: datetime, until: datetime) -> Counter[RunOutcome]:
+        """How many ended so after `since` and up to `until`."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT outcome, count(*) FROM job_runs WHERE ended_at > ? AND ended_at <= ?"
+                " GROUP BY outcome",
+                (since.isoformat(), until.isoformat()),
+            ).fetchall()
+        return Counter({RunOutcome(outcome): count for outcome, count in rows})
 
     def list(
         self, *, job: str | None = None, before: int | None = None, limit: int = 100

@@ -94,11 +94,8 @@ def run_backup_image(args: argparse.Namespace) -> int:
     from appliance.sources.image import open_disk_image
     from appliance.sources.image_format import ImageFormat
 
-    if (
-        not 0 < len(args.vm) <= _VM_NAME_CHARS
-        or args.vm != args.vm.encode(errors="ignore").decode()
-    ):
-        raise UsageError(f"--vm {args.vm[:80]!r}: 1 to {_VM_NAME_CHARS} characters of UTF-8")
+    if not 0 < len(args.vm) <= _VM_NAME_CHARS:
+        raise UsageError(f"--vm {args.vm[:80]!r}: 1 to {_VM_NAME_CHARS} characters")
     changed: Sequence[Path | None] = args.changed or [None] * len(args.disks)
     if len(changed) != len(args.disks):
         raise UsageError(f"{len(args.disks)} disks and {len(changed)} --changed files")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.secret import Secret
-from appliance.cli.numbers import port
+from appliance.cli.numbers import PORT_MAX, port
 from appliance.cli.options import home_path, read_secret_file, read_secret_line
 from appliance.cli.output import ExitCode, note, show, table
 from appliance.cli.prompts import interruptible
@@ -120,10 +120,13 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
     elif text.count(":") == 1:
         address, _, port_text = text.partition(":")
     if not _ADDRESS.fullmatch(address) or (
-        port_text and not (port_text.isascii() and port_text.isdigit())
+        port_text and not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5)
     ):
         raise UsageError(f"not an address or ADDRESS:PORT: {text!r}")
-    return address, int(port_text or default_port)
+    number = int(port_text or default_port)
+    if not 0 < number <= PORT_MAX:
+        raise UsageError(f"not a port: {number}")
+    return address, number
 
 
 def parse_node(text: str, port: int, smb_port: int) -> NodeAddress:

@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     """Raises OSError: standard output cannot be written."""
     try:
+        _check_text(args)
         return run_command(args)
     except UsageError as error:
         show_error(args, error)
@@ -111,6 +112,14 @@ def _run(args: argparse.Namespace) -> int:
     except OSError as error:
         show_error(args, _storage_error(error))
         return ExitCode.FAILED
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """Names of VMs, hosts and jobs are text; only paths may be any bytes. Raises UsageError."""
+    for value in vars(args).values():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and word != word.encode(errors="ignore").decode():
+                raise UsageError(f"{word!r} is not UTF-8")
 
 
 def _storage_error(error: OSError) -> StorageError:

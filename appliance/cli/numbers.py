@@ -9,7 +9,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-_PORT_MAX = 65535
+PORT_MAX = 65535
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -27,7 +27,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-port = whole(0, _PORT_MAX)
+port = whole(0, PORT_MAX)
 
 
 def seconds(text: str) -> float:

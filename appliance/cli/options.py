@@ -40,7 +40,7 @@ def common_options() -> argparse.ArgumentParser:
 
 
 def home_path(args: argparse.Namespace) -> Path:
-    return args.home or Path(os.environ.get("HOLDFAST_HOME", DEFAULT_HOME))
+    return args.home or Path(os.environ.get("HOLDFAST_HOME") or DEFAULT_HOME)
 
 
 def repository_path(args: argparse.Namespace) -> Path:
@@ -70,8 +70,8 @@ def read_secret_line(stream: BinaryIO, name: str) -> Secret:
 def passphrase(args: argparse.Namespace) -> Secret | None:
     if args.passphrase_file:
         return read_secret_file(args.passphrase_file)
-    from_environment = os.environ.get("HOLDFAST_PASSPHRASE")
-    return Secret.of_text(from_environment) if from_environment else None
+    from_environment = os.environb.get(b"HOLDFAST_PASSPHRASE")
+    return Secret(from_environment) if from_environment else None
 
 
 def recovery_key(args: argparse.Namespace) -> Secret | None:

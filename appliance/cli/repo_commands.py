@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
+from appliance.base.errors import UsageError
 from appliance.base.units import format_size
 from appliance.cli import repo_delete
 from appliance.cli.numbers import seconds
@@ -66,11 +68,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_init(args: argparse.Namespace) -> int:
-    from appliance.base.errors import UsageError
     from appliance.repository.recovery_key import format_recovery_key, new_recovery_key
     from appliance.repository.repository import Repository
 
     secret = passphrase(args)
+    if secret is None and "HOLDFAST_PASSPHRASE" in os.environ:
+        raise UsageError("HOLDFAST_PASSPHRASE is empty: unset it for one that is not encrypted")
     if args.with_recovery_key and secret is None:
         raise UsageError(
             "--with-recovery-key is for an encrypted repository: give a passphrase too"

@@ -26,6 +26,7 @@ PREFIX = "/api/v1"
 _ANSWER_BYTES_MAX = 64 << 20
 _ANSWER_S = 120.0
 _DEFAULT_PORT = 8443
+_HOST = re.compile(r"[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?")  # a name, IPv4, IPv6 with a zone
 
 
 class ApplianceUnreachableError(ApplianceError):
@@ -210,9 +211,10 @@ def _place(url: str) -> tuple[str, int]:
     except ValueError as error:
         raise UsageError(f"not an address of an appliance: {url!r}") from error
     plain = parts.path in ("", "/") and not (parts.query or parts.username or parts.fragment)
-    if parts.scheme != "https" or not parts.hostname or not plain:
+    host = parts.hostname or ""
+    if parts.scheme != "https" or not _HOST.fullmatch(host) or not plain:
         raise UsageError(f"not an address of an appliance, such as https://HOST:8443: {url!r}")
-    return parts.hostname, port or _DEFAULT_PORT
+    return host, port or _DEFAULT_PORT
 
 
 def _digest(fingerprint: str) -> bytes:

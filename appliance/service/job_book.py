@@ -88,9 +88,10 @@ class JobBook:
 
     def remove(self, name: str) -> None:
         """Remove the job, and its policy if that has its name and no other job goes by it."""
+        policy = self._jobs.get(name).job.policy
         self._jobs.remove(name)
         used = {saved.job.policy for saved in self._jobs.list()}
-        if name not in used and any(policy.name == name for policy in self._jobs.policies()):
+        if policy == name and name not in used:
             self._jobs.remove_policy(name)
         self._write_copy()
 

@@ -111,7 +111,7 @@ class HypervSource:
                 alive,
                 Patience(wait=tools.wait),
                 has_reference_points=tools.host.facts.reference_points,
-                is_everybody=not failures,
+                is_everybody=not failures and not self._nodes.missing(),
             )
 
     def close(self) -> None:

@@ -151,3 +151,17 @@ function Get-MarkedVm {
     }
     $vm
 }
+
+# Secure Boot of a generation 2 VM. Before Windows Server 2016 there is one template only, which is
+# called MicrosoftWindows since, and no way to name it.
+function Set-SecureBoot {
+    param($Vm, $Wanted, $Template)
+
+    $setting = @{ VM = $Vm; EnableSecureBoot = 'Off' }
+    if ($Wanted) {
+        $setting['EnableSecureBoot'] = 'On'
+        $known = (Get-Command -Name Set-VMFirmware).Parameters.ContainsKey('SecureBootTemplate')
+        if ($known -or [string]$Template -ne 'MicrosoftWindows') { $setting['SecureBootTemplate'] = [string]$Template }
+    }
+    Set-VMFirmware @setting
+}

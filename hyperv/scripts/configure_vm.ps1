@@ -28,11 +28,7 @@ if ($parameters.memory.dynamic) {
 }
 Set-VMMemory @memory
 if ([int]$vm.Generation -eq 2) {
-    if ($parameters.secure_boot) {
-        Set-VMFirmware -VM $vm -EnableSecureBoot On -SecureBootTemplate ([string]$parameters.secure_boot_template)
-    } else {
-        Set-VMFirmware -VM $vm -EnableSecureBoot Off
-    }
+    Set-SecureBoot $vm $parameters.secure_boot $parameters.secure_boot_template
     if ($parameters.boot_disk) {
         $drive = Get-VMHardDiskDrive -VM $vm | Where-Object {
             [string]$_.ControllerType -eq [string]$parameters.boot_disk.controller -and

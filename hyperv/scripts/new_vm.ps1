@@ -59,11 +59,7 @@ try {
         }
     }
     if ([int]$parameters.generation -eq 2) {
-        if ($parameters.secure_boot) {
-            Set-VMFirmware -VM $vm -EnableSecureBoot On -SecureBootTemplate ([string]$parameters.secure_boot_template)
-        } else {
-            Set-VMFirmware -VM $vm -EnableSecureBoot Off
-        }
+        Set-SecureBoot $vm $parameters.secure_boot $parameters.secure_boot_template
         if ($parameters.tpm) {
             Set-VMKeyProtector -VM $vm -NewLocalKeyProtector
             Enable-VMTPM -VM $vm

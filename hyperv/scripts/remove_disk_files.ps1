@@ -1,7 +1,7 @@
 # Script: remove_disk_files
 # Takes away what `make_disk_files` made for a marker: files, then folders that are empty, then the
-# record of it. A file that a VM of this host uses stays; if the VM carries the marker, nothing is
-# taken away. Repeatable.
+# record of it. A file that a VM of this host uses, also as a parent of what it writes to, stays; if
+# the VM carries the marker, nothing is taken away. Repeatable.
 # Parameters: {"marker": string, "keep": bool (take away only the record)}
 # Value: {removed: int} (files)
 # Errors: bad-marker, still-attached
@@ -14,7 +14,10 @@ if (-not $parameters.keep) {
     $used = @{}
     foreach ($vm in @(Get-VM)) {
         foreach ($drive in @(Get-VMHardDiskDrive -VM $vm)) {
-            if ($drive.Path) { $used[([string]$drive.Path).ToLowerInvariant()] = [string]$vm.Notes }
+            if (-not $drive.Path) { continue }
+            foreach ($file in @(Get-DiskChain ([string]$drive.Path))) {
+                $used[$file.path.ToLowerInvariant()] = [string]$vm.Notes
+            }
         }
     }
     $files = @($lines | Where-Object { $_.StartsWith('file ') } | ForEach-Object { $_.Substring(5) })

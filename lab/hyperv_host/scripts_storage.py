@@ -17,6 +17,7 @@ from lab.hyperv_host.host import HypervHost
 from lab.hyperv_host.iscsi import INITIATOR, IscsiInitiator, Portal
 from lab.hyperv_host.samba import Samba, Share
 from lab.hyperv_host.script_call import Document, Parameters, Script, ScriptStop
+from lab.hyperv_host.scripts_inventory import disk_chain
 from lab.hyperv_host.scripts_machine import checked_marker
 from lab.hyperv_host.windows_path import WindowsPath
 
@@ -200,9 +201,11 @@ def _remove_files(host: HypervHost, made: Made, given: Parameters) -> Document:
     ours = made.disk_files.get(marker, OurFiles())
     if not given.flag("keep"):
         notes = {
-            str(drive.path).lower(): vm.settings.notes
+            str(file["path"]).lower(): vm.settings.notes
             for vm in host.vms()
             for drive in vm.settings.drives
+            if drive.path is not None
+            for file in disk_chain(host, drive.path)
         }
         for path in ours.files:
             if marker in notes.get(str(path).lower(), ""):

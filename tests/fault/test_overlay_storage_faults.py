@@ -263,6 +263,35 @@ def test_a_full_file_system_stops_writes_and_nothing_else(small_storage: Path) -
     overlay.close()
 
 
+def test_a_compaction_without_descriptors_closes_nobody_elses_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients may have used up all descriptors; the number that was freed is taken by another."""
+    overlay = tiny(tmp_path / "session")
+    monkeypatch.setattr(overlay._durability, "_compact_at", 0)
+    overlay.write_at(0, b"x" * 512)
+    real_open = os.open
+    others: list[int] = []
+
+    def used_up(path: str | Path, flags: int, *rest: int) -> int:
+        if Path(path).name == "journal":
+            others.append(real_open(os.devnull, os.O_RDONLY))
+            raise OSError(errno.EMFILE, "too many open files")
+        return real_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", used_up)
+    with pytest.raises(OverlayFailedError):
+        overlay.flush()
+    monkeypatch.undo()
+    overlay.close()
+    (other,) = others
+    os.fstat(other)
+    os.close(other)
+    reopened = reopen(tmp_path / "session")
+    assert reopened.read_at(0, 512) == b"x" * 512
+    reopened.close()
+
+
 def test_no_session_appears_on_a_full_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

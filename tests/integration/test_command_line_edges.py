@@ -37,7 +37,33 @@ def test_a_vm_name_that_no_recovery_point_can_hold_is_refused_at_once(
 ) -> None:
     """Before the disks are read, not after."""
     refused = run(home, "backup", "image", "--vm", name, home / "disk.img", expect=2)
-    assert "--vm" in refused.stderr and "Traceback" not in refused.stderr
+    assert "[usage]" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("host", "test", os.fsdecode(b"a\xff")),
+        ("host", "list", "--appliance", os.fsdecode(b"https://a\xff/")),
+        ("host", "list", "--appliance", "https://a b/", "--token-file", "TOKEN"),
+        ("host", "add", "h", "--user", "u", "--type", "hyperv", "--address", "127.0.0.1:99999"),
+        ("host", "add", "h", "--user", "u", "--type", "vsphere", "--address", "127.0.0.1:99999"),
+    ],
+)
+def test_names_and_addresses_that_cannot_be_are_usage_errors(
+    home: Path, words: tuple[str, ...]
+) -> None:
+    """Not a traceback, and not a connection to another port than the one that was written."""
+    (home / "token").write_text("token\n")
+    given = [str(home / "token") if word == "TOKEN" else word for word in words]
+    assert "[usage]" in run(home, *given, expect=2).stderr
+
+
+def test_an_empty_passphrase_in_the_environment_makes_no_open_repository(home: Path) -> None:
+    """Whoever sets it means encryption; a script that could not read it gave nothing."""
+    place = home / "meant-encrypted"
+    refused = run(home, "repo", "init", "--repo", place, expect=2, HOLDFAST_PASSPHRASE="")
+    assert "HOLDFAST_PASSPHRASE is empty" in refused.stderr and not place.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(home: Path) -> None:

@@ -292,6 +292,23 @@ def test_what_could_not_be_removed_is_said_and_removed_later(
     assert left_overs(here) == before
 
 
+def test_the_files_of_a_finished_vm_stay_although_it_writes_to_others_now(
+    here: HypervRestoring, lab: HypervLab
+) -> None:
+    """Its host did not hear that it is finished; a checkpoint has made the files parents."""
+    before = left_overs(here)
+    lab.practice.faults.arm(FaultName.SCRIPT_FAILURE, 1, method="remove_disk_files")
+    here.restore(here.point(), name="kept")
+    vm = named(lab, "kept")
+    digest = disk_digest(vm)
+    checkpoint = create_checkpoint(vm, recovery=False, consistency=2, job=Job("", ""))
+    here.clean_up()
+    remove_checkpoint(vm, checkpoint)
+    assert disk_digest(vm) == digest
+    remove(lab, "kept")
+    assert left_overs(here) == before
+
+
 def test_a_vm_that_is_not_started_stays_with_a_reason(
     here: HypervRestoring, lab: HypervLab
 ) -> None:

@@ -386,6 +386,27 @@ def test_a_digest_comes_once_a_day_at_its_local_time(
     assert "db01" in json.loads(server.requests[0][2])["text"]
 
 
+def test_a_digest_of_a_busy_day_leaves_no_failure_out(
+    catalog: Catalog, authority: Authority, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that run every few minutes make more runs than there is room for; all are counted."""
+    monkeypatch.setattr("appliance.service.notify.post._DIGEST_RUNS_MAX", 3)
+    with hook_server(authority) as server:
+        catalog.notifications.add(
+            hook_channel(authority, server.port, occasions=[], digest_at="07:00"), KEY
+        )
+        clock.set(START + timedelta(minutes=1))
+        ended(catalog, RunOutcome.FAILED, error_code="x.first", error="the first of the day")
+        for minute in range(2, 8):
+            clock.set(START + timedelta(minutes=minute))
+            ended(catalog, RunOutcome.SUCCESS)
+        clock.set(START + timedelta(days=1))
+        Post(catalog, unprotected=tuple).work()
+    ((_, _, body),) = server.requests
+    assert json.loads(body)["subject"] == "Holdfast: 7 runs, 1 failed"
+    assert "the first of the day" in json.loads(body)["text"]
+
+
 def test_a_night_on_which_the_clock_is_set_back_has_no_digest_more(
     catalog: Catalog, authority: Authority, clock: MovedClock
 ) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
+
+from appliance.base.clock import SystemClock
 from appliance.base.ids import RunId
 from appliance.sources.contract import Orphan
+from appliance.sources.hyperv import HypervSource, HypervTools
+from appliance.sources.hyperv_host import HypervHost
 from appliance.sources.hyperv_orphans import checkpoints_before, remove_orphans
 from appliance.sources.intents import Made, OpenIntent
 from hyperv.checkpoints import list_checkpoints
@@ -151,3 +158,29 @@ def test_files_of_a_vm_that_could_not_be_removed_stay_for_the_next_time() -> Non
     assert all(orphan.failure for orphan in orphans) and journal.closed == []
     orphans, journal = clean(world, intent(Made.VM))
     assert not any(orphan.failure for orphan in orphans) and journal.closed == [1]
+
+
+@pytest.mark.parametrize(("others", "closed"), [([], [1, 2]), (["HV9"], [])])
+def test_nothing_is_struck_off_while_a_node_of_the_cluster_cannot_be_asked(
+    others: list[str], closed: list[int]
+) -> None:
+    """Also one that nobody registered: the VM, with what was made of it, may be there."""
+    session = World().session()
+    session.handlers["list_cluster"] = lambda _given: {
+        "name": "CLU1",
+        "nodes": [{"name": name, "state": 0} for name in ("HV1", *others)],
+        "vms": [],
+        "volumes": [],
+    }
+    facts = SimpleNamespace(computer_name="HV1", cluster="CLU1", reference_points=True)
+    host = SimpleNamespace(name="clu1", session=session, facts=facts, others=())
+    journal = Journal(
+        [
+            intent(Made.SNAPSHOT, number=1, made="cp0"),
+            intent(Made.REFERENCE_POINT, number=2, made="rp0"),
+        ]
+    )
+    tools = HypervTools(wait=lambda _s: None)
+    source = HypervSource(cast(HypervHost, host), journal, APPLIANCE, SystemClock(), tools)
+    assert source.remove_orphans(lambda: []) == []
+    assert journal.closed == closed

@@ -85,6 +85,12 @@ def test_the_bootstrap_fits_into_a_line_of_cmd() -> None:
     assert len(encoded) < 7900
 
 
+@pytest.mark.parametrize("script", ALL, ids=lambda script: script.stem)
+def test_a_secure_boot_template_is_named_only_to_hosts_that_know_templates(script: Path) -> None:
+    """Windows Server 2012 R2 has no such parameter."""
+    assert "-SecureBootTemplate" not in body(script)
+
+
 def test_the_table_of_codes_is_what_the_scripts_stop_with() -> None:
     """No code is missing in CONTRACT.md, and none is there for nothing."""
     table = set(re.findall(r"^\| `([a-z-]+)` \|", (SCRIPTS / "CONTRACT.md").read_text(), re.M))

@@ -284,6 +284,17 @@ def test_after_a_lost_catalog_the_jobs_come_from_the_copy(tmp_path: Path, catalo
         assert [policy.name for policy in anew.jobs.policies()] == ["nightly"]
 
 
+def test_a_policy_goes_with_its_own_job_only(tmp_path: Path, catalog: Catalog) -> None:
+    """One that only bears the job's name was made for something else."""
+    book = JobBook(catalog, tmp_path)
+    own = "[policy.own]\n[job.own]\nkind = 'gc'\npolicy = 'own'\n"
+    other = "[policy.gold]\n[policy.nightly]\n[job.nightly]\nkind = 'gc'\npolicy = 'gold'\n"
+    book.apply(parse_job_file(own + other, tmp_path))
+    book.remove("own")
+    book.remove("nightly")
+    assert [policy.name for policy in catalog.jobs.policies()] == ["gold", "nightly"]
+
+
 NODES = as_text(
     [NodeAddress(address="hv2.example", port=5986, smb_port=446, fingerprint=":".join(["AB"] * 32))]
 )

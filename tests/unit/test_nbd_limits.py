@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -178,14 +179,32 @@ def test_oversized_options_are_skipped_and_refused() -> None:
         assert client.read(0, 512).errno == 0
 
 
-def test_connections_are_limited() -> None:
-    limits = Limits(connections=2)
-    with serving(NbdExport(name="disk", disk=SparseDevice(512)), limits=limits) as server:
-        with connect(server), connect(server):
+def test_connections_are_limited(tmp_path: Path) -> None:
+    """Those over a Unix socket have no address and share all of them."""
+    path, limits = tmp_path / "disk.sock", Limits(connections=2)
+    export = NbdExport(name="disk", disk=SparseDevice(512))
+    with serving(export, address=path, limits=limits) as server:
+        with NbdClient(path), NbdClient(path):
             with pytest.raises((EOFError, ConnectionError)):
-                connect(server)
+                NbdClient(path)
             assert server.counters.refused == 1 and server.counters.connections == 2
         eventually(lambda: server.counters.connections == 0)
+        with NbdClient(path).negotiate("disk") as client:
+            assert client.read(0, 512).errno == 0
+
+
+def test_a_flood_of_connections_leaves_room_for_others() -> None:
+    """One address may have half of them, whether it negotiates or not."""
+    limits = Limits(connections=8)
+    export = NbdExport(name="disk", disk=SparseDevice(512))
+    with serving(export, limits=limits) as server, ExitStack() as stack:
+        for _ in range(20):
+            stranger = socket.create_connection(
+                ("127.0.0.1", server.port), timeout=20, source_address=("127.0.0.2", 0)
+            )
+            stack.enter_context(stranger)
+        eventually(lambda: server.counters.refused == 16)
+        assert server.counters.connections == 4
         with connect(server) as client:
             assert client.read(0, 512).errno == 0
 

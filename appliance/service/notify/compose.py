@@ -60,15 +60,19 @@ def run_message(run: JobRun, before: RunOutcome | None) -> Message:
 
 
 def digest_message(
-    runs: Sequence[JobRun], since: datetime, until: datetime, unprotected: Sequence[str]
+    runs: Sequence[JobRun],
+    counts: Counter[RunOutcome],
+    since: datetime,
+    until: datetime,
+    unprotected: Sequence[str],
 ) -> Message:
-    """`runs`: that ended between the two; `unprotected`: VMs without a recent point."""
-    counts = Counter(run.outcome for run in runs)
+    """`counts`: of all runs that ended between the two; `runs`: those that there is room for, the
+    failed ones first of all; `unprotected`: VMs without a recent point."""
     failed, warned = counts[RunOutcome.FAILED], counts[RunOutcome.WARNING]
     severity = Severity.ERROR if failed else Severity.WARNING if warned else Severity.INFO
-    parts = [f"{len(runs)} runs"]
+    parts = [f"{counts.total()} runs"]
     parts += [f"{failed} failed"] * bool(failed) + [f"{warned} with warnings"] * bool(warned)
-    parts += ["all well"] * (bool(runs) and severity is Severity.INFO)
+    parts += ["all well"] * (counts.total() > 0 and severity is Severity.INFO)
     parts += [f"{len(unprotected)} VMs without a recent recovery point"] * bool(unprotected)
     lines = [f"From {_when(since)} to {_when(until)}.", ""]
     for outcome in (RunOutcome.FAILED, RunOutcome.WARNING, RunOutcome.CANCELLED):
@@ -83,7 +87,7 @@ def digest_message(
         subject=one_line(f"Holdfast: {', '.join(parts)}", _SUBJECT_CHARS_MAX),
         lines=_fit(lines),
         facts={
-            "runs": len(runs),
+            "runs": counts.total(),
             "failed": failed,
             "warning": warned,
             "success": counts[RunOutcome.SUCCESS],

@@ -23,7 +23,6 @@ from appliance.base.periodic_task import PeriodicTask
 from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.channel import Channel, EmailChannel, Message, WebhookChannel
-from appliance.catalog.job_runs import JobRun
 from appliance.catalog.notifications import ChannelState, Outgoing
 from appliance.catalog.schedule import Schedule
 from appliance.jobs.calendar import latest_due
@@ -113,12 +112,11 @@ class Post:
         until = digest_due(state, self._catalog.clock.now())
         if until is None:
             return
-        runs = self._runs_between(state.digest_until, until)
-        message = digest_message(runs, state.digest_until, until, self._unprotected())
+        since, job_runs = state.digest_until, self._catalog.job_runs
+        runs = job_runs.ended_between(since, until, limit=_DIGEST_RUNS_MAX)
+        counts = job_runs.outcomes_between(since, until)
+        message = digest_message(runs, counts, since, until, self._unprotected())
         self._catalog.notifications.tell_digest(state.channel.name, message, until)
-
-    def _runs_between(self, since: datetime, until: datetime) -> list[JobRun]:
-        return self._catalog.job_runs.ended_between(since, until, limit=_DIGEST_RUNS_MAX)
 
     # Out of the outbox
 
