@@ -232,6 +232,19 @@ class TestAttaching:
         reader.close()
         assert world.is_clean()
 
+    def test_a_detach_whose_task_vanished_is_looked_after(self, world: World) -> None:
+        """A vCenter that restarts forgets its tasks; that is not the appliance being gone."""
+        reader = world.transport.open(world.request())
+
+        def forget(_: Callable[[], Any]) -> Any:
+            task = world.server.task(kind="VirtualMachine.reconfigure")
+            del world.server.objects[task._GetMoId()]
+            return task
+
+        world.server.hook("ReconfigVM_Task", forget)
+        reader.close()
+        assert world.is_clean()
+
     def test_a_server_that_stays_away_keeps_the_intent(self, world: World) -> None:
         """Nobody knows whether the disk hangs there; the clean-up will look."""
 

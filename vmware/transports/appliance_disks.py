@@ -242,7 +242,10 @@ class ApplianceDisks:
 
         def run() -> None:
             task = session.call(what, vm.ReconfigVM_Task, spec)
-            wait_for_task(session, task, what=what, deadline_s=RECONFIGURE_DEADLINE_S)
+            try:
+                wait_for_task(session, task, what=what, deadline_s=RECONFIGURE_DEADLINE_S)
+            except ObjectGoneError as error:  # or a file that is gone: a look at the VM tells
+                raise UnreachableError(f"{what}: the task told no result: {error}") from error
 
         self._patience.retry(run, on=(BusyError,), tries=_BUSY_TRIES)
 
