@@ -58,6 +58,12 @@ class Marker:
         return cls(appliance_id=found[1], run_id=found[2], purpose=Purpose(found[3]))
 
 
+def without_markers(text: str) -> str:
+    """The text of somebody's notes without words that are markers; all else as it is."""
+    words = re.split(r"(\s+)", text)
+    return "".join(word for word in words if Marker.parse(word) is None)
+
+
 def prefix(appliance_id: str) -> str:
     """What all markers of one appliance begin with."""
     return f"holdfast-{appliance_id}-"

@@ -19,6 +19,7 @@ from hyperv.captured_vm import CapturedVm
 from hyperv.errors import HypervError
 from hyperv.host_session import HostSession
 from hyperv.inventory import list_vms, read_vm
+from hyperv.marker import without_markers
 from hyperv.patience import Patience
 from hyperv.script_types import Answer, Vm
 from hyperv.vm_configuration import memory_parameters, secure_boot_parameters
@@ -222,10 +223,19 @@ def import_disk(
 
 
 def unmark(host: HostSession, vm: Vm, marker: str, notes: str, patience: Patience) -> None:
-    """Make it a VM like any other, with the notes of the original. Raises HypervError."""
+    """Make it a VM like any other, with the notes of the original. Raises HypervError.
+
+    Where the original was itself a VM of ours as it was captured, its mark does not come back: this
+    one is nobody's to find or to remove.
+    """
     if marker not in vm.notes:
         return
-    parameters = {"vm_id": vm.id, "marker": marker, "name": vm.name, "notes": notes}
+    parameters = {
+        "vm_id": vm.id,
+        "marker": marker,
+        "name": vm.name,
+        "notes": without_markers(notes),
+    }
     try:
         host.call("set_notes", parameters, _Made, patience=patience)
     except HypervError:

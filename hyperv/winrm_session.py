@@ -165,6 +165,8 @@ class WinrmSession:
             found = translate(error, where)
             if is_started and isinstance(found, UnreachableError | BusyError):
                 found = SessionLostError(f"{found}; it may have been carried out")
+            elif not is_started and isinstance(found, SessionLostError):  # idle for too long
+                found = BusyError(f"{found}; nothing was run")
             raise found from error
 
     def _receive(

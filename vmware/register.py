@@ -27,6 +27,7 @@ from vmware.errors import (
     VsphereError,
 )
 from vmware.findings import Finding, Weight
+from vmware.marker import escape_name
 from vmware.network_choice import ChosenNetwork
 from vmware.new_vm import reconfigure_vm
 from vmware.patience import Patience
@@ -65,7 +66,8 @@ def register_vm(
     pool = session.object(vim.ResourcePool, pool_moref)
     host = session.object(vim.HostSystem, host_moref)
     try:
-        task = session.call(what, folder.RegisterVM_Task, str(vmx), name, False, pool, host)
+        spelled = escape_name(name)
+        task = session.call(what, folder.RegisterVM_Task, str(vmx), spelled, False, pool, host)
         made = wait_for_task(
             session,
             task,

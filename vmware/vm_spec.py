@@ -22,6 +22,7 @@ from vmware.captured_vm import BootKind, CapturedShare, CapturedVm
 from vmware.disks import disks_of
 from vmware.findings import Finding, Weight
 from vmware.kept_settings import kept_settings
+from vmware.marker import escape_name
 from vmware.network_choice import ChosenNetwork
 from vmware.vm_spec_devices import (
     MacPolicy,
@@ -73,7 +74,7 @@ def first_spec(vm: CapturedVm, choices: SpecChoices) -> PlannedVm:
     settings = kept_settings(vm.settings, same_nics=len(devices.nics) == len(vm.nics))
     findings = [*devices.findings, *_losses(vm), *_settings_left(settings.left)]
     spec = vim.vm.ConfigSpec(
-        name=choices.name,
+        name=escape_name(choices.name),
         annotation=choices.mark,
         instanceUuid=choices.instance_uuid,
         files=vim.vm.FileInfo(vmPathName=choices.home),

@@ -28,7 +28,8 @@ class HashOutcome:
 def verify_hashes(
     repository: Repository, manifest: Manifest, context: RunContext, *, share: float = 1.0
 ) -> HashOutcome:
-    """Read every chunk of the point, or `share` of them, and prove it against its digest.
+    """Read every chunk of the point, or `share` of them, and prove it against its digest; one at
+    the least, since nothing read proves nothing.
 
     The whole tree is read in any case. Which chunks make up a share is drawn anew each time, so
     that night by night all of them come to it, and nobody can know which.
@@ -39,8 +40,8 @@ def verify_hashes(
     seen: set[bytes] = set()
     salt, limit = secrets.randbits(64), round(share * _SCALE)
 
-    def is_drawn(digest: bytes) -> bool:
-        return (int.from_bytes(digest[:8], "little") + salt) % _SCALE < limit
+    def place(digest: bytes) -> int:
+        return (int.from_bytes(digest[:8], "little") + salt) % _SCALE
 
     def prove(digests: set[bytes]) -> int:
         context.cancel.check()
@@ -48,15 +49,21 @@ def verify_hashes(
         return sum(len(raw) for raw in raws.values())
 
     def unproven() -> Iterator[set[bytes]]:
+        nearest: set[bytes] = set()  # to being drawn, while none is
         for disk in manifest.disks:
             tree = TreeReader(disk.root, repository.chunks.load)
             context.progress.expect(disk.size_bytes)
             for _, digest in tree.leaves():
                 wanted = {entry.digest for entry in tree.load_leaf(digest).entries} - seen
-                wanted = {digest for digest in wanted if is_drawn(digest)}
+                if wanted and not seen:
+                    nearest = {min(wanted | nearest, key=place)}
+                wanted = {digest for digest in wanted if place(digest) < limit}
                 seen.update(wanted)
                 context.progress.advance(SEGMENT_BYTES)
                 yield wanted
+        if not seen:
+            seen.update(nearest)
+            yield nearest
 
     workers = repository.options.workers
     with closing(bounded_map(prove, unproven(), workers=workers, name="verify")) as proven:

@@ -96,7 +96,7 @@ def _set_up(deployment: Deployment, accept: Callable[[Deployment], None]) -> Non
     try:
         accept(deployment)
     except (ApplianceError, OSError) as error:
-        _ask(f"\n{error}\nThis was not set up. Press Enter, then set it up once more.\n")
+        _ask(f"\n{error}\nNot all of it was done. Press Enter, then set it up once more.\n")
 
 
 def _ask(question: str) -> str:

@@ -52,7 +52,7 @@ class UpdateRefusedError(ApplianceError):
 
 class UpdateRolledBackError(ApplianceError):
     """The new version did not become healthy, so the one before runs again, with its catalog. Its
-    last words are in the journal: journalctl -u holdfast."""
+    last words are in the journal: sudo journalctl -u holdfast."""
 
     code = "update.rolled-back"
 

@@ -224,8 +224,8 @@ class SecurityCheck:
             "security.firewall",
             status.firewall is FirewallState.SETTINGS,
             _FIREWALL_TEXTS[status.firewall],
-            "correct the networks with `sudo holdfast-machine set-up`; `journalctl -u "
-            "holdfast-prepare` says what was refused",
+            "correct the networks with `sudo holdfast-machine set-up`; `sudo journalctl "
+            "-u holdfast-prepare` says what was refused",
             "/security",
         )
         yield _finding(

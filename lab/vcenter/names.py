@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 NAME_LIMIT = 80
 
 
+def plain_name(name: str) -> str:
+    """A name of a request as people wrote it: its escape sequences undone."""
+    return name.replace("%2f", "/").replace("%5c", "\\").replace("%25", "%")
+
+
 def check_new_name(
     parent: ManagedEntity | None, name: str, *, renamed: ManagedEntity | None = None
 ) -> None:

@@ -25,6 +25,7 @@ from lab.vcenter.call import Call
 from lab.vcenter.folders import Folder
 from lab.vcenter.host_faults import host_faults
 from lab.vcenter.managed_object import method
+from lab.vcenter.names import plain_name
 from lab.vcenter.tasks import TaskControl
 from lab.vcenter.virtual_machine_relocate import Destination, relocate_request
 from lab.vcenter.virtual_machine_snapshot import MachineSnapshot
@@ -119,9 +120,8 @@ class EngineMachine(EngineView):
     def _snapshot_task(
         self, call: Call, name: str, description: str | None, memory: bool, quiesce: bool
     ) -> Any:
-        plain = name.replace("%2f", "/").replace("%5c", "\\").replace("%25", "%")
         request = vm_snapshots.SnapshotRequest(
-            name=plain, description=description or "", memory=memory, quiesce=quiesce
+            name=plain_name(name), description=description or "", memory=memory, quiesce=quiesce
         )
 
         def work(task: TaskControl) -> Any:

@@ -18,6 +18,7 @@ from lab.esx.vm_reconfigure import reconfigure
 from lab.vcenter.call import Call
 from lab.vcenter.host_faults import host_faults
 from lab.vcenter.managed_object import method
+from lab.vcenter.names import plain_name
 from lab.vcenter.tasks import TaskControl
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ class MachineFolder:
         placement = place(call, folder, pool, host)
         with host_faults():
             vmx_path = DatastorePath.parse(path)
-            if name is not None:
-                check_name(name)
+            plain = None if name is None else plain_name(name)
+            if plain is not None:
+                check_name(plain)
 
         def work(_task: TaskControl) -> Any:
-            return register_machine(folder, placement, vmx_path, name, template=template).ref
+            return register_machine(folder, placement, vmx_path, plain, template=template).ref
 
         return call.start_task(folder, work)
 
@@ -101,7 +103,7 @@ def create_machine(folder: Folder, placement: Placement, spec: Any) -> EngineMac
 
     library, home = placement.library, placement.home
     with host_faults():
-        name = spec.name or ""
+        name = plain_name(spec.name or "")
         check_name(name)
         vmx_path = _new_vmx_path(library, name, spec.files)
         config = new_config(name, vmx_path)

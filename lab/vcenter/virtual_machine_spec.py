@@ -28,6 +28,7 @@ from lab.esx.reconfigure_request import (
     RemoveDevice,
     Settings,
 )
+from lab.vcenter.names import plain_name
 from lab.vcenter.virtual_machine_config import CONTROLLERS, MODES, NICS
 
 _KINDS = {cls: kind for kind, cls in CONTROLLERS.items()}
@@ -118,7 +119,7 @@ def _settings(spec: Any) -> Settings:
     if spec.version and version is None:
         raise _invalid("spec.version")
     return Settings(
-        name=spec.name,
+        name=None if spec.name is None else plain_name(spec.name),
         guest_id=spec.guestId or None,
         version=int(version[1]) if version else None,
         uuid=_uuid(spec.uuid, "spec.uuid"),

@@ -175,6 +175,19 @@ def test_a_lost_shell_is_made_anew_and_the_call_repeated(
         assert session.call("unshare_folder", {"marker": "xy"}, Removed).removed == 2
 
 
+def test_a_shell_that_was_gone_before_a_call_began_is_no_reason_not_to_make_something(
+    host: ScriptedHost, switches: FaultSwitches
+) -> None:
+    """The host drops shells that are idle for two hours; the call is made in a new one, once."""
+    host.handlers["create_checkpoint"] = removed
+    with session_with(host) as session:
+        session.call("unshare_folder", {"marker": "x"}, Removed)
+        switches.arm(FaultName.SESSION_DROP, times=1)
+        assert session.call("create_checkpoint", {"marker": "x"}, Removed).removed == 1
+        assert switches.fired(FaultName.SESSION_DROP)
+    assert host.calls.count("create_checkpoint") == 1
+
+
 @pytest.mark.parametrize("fault", [FaultName.SESSION_DROP, FaultName.LOST_TASK_REPLY])
 def test_a_call_whose_end_is_not_known_is_not_repeated_when_it_makes_something(
     host: ScriptedHost, switches: FaultSwitches, fault: FaultName

@@ -99,8 +99,9 @@ def test_a_discarded_session_leaves_no_trace(served: InstantLab) -> None:
     """No VM, datastore, export, folder, network or intent; also of one with an isolated network."""
     before = served.traces()
     first = served.start("--network", "isolated", "--power-on", "--name", "first")
-    second = served.start("--name", "second")
+    second = served.start("--name", "50%2foff")  # no escape sequence, though it looks like one
     assert (second["phase"], second["guest"]) == ("registered", None)
+    assert served.machine("50%2foff").engine.config.name == "50%2foff"
     assert served.machine("first").engine.config.nics[0].network == first["datastore"]
     for session in (first, second):
         served.command("discard", session["session_id"])

@@ -168,13 +168,13 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_made(
 
 
 def test_a_vm_goes_where_it_is_sent(here: Restoring, lab: VmLab) -> None:
-    """Datastore, folder and host."""
+    """Datastore, folder and host; under its name, though a part of it looks like an escape."""
     vms = lab.inventory.datacenter.vm_folder
     call_method(lab.vcenter, vms, "CreateFolder", "Restored")
     host = lab.inventory.hosts[1].name
     place = WantedVmPlace(datastore="ds2", folder="DC0/vm/Restored", machine=host)
-    here.restore(here.point("cold"), name="sent", place=place)
-    machine = machine_named(lab, "sent")
+    here.restore(here.point("cold"), name="sent 50%2foff", place=place)
+    machine = machine_named(lab, "sent 50%2foff")
     assert machine.engine.config.vmx_path.datastore == "ds2"
     assert machine.parent is not None and machine.parent.name == "Restored"
     assert machine.host.name == host

@@ -29,7 +29,9 @@ from hyperv.errors import (
     ScriptError,
     UnreachableError,
 )
+from hyperv.inventory import list_vms
 from hyperv.marker import Marker, Purpose, prefix
+from hyperv.new_vm import unmark
 from hyperv.orphans import look, remove
 from hyperv.patience import Patience
 from hyperv.reference_points import convert
@@ -289,3 +291,17 @@ def test_a_marker_is_read_back_and_nothing_else_is_one() -> None:
     for run in ("", "a b", "a/b", "../x-y", "x" * 80):
         with pytest.raises(ValueError):
             Marker(appliance_id=APPLIANCE, run_id=run)
+
+
+def test_a_restored_vm_does_not_carry_the_mark_that_its_original_had() -> None:
+    """It was backed up while it ran in a recovery session, whose end must not find this one."""
+    of_session = Marker(
+        appliance_id=APPLIANCE, run_id="instant-0a1b2c3d", purpose=Purpose.RESTORE
+    ).text
+    session = World(notes={VM: OURS.text}).session()
+    session.handlers["set_notes"] = lambda _given: {"id": VM}
+    [vm] = list_vms(session, quick_patience())
+    notes = f"of the sales people\n {of_session} since 2019"
+    unmark(session, vm, OURS.text, notes, quick_patience())
+    [told] = session.named("set_notes")
+    assert told["notes"] == "of the sales people\n  since 2019"

@@ -115,6 +115,14 @@ def test_hashing_proves_the_whole_point_or_a_share(repository: Repository, point
     assert len(set(shares)) > 1 and 0.3 < sum(shares) / 30 / whole < 0.7
 
 
+def test_a_share_too_small_for_any_chunk_still_proves_one(
+    repository: Repository, point: Manifest
+) -> None:
+    """A certificate does not say `hashed: passed` of a point of which nothing was read."""
+    proven = verify_hashes(repository, point, RunContext.quiet(), share=1e-18)
+    assert proven.chunk_count == 1 and proven.verified_bytes > 0
+
+
 def test_damage_is_a_verdict_that_stops_the_stages_behind_it(
     repository: Repository, point: Manifest, tmp_path: Path
 ) -> None:

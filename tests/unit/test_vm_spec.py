@@ -110,6 +110,12 @@ def planned(captured: CapturedVm, **choices: Any) -> PlannedVm:
     return first_spec(captured, SpecChoices(**(values | choices)))
 
 
+def test_the_name_is_spelled_as_requests_want_it() -> None:
+    """Percent signs begin escape sequences there."""
+    captured = CapturedVm.parse(document([]))
+    assert planned(captured, name="50%/a\\b").spec.name == "50%25%2fa%5cb"
+
+
 def codes(plan: PlannedVm) -> set[str]:
     return {finding.code for finding in plan.findings}
 
