@@ -200,16 +200,28 @@ class ChunkIndex:
                 raise StorageFullError(f"{self._path}: {error}") from error
             raise IndexDamagedError(f"{self._path}: {error}") from error
 
-    # Looking up
+    @contextmanager
+    def _read(self, table: Any) -> Iterator[Any]:
+        """A snapshot. Raises IndexDamagedError."""
+        try:
+            with self._env.begin(table) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise IndexDamagedError(f"{self._path}: {error}") from error
+
+    # Looking up; all of it raises IndexDamagedError
 
     def find(self, digest: bytes) -> Place | None:
-        with self._env.begin(self._chunks) as txn:
-            value = txn.get(digest) or txn.get(digest, db=self._doomed)
-            return None if value is None else self._place(txn, value)
+        try:  # as `_read`, which takes half as long as the rest
+            with self._env.begin(self._chunks) as txn:
+                value = txn.get(digest) or txn.get(digest, db=self._doomed)
+                return None if value is None else self._place(txn, value)
+        except lmdb.Error as error:
+            raise IndexDamagedError(f"{self._path}: {error}") from error
 
     def find_many(self, digests: Sequence[bytes]) -> dict[bytes, Place]:
         """Return the places of those that are there, in one snapshot."""
-        with self._env.begin(self._chunks) as txn:
+        with self._read(self._chunks) as txn:
             found = dict(txn.cursor().getmulti(digests))
             if len(found) < len(digests) and txn.stat(self._doomed)["entries"]:
                 missing = [digest for digest in digests if digest not in found]
@@ -218,7 +230,7 @@ class ChunkIndex:
 
     def known(self, digests: Sequence[bytes]) -> set[bytes]:
         """Return those of `digests` that a new recovery point may refer to, in one snapshot."""
-        with self._env.begin(self._chunks) as txn:
+        with self._read(self._chunks) as txn:
             get = txn.get
             return {digest for digest in digests if get(digest) is not None}
 
@@ -282,13 +294,13 @@ class ChunkIndex:
         return number
 
     def segments(self) -> set[str]:
-        with self._env.begin(self._segments) as txn:
+        with self._read(self._segments) as txn:
             return {bytes(key).decode() for key, _ in txn.cursor()}
 
     # Upkeep
 
     def packs(self) -> list[PackInfo]:
-        with self._env.begin(self._packs) as txn:
+        with self._read(self._packs) as txn:
             return [
                 PackInfo(
                     int.from_bytes(key, "big"),
@@ -301,18 +313,18 @@ class ChunkIndex:
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield (digest, packed INDEX_VALUE) in digest order, from one snapshot."""
-        with self._env.begin(self._chunks) as txn:
+        with self._read(self._chunks) as txn:
             yield from txn.cursor()
 
     def rows(self, *, doomed: bool = False) -> Iterator[bytes]:
         """Yield digest + packed INDEX_VALUE, joined, many at a time, in digest order."""
-        with self._env.begin(self._doomed if doomed else self._chunks) as txn:
+        with self._read(self._doomed if doomed else self._chunks) as txn:
             items = iter(txn.cursor())
             while batch := b"".join(chain.from_iterable(islice(items, _ROWS_AT_ONCE))):
                 yield batch
 
     def entry_count(self) -> int:
-        with self._env.begin() as txn:
+        with self._read(self._chunks) as txn:
             return int(txn.stat(self._chunks)["entries"])
 
     def forget_segments(self, names: Iterable[str]) -> None:
@@ -354,18 +366,18 @@ class ChunkIndex:
                 txn.delete(digest, db=self._bad)
 
     def quarantined(self) -> set[bytes]:
-        with self._env.begin(self._bad) as txn:
+        with self._read(self._bad) as txn:
             return {bytes(key) for key, _ in txn.cursor()}
 
     def is_quarantined(self, digest: bytes) -> bool:
-        with self._env.begin(self._bad) as txn:
+        with self._read(self._bad) as txn:
             return txn.get(digest) is not None
 
     # Garbage collection; `locks.py` holds the argument why this order is safe
 
     def generation(self) -> int:
         """Counts GC announcements; a writer notes it when it starts."""
-        with self._env.begin(self._meta) as txn:
+        with self._read(self._meta) as txn:
             return int.from_bytes(txn.get(b"generation", b"\0"), "big")
 
     def announce(self, doomed: Iterable[bytes], pack_ids: Iterable[bytes] = ()) -> int:
@@ -383,7 +395,7 @@ class ChunkIndex:
 
     def announcement(self) -> Announcement | None:
         """The announcement whose sweep has not ended yet."""
-        with self._env.begin(self._meta) as txn:
+        with self._read(self._meta) as txn:
             packed = txn.get(b"announced")
             if packed is None:
                 return None

@@ -23,6 +23,7 @@ from pydantic import (
 
 from appliance.base.atomic import make_folders
 from appliance.base.clock import Clock, SystemClock
+from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.secret import Secret
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
 from appliance.repository.blob_store.local_folder import LocalFolderStore
@@ -43,8 +44,11 @@ from appliance.repository.format import (
 )
 from appliance.repository.key_slots import (
     SLOT_LIMIT_BYTES,
+    KeySlotCorruptError,
     NotEncryptedError,
     SlotKind,
+    WrongPassphraseError,
+    WrongRecoveryKeyError,
     clear_slot,
     passphrase_slot,
     recovery_slot,
@@ -155,14 +159,28 @@ def unlock_data_key(
     passphrase: Secret | None,
     recovery_key: Secret | None,
 ) -> Secret:
-    """Raises: as `key_slots.unlock`; CorruptError: configuration and key slots disagree."""
-    names = [blob.name for blob in store.list(KEY_SLOTS)]
-    data_key = unlock(
-        [store.get(name, limit_bytes=SLOT_LIMIT_BYTES) for name in names[:_SLOTS_MOST]],
-        repository_id=config.repository_id,
-        passphrase=passphrase,
-        recovery_key=recovery_key,
-    )
+    """Raises: as `key_slots.unlock`; CorruptError: configuration and key slots disagree.
+
+    StorageError, BlobNotFoundError: a slot cannot be read, and no other opened.
+    """
+    slots: list[bytes] = []
+    unreadable: ApplianceError | None = None
+    for blob in list(store.list(KEY_SLOTS))[:_SLOTS_MOST]:
+        try:
+            slots.append(store.get(blob.name, limit_bytes=SLOT_LIMIT_BYTES))
+        except (StorageError, BlobNotFoundError) as error:  # one good slot is enough
+            unreadable = error
+    try:
+        data_key = unlock(
+            slots,
+            repository_id=config.repository_id,
+            passphrase=passphrase,
+            recovery_key=recovery_key,
+        )
+    except (WrongPassphraseError, WrongRecoveryKeyError, KeySlotCorruptError):
+        if unreadable is not None:
+            raise unreadable from None
+        raise
     if config.encrypted is (passphrase is None and recovery_key is None):
         # Else whoever can write the folder could turn encryption off for later backups.
         raise CorruptError(f"{CONFIG_NAME} and the key slots disagree on encryption")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from appliance.base.clock import Clock
+from appliance.base.errors import ApplianceError, UsageError
 from appliance.base.reasons import Reason
 from appliance.catalog.job import VmSelection
 from appliance.jobs.job_selection import (
@@ -60,7 +61,7 @@ class SelectionPreview:
         self._open_sources = open_sources
         self._point_names = point_names
         self._lock = threading.Lock()
-        self._kept: dict[frozenset[str], tuple[float, JobInventory]] = {}
+        self._kept: dict[frozenset[str], tuple[float, JobInventory | ApplianceError]] = {}
 
     def meant(self, selection: VmSelection) -> MeantVms:
         """Raises: UsageError: no host is registered; of a lone host, why it failed."""
@@ -75,18 +76,25 @@ class SelectionPreview:
 
     def _inventory(self, tags: frozenset[str]) -> JobInventory:
         with self._lock:
-            now_s = self._clock.monotonic_s()
             known = self._kept.get(tags)
-            if known is not None and now_s - known[0] <= KEPT_S:
-                return known[1]
+            if known is None or self._clock.monotonic_s() - known[0] > KEPT_S:
+                found = self._asked(tags)
+                newest = sorted(self._kept.items(), key=lambda item: -item[1][0])
+                self._kept = dict(islice(newest, _KEPT_MOST - 1))
+                known = self._kept[tags] = (self._clock.monotonic_s(), found)
+        if isinstance(known[1], ApplianceError):
+            raise known[1]
+        return known[1]
+
+    def _asked(self, tags: frozenset[str]) -> JobInventory | ApplianceError:
+        """A failure is kept like an answer: it may have taken half a minute to come."""
+        try:
             with self._open_sources(()) as opened:
-                inventory = read_inventory(
-                    opened.sources, tags, self._point_names(), opened.failures
-                )
-            newest = sorted(self._kept.items(), key=lambda item: -item[1][0])
-            self._kept = dict(islice(newest, _KEPT_MOST - 1))
-            self._kept[tags] = (now_s, inventory)
-            return inventory
+                return read_inventory(opened.sources, tags, self._point_names(), opened.failures)
+        except UsageError:  # no host is registered, which costs nothing to find out
+            raise
+        except ApplianceError as error:
+            return error
 
 
 def _meant(found: SelectedVm) -> MeantVm:

@@ -40,6 +40,9 @@ class Nft:
         )
         program.chmod(0o700)
 
+    def forget(self) -> None:
+        (self._folder / "nft.loaded").unlink()
+
     @property
     def loaded(self) -> str | None:
         file = self._folder / "nft.loaded"
@@ -84,7 +87,7 @@ class _NoProperties(PropertySource):
 
 def test_rules_of_the_settings_are_loaded(nft: Nft) -> None:
     """The ordinary case leaves nothing to say."""
-    outcome = load_firewall(SETTINGS)
+    outcome = load_firewall(rules(SETTINGS))
     assert (outcome.state, outcome.problem) == (FirewallState.SETTINGS, None)
     assert nft.loaded == rules(SETTINGS) and "192.0.2.0/24" in (nft.loaded or "")
 
@@ -149,6 +152,25 @@ def test_a_system_disk_that_cannot_be_written_is_told_and_the_data_disk_is_mount
     assert [problem for problem in status.problems if "[storage.failed]" in problem] == [
         "[storage.failed] [Errno 30] Read-only file system: '/etc/localtime'"
     ]
+
+
+def test_damaged_settings_leave_address_key_and_firewall_as_they_are(
+    nft: Nft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in machine.json must not lock its administrator out, nor let everybody in."""
+    layout, _ = prepared(tmp_path, monkeypatch)
+    network = layout.root / "etc/systemd/network/10-holdfast.network"
+    network.write_text("Address=192.0.2.10/24")
+    layout.settings.write_text('{"hostname": "a b"}')
+    nft.forget()
+    assert machine_main.run_prepare(layout) == 0
+    assert nft.loaded == rules(SETTINGS) and "0.0.0.0/0" not in (nft.loaded or "")
+    assert network.read_text() == "Address=192.0.2.10/24"
+    status = read_status(layout.status)
+    assert status is not None and "hostname" in status.problems[0]
+    layout.firewall.unlink()
+    machine_main.run_prepare(layout)
+    assert nft.loaded == closed_rules()
 
 
 def test_the_security_check_says_what_the_machine_complained_of(tmp_path: Path) -> None:

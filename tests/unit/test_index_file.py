@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from appliance.repository.format import FOOTER_ENTRY, PackKind, RecordKind
@@ -72,3 +74,41 @@ def test_an_index_that_was_cut_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(IndexDamagedError, match="cut short"):
             ChunkIndex(tmp_path)
+
+
+DIGEST = bytes(32)
+LOOKING_UP: list[Callable[[ChunkIndex], object]] = [
+    lambda index: index.find(DIGEST),
+    lambda index: index.find_many([DIGEST]),
+    lambda index: index.known([DIGEST]),
+    lambda index: list(index.entries()),
+    lambda index: list(index.rows()),
+    lambda index: index.entry_count(),
+    lambda index: index.packs(),
+    lambda index: index.segments(),
+    lambda index: index.quarantined(),
+    lambda index: index.is_quarantined(DIGEST),
+    lambda index: index.generation(),
+    lambda index: index.announcement(),
+]
+
+
+@pytest.mark.parametrize("look_up", LOOKING_UP)
+def test_a_damaged_page_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look_up: Callable[[ChunkIndex], object]
+) -> None:
+    """Whatever looks something up: never an error of LMDB, which no operator can act upon.
+
+    Made up, because LMDB itself does not survive every damage.
+    """
+
+    class Damaged:
+        def begin(self, *_: object, **__: object) -> object:
+            raise lmdb.CorruptedError("Located page was wrong type")
+
+    index = ChunkIndex(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "_env", Damaged())
+        with pytest.raises(IndexDamagedError, match="wrong type"):
+            look_up(index)
+    index.close()

@@ -45,6 +45,23 @@ document.addEventListener("submit", async (event) => {
   buttons.forEach((button) => { button.disabled = false; });
 });
 
+// One request at a time, and one more if something has changed meanwhile: a hypervisor may take long
+// to answer, and whoever types or watches must not fill the appliance with requests that wait.
+function alone(work) {
+  let busy = false;
+  let again = false;
+  return async () => {
+    again = true;
+    if (busy) return;
+    busy = true;
+    while (again) {
+      again = false;
+      await work().catch(() => {});
+    }
+    busy = false;
+  };
+}
+
 // Parts of a page (data-part, by id) are taken from the page asked for again; what is in use stays.
 async function renew(address) {
   const answer = await fetch(address, { headers: { Accept: "text/html", "X-Background": "1" } });
@@ -65,6 +82,7 @@ async function preview(form) {
 }
 for (const form of document.querySelectorAll("[data-preview]")) {
   let timer = 0;
+  const previewAlone = alone(() => preview(form));
   form.addEventListener("input", (event) => {
     const hides = event.target.dataset.hides;
     if (hides) {
@@ -72,7 +90,7 @@ for (const form of document.querySelectorAll("[data-preview]")) {
       hidden.hidden = hidden.disabled = event.target.value !== "";
     }
     clearTimeout(timer);
-    timer = setTimeout(() => preview(form).catch(() => {}), 400);
+    timer = setTimeout(previewAlone, 400);
   });
 }
 
@@ -81,10 +99,11 @@ const kinds = (document.body.dataset.live ?? "").split(" ").filter(Boolean);
 if (kinds.length) {
   let events = null;
   let waiting = false;
+  const renewAlone = alone(() => renew(window.location.href));
   const soon = () => {
     if (waiting) return;
     waiting = true;
-    setTimeout(() => { waiting = false; renew(window.location.href).catch(() => {}); }, 1000);
+    setTimeout(() => { waiting = false; renewAlone(); }, 1000);
   };
   const watch = () => {
     if (document.visibilityState === "hidden") {
