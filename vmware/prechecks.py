@@ -13,7 +13,7 @@ from typing import Any
 from pyVmomi import vim
 
 from vmware.datastores import DatastoreFacts, datastores_of
-from vmware.disks import Obstacle, disk_obstacle
+from vmware.disks import Obstacle, disk_obstacle, split_file_name
 from vmware.errors import ObjectGoneError
 from vmware.findings import Finding, Weight
 from vmware.inventory import Power, VmInfo, vm_obstacle
@@ -126,6 +126,10 @@ def _disks(vm: VmInfo) -> list[Finding]:
 
 def _space(vm: VmInfo, datastores: tuple[DatastoreFacts, ...]) -> list[Finding]:
     findings = []
+    files = [vm.vmx_file_name]
+    for disk in vm.disks:
+        files += [disk.file_name, *disk.chain]
+    needed = {split_file_name(name)[0] for name in files}  # others hold images of CDs and such
     for datastore in datastores:
         if not datastore.accessible:
             findings.append(
@@ -133,7 +137,7 @@ def _space(vm: VmInfo, datastores: tuple[DatastoreFacts, ...]) -> list[Finding]:
                     "vm.datastore-inaccessible",
                     f"the vSphere datastore {datastore.name} cannot be reached by its hosts",
                     "look at its state in the vSphere client",
-                    Weight.BLOCKING,
+                    Weight.BLOCKING if datastore.name in needed else Weight.WARNING,
                 )
             )
             continue

@@ -118,6 +118,12 @@ def test_little_space_warns_and_no_datastore_blocks(world: World) -> None:
     assert world.check() == {"vm.datastore-inaccessible": Weight.BLOCKING}
 
 
+def test_a_lost_datastore_that_only_holds_an_image_of_a_cd_does_not_block(world: World) -> None:
+    """The VM runs on without it, and its disks can be frozen and read."""
+    world.store |= {"summary.accessible": False, "summary.name": "isos"}
+    assert world.check() == {"vm.datastore-inaccessible": Weight.WARNING}
+
+
 def test_what_blocks_comes_first(world: World) -> None:
     """And everything is said at once."""
     world.vm.values |= {
