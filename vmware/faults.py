@@ -1,14 +1,15 @@
 """Foreign failures (vim fault, socket, TLS, HTTP, XML) become our errors here and nowhere else.
 
 The nearest ancestor of the fault's class that is in `_KINDS` decides; an unknown fault becomes a
-RefusedError that quotes it. Server messages are quoted shortened, and never parsed. Pure;
-thread-safe.
+RefusedError that quotes it. Server messages are quoted shortened, and never parsed; of an HTTP
+status that calls came back with, the number decides. Pure; thread-safe.
 Source: vSphere API reference, faults; `NotAuthenticated` derives from `NoPermission` there.
 """
 
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from vmware.errors import (
 )
 
 _QUOTED_CHARACTERS = 400  # of a server's message
+_PROXY_ALONE = re.compile(r"50[234]\b")  # vCenter's proxy, while vCenter itself restarts
 
 _KINDS: dict[type, type[VsphereError]] = {
     vim.fault.InvalidLogin: LoginError,
@@ -111,6 +113,8 @@ def translate(error: BaseException, what: str) -> VsphereError:
         return ProtocolError(f"{what}: TLS failed: {getattr(error, 'reason', None) or error}")
     if isinstance(error, OSError | http.client.RemoteDisconnected):
         return UnreachableError(f"{what}: {_reason(error)}")
+    if type(error) is http.client.HTTPException and _PROXY_ALONE.match(str(error)):
+        return UnreachableError(f"{what}: HTTP {_short(str(error))}")
     if isinstance(error, http.client.HTTPException | ExpatError):
         return ProtocolError(f"{what}: {type(error).__name__}: {_short(str(error))}")
     return RefusedError(f"{what}: {type(error).__name__}: {_short(str(error))}")

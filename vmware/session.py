@@ -266,6 +266,8 @@ def _newest_common_version(endpoint: Endpoint, timeout_s: float) -> str:
             document = response.read(_VERSIONS_BYTES_MAX + 1)
     finally:
         connection.close()
+    if response.status in (502, 503, 504):
+        raise UnreachableError(f"{where} does not answer yet: HTTP {response.status}")
     if response.status != 200 or len(document) > _VERSIONS_BYTES_MAX:
         raise ProtocolError(f"{where} is no vCenter or ESXi host: HTTP {response.status}")
     try:

@@ -41,7 +41,7 @@ from appliance.jobs.verification_stages import (
 )
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
-from appliance.sandbox.file_system_check import VolumeCheck, check_disk
+from appliance.sandbox.file_system_check import CHECK_FAILED, VolumeCheck, check_disk
 from appliance.sandbox.network import IsolatedNetwork
 from appliance.sandbox.picture import ScreenJudgement
 
@@ -220,6 +220,8 @@ def _judge_volumes(volumes: list[VolumeCheck], seconds: float) -> StageResult:
     damaged = [check.reason for check in volumes if check.damaged and check.reason]
     if damaged:
         return failed(StageName.FILE_SYSTEMS, seconds, damaged[0], detail)
+    if any(check.reason == CHECK_FAILED for check in volumes):
+        return skipped(StageName.FILE_SYSTEMS, CHECK_FAILED, detail)
     if any(check.reason is None for check in volumes):
         return passed(StageName.FILE_SYSTEMS, seconds, detail)
     reasons = [check.reason for check in volumes if check.reason]

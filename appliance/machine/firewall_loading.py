@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from appliance.base.errors import ApplianceError
 from appliance.machine.errors import FirewallClosedError, MachineCommandError, NoFirewallError
-from appliance.machine.firewall import FirewallState, closed_rules, rules
+from appliance.machine.firewall import FirewallState, closed_rules
 from appliance.machine.programs import run
-from appliance.machine.settings import MachineSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +28,10 @@ def load_rules(text: str) -> None:
     run(["nft", "--file", "-"], text=text)
 
 
-def load_firewall(settings: MachineSettings) -> FirewallOutcome:
-    """As far as it can be had; does not raise."""
+def load_firewall(text: str) -> FirewallOutcome:
+    """The rules of the settings, as far as they can be had; does not raise."""
     try:
-        load_rules(rules(settings))
+        load_rules(text)
     except MachineCommandError as error:
         refused = error
     else:

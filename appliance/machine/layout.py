@@ -24,6 +24,11 @@ class Layout:
         return self.configuration / "machine.json"
 
     @property
+    def firewall(self) -> Path:
+        """The rules of the settings that were applied last."""
+        return self.configuration / "firewall.nft"
+
+    @property
     def passphrase(self) -> Path:
         return self.configuration / "repository.passphrase"
 

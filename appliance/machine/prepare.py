@@ -2,9 +2,10 @@
 
 Settings are taken from the cache; at first boot from the deployment properties, which are then
 cached and blanked. With none, or with a bad one, the machine comes up with DHCP and the console
-says so. A machine without its data disk comes up too, but its daemon does not start: it would
-begin an empty repository on the system disk. Neither does it without a firewall, which is loaded
-before anything else can fail.
+says so. Where the cache is damaged, the files that were made from it stay as they are: the defaults
+would take address and SSH key away and let everybody in. A machine without its data disk comes up
+too, but its daemon does not start: it would begin an empty repository on the system disk. Neither
+does it without a firewall, which is loaded before anything else can fail.
 Runs as root, once per boot, in one thread. Every step may be repeated after a crash.
 """
 
@@ -23,6 +24,7 @@ from appliance.base.secret import Secret
 from appliance.machine.data_disk import plan
 from appliance.machine.data_disk_steps import carry_out, survey
 from appliance.machine.errors import MachineCommandError, PropertyError
+from appliance.machine.firewall import closed_rules, rules
 from appliance.machine.firewall_loading import load_firewall
 from appliance.machine.layout import Layout, Status
 from appliance.machine.ovf_environment import parse_environment
@@ -38,16 +40,18 @@ _ZONES = Path("usr/share/zoneinfo")
 def prepare(layout: Layout, source: PropertySource) -> Status:
     """Whatever fails is told in the result; the machine comes up as far as it can."""
     problems: list[str] = []
-    settings = MachineSettings()
+    settings: MachineSettings | None = MachineSettings()
     try:
         settings = settings_of(layout, source)
     except (ApplianceError, OSError) as error:
         problems.append(_told(error))
-    firewall = load_firewall(settings)
+        if layout.settings.exists():
+            settings = None
+    firewall = load_firewall(_last_rules(layout) if settings is None else rules(settings))
     if firewall.problem is not None:
         problems.append(f"[{firewall.problem.code}] {firewall.problem}")
     steps: tuple[Callable[[], None], ...] = (
-        lambda: apply_settings(layout, settings),
+        lambda: apply_settings(layout, settings) if settings is not None else None,
         lambda: make_ssh_host_keys(layout),
         lambda: mount_data_disk(layout),
     )
@@ -61,6 +65,14 @@ def prepare(layout: Layout, source: PropertySource) -> Status:
     )
     status.write(layout.status)
     return status
+
+
+def _last_rules(layout: Layout) -> str:
+    """Of the last settings that were good; where there are none, nobody is let in."""
+    try:
+        return layout.firewall.read_text()
+    except (OSError, ValueError):
+        return closed_rules()
 
 
 def _told(error: ApplianceError | OSError) -> str:

@@ -15,6 +15,8 @@ import pytest
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
+from appliance.blocks.partition_table import VolumeKind
+from appliance.jobs import guest_stages
 from appliance.jobs.point_hashes import verify_hashes
 from appliance.jobs.verification import run_verification
 from appliance.jobs.verification_file import read_application
@@ -39,6 +41,12 @@ from appliance.jobs.verification_stages import (
 )
 from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository
+from appliance.sandbox.file_system_check import (
+    CHECK_FAILED,
+    DAMAGED,
+    NO_CHECKER,
+    VolumeCheck,
+)
 from appliance.sandbox.probes import parse_probe
 from appliance.service.certified_verification import certified_verification
 from appliance.service.home import Home
@@ -113,6 +121,33 @@ def test_hashing_proves_the_whole_point_or_a_share(repository: Repository, point
     shares = [verify_hashes(repository, point, context, share=0.5).chunk_count for _ in range(30)]
     assert whole >= 10 and max(shares) < whole
     assert len(set(shares)) > 1 and 0.3 < sum(shares) / 30 / whole < 0.7
+
+
+@pytest.mark.parametrize(
+    ("ended", "verdict"),
+    [(None, "passed"), (CHECK_FAILED, "skipped"), (NO_CHECKER, "passed"), (DAMAGED, "failed")],
+)
+def test_a_checker_without_a_result_is_not_covered_by_a_sound_boot_partition(
+    ended: Reason | None,
+    verdict: str,
+    repository: Repository,
+    point: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that crashes or is killed over the data volume has proven nothing about it."""
+    boot = VolumeCheck(
+        disk=0, number=1, kind=VolumeKind.FAT, seconds=0.1, reason=None, detail="clean"
+    )
+    data = VolumeCheck(
+        disk=0, number=2, kind=VolumeKind.NTFS, seconds=0.1, reason=ended, detail="killed"
+    )
+    monkeypatch.setattr(guest_stages, "check_disk", lambda *_, **__: [boot, data])
+    (guest,) = hash_run(repository, tmp_path, check_file_systems=True).guests
+    found = next(stage for stage in guest.stages if stage.stage is StageName.FILE_SYSTEMS)
+    assert found.verdict.value == verdict
+    if ended is not None:
+        assert ended in guest.reasons
 
 
 def test_a_share_too_small_for_any_chunk_still_proves_one(

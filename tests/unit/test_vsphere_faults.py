@@ -5,13 +5,16 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from xml.parsers.expat import ExpatError
 
 import pytest
 from pyVmomi import vim, vmodl
+from pyVmomi.SoapAdapter import SoapStubAdapter
 
-from vmware import errors
+from vmware import errors, soap_tree
 from vmware.faults import translate, translated
 
 
@@ -62,6 +65,7 @@ def test_a_fault_becomes_the_kind_of_its_nearest_ancestor(fault: Any, kind: type
         (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), errors.ProtocolError),
         (ssl.SSLCertVerificationError(1, "self-signed"), errors.CertificateError),
         (http.client.BadStatusLine("?"), errors.ProtocolError),
+        (http.client.HTTPException("404 Not Found"), errors.ProtocolError),
         (ExpatError("not well-formed"), errors.ProtocolError),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, type) else "",
@@ -73,6 +77,34 @@ def test_a_failure_of_the_network_becomes_a_kind_too(failure: Exception, kind: t
     assert type(caught.value) is kind
     assert caught.value.__cause__ is failure
     assert caught.value.retryable == (kind is errors.UnreachableError)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_vcenter_that_restarts_is_away_and_not_another_server(status: int) -> None:
+    """Its proxy answers for it, for minutes. Tasks, snapshots and runs must outlast that."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            stub: Any = SoapStubAdapter(host="127.0.0.1", port=-server.server_port)
+            instance = vim.ServiceInstance("ServiceInstance", stub)
+            with pytest.raises(errors.UnreachableError, match=str(status)), translated("ask"):
+                instance.CurrentTime()
+            collector = vmodl.query.PropertyCollector("propertyCollector", stub)
+            method = vmodl.query.PropertyCollector.ContinueRetrievePropertiesEx
+            with pytest.raises(errors.UnreachableError, match=str(status)), translated("ask"):
+                soap_tree.invoke(collector, method, ["token"])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_privilege_error_says_which_and_where() -> None:
