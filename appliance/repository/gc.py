@@ -145,6 +145,7 @@ def collect_garbage(
     options, context = options or GcOptions(), context or RunContext.quiet()
     details = SessionDetails(purpose="garbage collection")
     with repository.locks.register(SessionKind.GC, repository.new_run_id(), details=details):
+        repository.store.discard_unfinished(older_than_s=0)  # first: all else may need the room
         repository.index.check_current()
         repository.take_in_segments()
         swept = Swept()

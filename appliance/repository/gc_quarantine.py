@@ -28,12 +28,11 @@ def quarantined_packs(repository: Repository, mark: Mark) -> tuple[set[bytes], s
     return forced - kept, kept
 
 
-def tidy(repository: Repository, mark: Mark) -> int:
-    """Remove what nobody needs to know any more; return the bytes of unfinished blobs removed.
+def tidy(repository: Repository, mark: Mark) -> None:
+    """Remove what nobody needs to know any more.
 
     That is: notes whose damaged pack is gone and whose chunks were healed or are needed by nobody;
-    names of index segments that are gone; boot profiles of forgotten points; blobs that killed
-    writers had begun.
+    names of index segments that are gone; boot profiles of forgotten points.
     """
     packs = {pack.pack_id for pack in repository.index.packs()}
     for standing in repository.quarantine.standing():
@@ -48,7 +47,6 @@ def tidy(repository: Repository, mark: Mark) -> int:
     for name in profiles:
         if name not in wanted:
             repository.store.delete(name)
-    return repository.store.discard_unfinished(older_than_s=0)
 
 
 def _needed(standing: StandingNote, mark: Mark) -> bool:

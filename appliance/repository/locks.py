@@ -11,7 +11,8 @@ files without content that are never removed:
   exclusively.
 - `locks/unlisted`: a reader that cannot write its session file (the storage is full or read-only)
   shares it, garbage collection holds it exclusively. So one can always restore from a full
-  repository, and garbage collection, whose own session file may fail, can always make room.
+  repository, and garbage collection starts though its own session file may fail. (It needs a little
+  room for the index; what killed runs had begun goes first.)
 
 - `locks/points`: forget shares it for its one delete; garbage collection holds it exclusively while
   it looks what there is (rule 9). The only lock that is waited for: both are short.

@@ -90,6 +90,23 @@ def test_garbage_collection_makes_room_on_a_nearly_full_disk(mount: Path) -> Non
         assert restored(repository, first.point_id) == SMALL
 
 
+def test_garbage_collection_begins_with_what_a_killed_run_left(mount: Path) -> None:
+    """On a disk without a free byte, the unfinished pack is the room that the rest needs."""
+    path = mount / "r"
+    Repository.create(path)
+    with Repository.open(path, options=OPTIONS) as repository:
+        first = back_up_bytes(repository, SMALL)
+        second = back_up_bytes(repository, LARGE[: 1500 * 4096], "other")
+        repository.points.forget(second.id)
+        (path / "tmp" / "4711-0123456789abcdef").write_bytes(bytes(MIB))
+        fill(mount, 0)
+        size = packed_bytes(path)
+        collect_garbage(repository)
+        assert packed_bytes(path) < size * 0.6
+        check_repository(repository)
+        assert restored(repository, first.point_id) == SMALL
+
+
 @pytest.mark.parametrize("passphrase", [None, Secret(b"frozen")], ids=["clear", "encrypted"])
 def test_one_restores_from_a_file_system_that_became_read_only(
     mount: Path, passphrase: Secret | None
