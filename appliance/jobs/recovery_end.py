@@ -1,6 +1,7 @@
 """How a recovery session ends: moved to production storage, or discarded.
 
-    finalise: move -> proof that nothing is left behind -> settle -> unmount -> withdraw -> remove
+    finalise: move -> on again, if it was shut down -> proof that nothing is left behind -> settle
+                                                    -> unmount -> withdraw -> remove
     discard:          power off and unregister                    -> unmount -> withdraw -> remove
 
 Invariants: what the guest wrote is removed only when the VM provably left, or was taken away on
@@ -17,7 +18,7 @@ from typing import Any
 
 from appliance.base.errors import UsageError
 from appliance.base.reasons import Reason
-from appliance.base.run_context import RunContext
+from appliance.base.run_context import CancelToken, RunContext
 from appliance.exports.datastore.session import Phase, SessionRecord
 from appliance.jobs.recovery_room import RecoveryRoom, SessionSteps
 from appliance.targets.recovery import (
@@ -41,6 +42,23 @@ class NothingToFinaliseError(UsageError):
 class EndResult:
     record: SessionRecord
     reasons: tuple[Reason, ...]
+
+
+class _Downtime:
+    """`Downtime`, in `session.json`."""
+
+    def __init__(self, steps: SessionSteps) -> None:
+        self._steps = steps
+
+    @property
+    def has_begun(self) -> bool:
+        return self._steps.record.restart
+
+    def begins(self) -> None:
+        self._steps.save(restart=True)
+
+    def ends(self) -> None:
+        self._steps.save(restart=False)
 
 
 def finalise(
@@ -72,11 +90,19 @@ def finalise(
             try:
                 reasons = steps.run(
                     "move",
-                    lambda: target.move(state, key, request, context.cancel, on_progress),
+                    lambda: target.move(
+                        state, key, request, _Downtime(steps), context.cancel, on_progress
+                    ),
                 )
             except (UsageError, DowntimeNeededError):
                 steps.save(phase=began)
                 raise
+            if steps.record.restart:
+                steps.run(
+                    "power on",
+                    lambda: target.power_on(state, key, CancelToken()),
+                    lambda _: {"restart": False},
+                )
             steps.run(
                 "proof",
                 lambda: _prove_left(target, state, key),

@@ -24,6 +24,7 @@ from appliance.targets.hyperv_recovery_plan import HypervState, ServedAt, plan_r
 from appliance.targets.hyperv_storage import SessionStorage, Side, storage_of
 from appliance.targets.point_hardware import for_hyperv
 from appliance.targets.recovery import (
+    Downtime,
     GuestLife,
     Life,
     MoveRequest,
@@ -139,6 +140,7 @@ class HypervRecovery:
         state: TargetState,
         key: str,
         request: MoveRequest,
+        downtime: Downtime,
         cancel: CancelToken,
         on_progress: Callable[[int], None],
     ) -> tuple[Reason, ...]:
@@ -151,7 +153,7 @@ class HypervRecovery:
                 return ()
             if known.marker not in vm.notes:
                 raise StillThereError(f"{self.name}: {vm.name} is not this session's any more")
-            storage.move(vm, request.datastore, allow_downtime=request.allow_downtime)
+            storage.move(vm, request.datastore, downtime, allow_downtime=request.allow_downtime)
         on_progress(100)
         return ()
 

@@ -19,7 +19,7 @@ from appliance.exports.datastore.session import Presentation
 from appliance.exports.iscsi.target import Chap
 from appliance.exports.smb.share import ShareAccount
 from appliance.targets.hyperv_recovery_plan import HypervState
-from appliance.targets.recovery import DowntimeNeededError
+from appliance.targets.recovery import Downtime, DowntimeNeededError
 from hyperv.host_session import HostSession
 from hyperv.iscsi_disk import IscsiDisk, connect, disconnect, hold_offline, is_on, offline, online
 from hyperv.mapped_share import is_on_share, map_share, unmap_share
@@ -69,8 +69,10 @@ class SessionStorage(Protocol):
         """Of any VM of the host."""
         ...
 
-    def move(self, vm: Vm, folder: str, *, allow_downtime: bool) -> None:
+    def move(self, vm: Vm, folder: str, downtime: Downtime, *, allow_downtime: bool) -> None:
         """Off the session, into a folder of the host; empty: of the host's own choice.
+
+        Where `downtime` has begun on return, the caller is to power the VM on.
 
         Raises: DowntimeNeededError, HypervError.
         """
@@ -125,7 +127,7 @@ class VolumeStorage:
     def is_used_by(self, vm: Vm) -> bool:
         return bool(self.holds(vm))
 
-    def move(self, vm: Vm, folder: str, *, allow_downtime: bool) -> None:
+    def move(self, vm: Vm, folder: str, downtime: Downtime, *, allow_downtime: bool) -> None:
         folder = folder or f"{self._side.vm_folder}\\{self._side.known.vm_name}"
         move(self._side.session, vm.id, folder, self._side.patience)
 
@@ -167,8 +169,8 @@ class PassThroughStorage:
         """A disk of the host has no name that says whose it is: the VM's mark does."""
         return self._side.known.marker in vm.notes and bool(self.holds(vm))
 
-    def move(self, vm: Vm, folder: str, *, allow_downtime: bool) -> None:
-        """By copying; the VM's own files stay where they are. A VM that was off stays off."""
+    def move(self, vm: Vm, folder: str, downtime: Downtime, *, allow_downtime: bool) -> None:
+        """By copying, of a VM that is off then; its own files stay where they are."""
         side = self._side
         if not allow_downtime:
             raise DowntimeNeededError(
@@ -176,6 +178,8 @@ class PassThroughStorage:
                 " move while a VM runs"
             )
         folder = folder or f"{side.vm_folder}\\{side.known.vm_name}"
+        if vm.state == _RUNNING:
+            downtime.begins()
         set_power(side.session, vm.id, "shutdown", side.patience)
         serials = side.known.whole_disks
         for state, disk in zip(
@@ -191,8 +195,6 @@ class PassThroughStorage:
                 serial=serials[state.number].serial,
                 patience=side.patience,
             )
-        if vm.state == _RUNNING:
-            set_power(side.session, vm.id, "on", side.patience)
 
     def unmount(self) -> None:
         side = self._side
@@ -234,7 +236,7 @@ class ShareStorage:
     def is_used_by(self, vm: Vm) -> bool:
         return bool(self.holds(vm))
 
-    def move(self, vm: Vm, folder: str, *, allow_downtime: bool) -> None:
+    def move(self, vm: Vm, folder: str, downtime: Downtime, *, allow_downtime: bool) -> None:
         folder = folder or f"{self._side.vm_folder}\\{self._side.known.vm_name}"
         move(self._side.session, vm.id, folder, self._side.patience)
 

@@ -127,6 +127,24 @@ class GuestLife:
     address: str
 
 
+class Downtime(Protocol):
+    """What a session remembers of a VM that was shut down to be moved, so that a move that was
+    killed and is done again still knows that the VM was on."""
+
+    @property
+    def has_begun(self) -> bool:
+        """And has not ended."""
+        ...
+
+    def begins(self) -> None:
+        """Said before a VM that is on is shut down; durable on return."""
+        ...
+
+    def ends(self) -> None:
+        """It is on again; durable on return."""
+        ...
+
+
 class RecoveryTarget(Protocol):
     @property
     def name(self) -> str:
@@ -158,10 +176,13 @@ class RecoveryTarget(Protocol):
         state: TargetState,
         key: str,
         request: MoveRequest,
+        downtime: Downtime,
         cancel: CancelToken,
         on_progress: Callable[[int], None],
     ) -> tuple[Reason, ...]:
         """Move the VM off the datastore, while it runs if that can be.
+
+        Where `downtime` has begun and not ended on return, the caller is to power the VM on.
 
         Raises: DowntimeNeededError, UsageError; SourceError: the VM is where it was.
         """

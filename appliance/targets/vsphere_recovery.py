@@ -25,6 +25,7 @@ from appliance.sources.vsphere_reasons import reasons, vsphere_calls
 from appliance.targets.contract import NoSuchPlaceError
 from appliance.targets.point_hardware import for_vsphere
 from appliance.targets.recovery import (
+    Downtime,
     DowntimeNeededError,
     GuestLife,
     Life,
@@ -156,6 +157,7 @@ class VsphereRecovery:
         state: TargetState,
         key: str,
         request: MoveRequest,
+        downtime: Downtime,
         cancel: CancelToken,
         on_progress: Callable[[int], None],
     ) -> tuple[Reason, ...]:
@@ -172,12 +174,14 @@ class VsphereRecovery:
                 return ()
             refuse_strangers(self._session, key, known.mark)
             datastore = self._production(key, request)
+            if downtime.has_begun and power_state(self._session, key) == "poweredOff":
+                return self._move_cold(known, key, datastore, downtime, cancel, on_progress)
             try:
                 self._relocate(key, datastore, cancel, on_progress)
             except LiveMoveRefusedError as error:
                 if not request.allow_downtime:
                     raise DowntimeNeededError(f"{self.name}: {error}") from error
-                return self._move_cold(known, key, datastore, cancel, on_progress)
+                return self._move_cold(known, key, datastore, downtime, cancel, on_progress)
         return ()
 
     def left_behind(self, state: TargetState, key: str) -> tuple[str, ...]:
@@ -297,10 +301,13 @@ class VsphereRecovery:
         known: VsphereState,
         key: str,
         datastore: DatastoreFacts,
+        downtime: Downtime,
         cancel: CancelToken,
         on_progress: Callable[[int], None],
     ) -> tuple[Reason, ...]:
-        """It is started again whether the move succeeded or not."""
+        """It is started again whether the move succeeded or not; by the next finalise, where the
+        shutdown itself was not seen to end."""
+        downtime.begins()
         shut_down(self._session, key, within_s=SHUTDOWN_S, patience=_patience(cancel))
         try:
             self._relocate(key, datastore, cancel, on_progress)
@@ -308,6 +315,7 @@ class VsphereRecovery:
             origin = Origin.MOVED if known.same_vm else Origin.COPIED
             try:
                 power_on(self._session, key, origin)
+                downtime.ends()
             except VsphereError as error:
                 log.error("a VM that was moved is off", vm=key, error=error)
                 raise

@@ -20,6 +20,7 @@ from appliance.jobs.recovery_end import NothingToFinaliseError
 from appliance.service.recoveries import clear_lost, lost_sessions
 from appliance.sources.vsphere_errors import VsphereMountError, VspherePrivilegeError
 from appliance.sources.vsphere_host import HostLogin, VsphereHost
+from appliance.targets import vsphere_recovery
 from appliance.targets.contract import NoSuchPlaceError
 from appliance.targets.recovery import Breadth, RecoveryTarget, StillThereError, TargetState
 from appliance.targets.vsphere_recovery import VsphereRecovery
@@ -27,7 +28,9 @@ from lab.faults import FaultName
 from tests.support.instant_lab import InProcess, InstantLab, in_process, instant_lab
 from tests.support.lab_machines import done
 from tests.support.lab_nfs import needs_nfs_datastores
+from vmware.errors import BusyError
 from vmware.privileges import PRIVILEGES, Purpose
+from vmware.relocate import relocate_vm
 
 pytestmark = pytest.mark.integration
 
@@ -138,6 +141,61 @@ def test_a_finalise_that_was_killed_is_done_again(here: InProcess, step: str, af
     assert machine.engine.config.vmx_path.datastore == "ds2"
     assert "holdfast.session" not in machine.engine.config.extra
     done(here.here.lab.client_of(machine).Destroy_Task())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_vm_that_a_killed_finalise_had_shut_down_is_on_after_the_next(
+    here: InProcess, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """Whether it had moved by then or not, and although the next one finds it off."""
+    record = here.start(isolate_all=False, name="web-8", power_on=True).record
+    machine = here.here.machine("web-8")
+    here.here.lab.faults.arm(FaultName.NO_LIVE_MOVE)
+
+    def relocate(*words: Any, **options: Any) -> None:
+        if moved or machine.engine.on:
+            relocate_vm(*words, **options)
+        else:
+            raise Killed
+
+    def die(*words: Any, **options: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(vsphere_recovery, "relocate_vm", relocate)
+        patch.setattr(vsphere_recovery, "power_on", die)
+        here.finalise(record.session_id, allow_downtime=True)
+    assert not machine.engine.on
+    here.finalise(record.session_id)
+    assert machine.engine.on
+    assert machine.engine.config.vmx_path.datastore == "ds2"
+    client = here.here.lab.client_of(machine)
+    done(client.PowerOffVM_Task())
+    done(client.Destroy_Task())
+
+
+def test_a_vm_that_was_started_again_and_then_shut_down_by_somebody_stays_off(
+    here: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move that failed has started it again; what happens to it later is not our doing."""
+    record = here.start(isolate_all=False, name="web-9", power_on=True).record
+    machine = here.here.machine("web-9")
+    here.here.lab.faults.arm(FaultName.NO_LIVE_MOVE)
+
+    def relocate(*words: Any, **options: Any) -> None:
+        if not machine.engine.on:
+            raise BusyError("refused")
+        relocate_vm(*words, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(ApplianceError, match="refused"):
+        patch.setattr(vsphere_recovery, "relocate_vm", relocate)
+        here.finalise(record.session_id, allow_downtime=True)
+    assert machine.engine.on
+    client = here.here.lab.client_of(machine)
+    done(client.PowerOffVM_Task())
+    here.finalise(record.session_id)
+    assert not machine.engine.on
+    done(client.Destroy_Task())
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ class SessionRecord(BaseModel):
     owner_run: str = Field(
         default="", max_length=64
     )  # verification that discards it; else a person
+    restart: bool = False  # a finalise has shut the VM down, and is to start it again
     steps: tuple[SessionStep, ...] = ()
     stuck: str | None = Field(default=None, max_length=4096)  # why the last step failed
 
