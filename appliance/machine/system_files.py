@@ -52,7 +52,8 @@ def _file(path: str, text: str) -> SystemFile:
 
 
 def _network(settings: MachineSettings) -> str:
-    """For the first card; others (a storage network) are for files beside this one."""
+    """For every card without a file that sorts before this one: a second card (a storage network)
+    needs such a file, which is the administrator's."""
     lines = ["[Match]", "Type=ether", "", "[Network]"]
     dynamic4, dynamic6 = settings.ipv4_address == DHCP, settings.ipv6_address == AUTOMATIC
     lines.append(
