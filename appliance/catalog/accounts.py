@@ -55,6 +55,12 @@ class Role(StrEnum):
     READ_ONLY = "read-only"
 
 
+def lesser(one: Role, other: Role) -> Role:
+    """The one that may do less."""
+    order = list(Role)
+    return max(one, other, key=order.index)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     name: str
@@ -93,6 +99,9 @@ class Accounts:
     def create(self, name: str, password: Secret, role: Role, *, first: bool = False) -> Account:
         """Add an account. `first`: only while there is none, which set-up relies on.
 
+        Tokens that an account of this name made, and that outlived it in an older release, are
+        removed: the new account does not answer for them.
+
         Raises: UsageError for an unfit name or password, AccountExistsError.
         """
         if not _NAME.fullmatch(name):
@@ -107,6 +116,7 @@ class Accounts:
                 "INSERT INTO accounts (name, role, password_hash, created_at) VALUES (?, ?, ?, ?)",
                 (name, role, hashed, self._clock.now().isoformat()),
             )
+            connection.execute("DELETE FROM api_tokens WHERE created_by = ?", (name,))
         return self.get(name)
 
     def verify(self, name: str, password: Secret, totp: str = "") -> Account:
@@ -154,11 +164,15 @@ class Accounts:
         self._set(name, "disabled = ?", int(disabled))
 
     def remove(self, name: str) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
+        """Remove an account, its sessions and the tokens it made, all or nothing.
+
+        Raises: AccountNotFoundError, LastAdministratorError.
+        """
         self._keep_an_administrator(name, False)
         with self._database.writing() as connection:
             if not connection.execute("DELETE FROM accounts WHERE name = ?", (name,)).rowcount:
                 raise AccountNotFoundError(f"no account {name!r}")
+            connection.execute("DELETE FROM api_tokens WHERE created_by = ?", (name,))
 
     def enable_totp(self, name: str) -> str:
         """Make a new second factor; return its `otpauth:` URI, which is shown once."""

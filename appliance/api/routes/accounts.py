@@ -72,7 +72,7 @@ def create_account(call: Call) -> AccountShown:
     response=AccountShown,
 )
 def change_account(call: Call) -> AccountShown:
-    """Change role, password, or whether it may log in; ends its sessions."""
+    """Change role, password, or whether it may log in, for its tokens too; ends its sessions."""
     name, body, catalog = call.path["name"], call.body_as(AccountChange), call.services.catalog
     before = catalog.accounts.get(name)
     if Role.ADMINISTRATOR in (before.role, body.role) and name != call.caller.account:
@@ -91,7 +91,7 @@ def change_account(call: Call) -> AccountShown:
 
 @table.add("DELETE", "/accounts/{name}", Permission.ADMINISTER)
 def remove_account(call: Call) -> None:
-    """Remove an account and end its sessions."""
+    """Remove an account and the tokens it made, and end its sessions."""
     keep_two_administrators(call.services.catalog, call.path["name"])
     call.services.catalog.accounts.remove(call.path["name"])
 
