@@ -149,19 +149,27 @@ class Accounts:
 
     def set_password(self, name: str, password: Secret) -> None:
         """Raises: UsageError, AccountNotFoundError."""
-        self._set(
-            name, "password_hash = ?, failures = 0, locked_until = NULL", _hash(_fit(password))
-        )
+        self.change(name, password=password)
 
-    def set_role(self, name: str, role: Role) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
-        self._keep_an_administrator(name, role is Role.ADMINISTRATOR)
-        self._set(name, "role = ?", role)
+    def change(
+        self,
+        name: str,
+        *,
+        role: Role | None = None,
+        disabled: bool | None = None,
+        password: Secret | None = None,
+    ) -> None:
+        """Change what is given, all of it or nothing.
 
-    def set_disabled(self, name: str, disabled: bool) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
-        self._keep_an_administrator(name, not disabled)
-        self._set(name, "disabled = ?", int(disabled))
+        Raises: UsageError, AccountNotFoundError, LastAdministratorError.
+        """
+        self._keep_an_administrator(name, role in (None, Role.ADMINISTRATOR) and not disabled)
+        assignment = "role = coalesce(?, role), disabled = coalesce(?, disabled)"
+        values: list[object] = [role, disabled]
+        if password is not None:
+            assignment += ", password_hash = ?, failures = 0, locked_until = NULL"
+            values.append(_hash(_fit(password)))
+        self._set(name, assignment, *values)
 
     def remove(self, name: str) -> None:
         """Remove an account, its sessions and the tokens it made, all or nothing.

@@ -196,6 +196,18 @@ def test_a_second_factor_is_needed_once_it_is_enabled(
     assert Client(administrator.port).log_in("administrator", PASSWORD, code).status == 401
 
 
+def test_a_change_of_an_account_is_made_whole_or_not_at_all(
+    services: Services, administrator: Client
+) -> None:
+    """A password that is refused leaves role and state as they were."""
+    account(services, Role.OPERATOR, "eve")
+    change = {"role": "administrator", "disabled": True, "password": "short"}
+    answer = administrator.api("PATCH", "/accounts/eve", change)
+    assert answer.status == 422
+    eve = services.catalog.accounts.get("eve")
+    assert (eve.role, eve.disabled) == (Role.OPERATOR, False)
+
+
 def test_changing_an_account_ends_its_sessions(services: Services, administrator: Client) -> None:
     """Who was made less, or got another password, must log in again."""
     account(services, Role.OPERATOR)

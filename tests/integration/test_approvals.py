@@ -156,7 +156,7 @@ def test_one_administrator_alone_finds_no_way_around(
 
 def test_the_guard_needs_two_administrators(services: Services, anna: Client) -> None:
     """With one alone nothing could ever be approved."""
-    services.catalog.accounts.set_disabled("bert", True)
+    services.catalog.accounts.change("bert", disabled=True)
     answer = anna.api("PUT", "/approvals/guard", {"require": "second-administrator"})
     assert (answer.status, answer.document["code"]) == (409, "approval.too-few")
 

@@ -79,12 +79,8 @@ def change_account(call: Call) -> AccountShown:
         refuse_while_guarded(catalog, "no administrator's account is changed")
     if body.disabled or body.role not in (None, Role.ADMINISTRATOR):
         keep_two_administrators(catalog, name)
-    if body.role is not None:
-        catalog.accounts.set_role(name, body.role)
-    if body.disabled is not None:
-        catalog.accounts.set_disabled(name, body.disabled)
-    if body.password is not None:
-        catalog.accounts.set_password(name, Secret.of_text(body.password))
+    password = None if body.password is None else Secret.of_text(body.password)
+    catalog.accounts.change(name, role=body.role, disabled=body.disabled, password=password)
     catalog.web_sessions.end_all(name)
     return AccountShown.model_validate(catalog.accounts.get(name))
 
