@@ -1,4 +1,5 @@
-"""What of a guest's output is only its echo of the command that was typed. Pure.
+"""What of a guest's output is only its echo of the command that was typed, and what a line of it
+looks like on a terminal. Pure.
 
     $ systemctl is-active nginx && echo ALL-\\r
     \\rIS-WELL                                      <- still the echo, not the answer
@@ -14,7 +15,11 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-_CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|[=>])")
+_CONTROL_SEQUENCE = re.compile(
+    r"\x1b(?:\[(?P<numbers>[0-9;?]*)[ -/]*(?P<does>[@-~])|[()].|[=>]|\][^\x07\x1b]*(?:\x07|\x1b\\))"
+)
+_PIECE = re.compile(rf"{_CONTROL_SEQUENCE.pattern}|(?P<letter>.)", re.DOTALL)
+_ERASES = ("K", "J")
 _OVERWRITTEN = re.compile(r"[^\b]\x08|(\S)\r(?=\1)")
 
 
@@ -42,6 +47,28 @@ class EchoOfCommand:
             return Echo.ENDS
         begun = any(self._command.startswith(self._last[-n:]) for n in range(1, length))
         return Echo.MAY_GO_ON if self._last and begun else Echo.NONE
+
+
+def shown(line: str) -> str:
+    """The line as a terminal shows it in the end: control sequences do not show, nor does what
+    was overwritten behind a carriage return or a backspace, or erased."""
+    cells: list[str] = []
+    at = 0
+    for piece in _PIECE.finditer(line):
+        letter = piece["letter"]
+        if letter is None:
+            if piece["does"] in _ERASES and piece["numbers"] in ("", "0", "2"):
+                del cells[at:]
+                if piece["numbers"] == "2":
+                    cells = [" "] * at
+        elif letter == "\r":
+            at = 0
+        elif letter == "\b":
+            at = max(at - 1, 0)
+        elif letter == "\t" or letter.isprintable():
+            cells[at : at + 1] = letter
+            at += 1
+    return "".join(cells)
 
 
 def _bare(text: str) -> str:

@@ -14,7 +14,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import UsageError
 from appliance.base.run_context import CancelToken
 from appliance.sandbox.console import LineCursor
-from appliance.sandbox.echo import Echo, EchoOfCommand
+from appliance.sandbox.echo import Echo, EchoOfCommand, shown
 from appliance.sandbox.machine import Machine
 from appliance.sandbox.probes import parse_regex
 
@@ -37,7 +37,8 @@ class SerialScript:
     def run(
         self, machine: Machine, timeout_s: float, cancel: CancelToken, clock: Clock
     ) -> str | None:
-        """Return what matched in a line that came after the command; None: none did in time.
+        """Return what matched in a line that came after the command, as a terminal shows it;
+        None: none did in time.
 
         What echoes the command itself does not count, however the terminal breaks it.
 
@@ -57,7 +58,7 @@ class SerialScript:
             seen = Echo.NONE if line is None else echo.look(line.string)
             if seen is Echo.ENDS:
                 answer = None
-            elif line and answer is None and (match := self.expected.search(line.string)):
+            elif line and answer is None and (match := self.expected.search(shown(line.string))):
                 answer, answered_s = match[0], now_s
             is_sure = seen is Echo.NONE and (line or now_s - answered_s > _ECHO_S)
             if answer is not None and is_sure:

@@ -94,7 +94,11 @@ def reset(session: Session, key: str, appliance_id: str, run_id: str) -> tuple[R
 def roll_back_configuration(
     session: Session, key: str, hardware: Mapping[str, Any], networks: Mapping[str, str]
 ) -> tuple[Reason, ...]:
-    """Raises: VsphereErrors; nothing was changed then, or only the NVRAM."""
+    """Set the configuration back, then the NVRAM.
+
+    Raises: NoSuchPlaceError: nothing was changed. VsphereErrors: nothing was changed, or all but
+        the NVRAM.
+    """
     captured = CapturedVm.parse(hardware)
     vm = read_vm(session, key)
     target = session.object(vim.VirtualMachine, key)

@@ -66,7 +66,8 @@ def test_the_echo_of_a_command_is_no_answer_wherever_the_terminal_breaks_it(
 ) -> None:
     """A command that fails has not passed because its own text contains what it should say."""
     said = [PROMPT, SHELLS[shell], PROMPT]
-    assert run(tmp_path, said, f"{COMMAND} => ALL-IS-WELL") is None
+    for expected in ("ALL-IS-WELL", "^ALL-IS-WELL", "^hing"):
+        assert run(tmp_path, said, f"{COMMAND} => {expected}") is None
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -90,3 +91,33 @@ def test_an_answer_that_ends_as_the_command_begins_and_is_the_last_counts_too(
 ) -> None:
     """Then only time can show it; a machine that has ended shows it as well."""
     assert run(tmp_path, [b"# ls /srv\r\n", b"all.html\r\n# "], "ls /srv => html") == "html"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_answer_that_is_the_whole_line_matches_a_pattern_for_a_whole_line(
+    shell: str, tmp_path: Path
+) -> None:
+    """Although bash sets its terminal up at the begin of the line where the answer comes."""
+    said = [SHELLS[shell] + b"ALL-IS-WELL\r\n" + PROMPT]
+    assert run(tmp_path, said, f"{COMMAND} => ^ALL-IS-WELL$") == "ALL-IS-WELL"
+
+
+SHOWN = {
+    b"\x1b[?2004l\ractive": "active",
+    b"\x1b[1;32mactive\x1b[0m": "active",
+    b"\x1b]0;root@guest\x07active": "active",
+    b"waiting\r\x1b[Kactive": "active",
+    b"active\rin": "intive",
+    b"inactive\r\x1b[?2004l": "inactive",
+    b"actix\bve": "active",
+}
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_a_line_is_searched_as_a_terminal_shows_it(line: bytes, tmp_path: Path) -> None:
+    """Colours and titles are not in it, and nothing of what was overwritten; what still shows is
+    not dropped, so that an answer passes only if it is the one."""
+    said = [PROMPT + b"state\r\n", line + b"\r\n", PROMPT]
+    assert run(tmp_path, said, "state => ^.*$") == SHOWN[line]
+    passes = run(tmp_path, said, "state => ^active$") is not None
+    assert passes == (SHOWN[line] == "active")
