@@ -67,7 +67,9 @@ class Gate:
             found = catalog.api_tokens.find(token)
             if found is None:
                 return None
-            return Principal(name=f"token {found.name}", behind=found.created_by, role=found.role)
+            return Principal(
+                name=f"token {found.name}", behind=found.created_by, role=found.acts_as
+            )
         secret = request.cookies.get(SESSION_COOKIE)
         used = BACKGROUND_HEADER not in request.headers and request.path != EVENTS_PATH
         session = catalog.web_sessions.find(secret, used=used) if secret else None

@@ -55,6 +55,12 @@ class Role(StrEnum):
     READ_ONLY = "read-only"
 
 
+def lesser(one: Role, other: Role) -> Role:
+    """The one that may do less."""
+    order = list(Role)
+    return max(one, other, key=order.index)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     name: str
@@ -93,6 +99,9 @@ class Accounts:
     def create(self, name: str, password: Secret, role: Role, *, first: bool = False) -> Account:
         """Add an account. `first`: only while there is none, which set-up relies on.
 
+        Tokens that an account of this name made, and that outlived it in an older release, are
+        removed: the new account does not answer for them.
+
         Raises: UsageError for an unfit name or password, AccountExistsError.
         """
         if not _NAME.fullmatch(name):
@@ -107,6 +116,7 @@ class Accounts:
                 "INSERT INTO accounts (name, role, password_hash, created_at) VALUES (?, ?, ?, ?)",
                 (name, role, hashed, self._clock.now().isoformat()),
             )
+            connection.execute("DELETE FROM api_tokens WHERE created_by = ?", (name,))
         return self.get(name)
 
     def verify(self, name: str, password: Secret, totp: str = "") -> Account:
@@ -139,26 +149,38 @@ class Accounts:
 
     def set_password(self, name: str, password: Secret) -> None:
         """Raises: UsageError, AccountNotFoundError."""
-        self._set(
-            name, "password_hash = ?, failures = 0, locked_until = NULL", _hash(_fit(password))
-        )
+        self.change(name, password=password)
 
-    def set_role(self, name: str, role: Role) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
-        self._keep_an_administrator(name, role is Role.ADMINISTRATOR)
-        self._set(name, "role = ?", role)
+    def change(
+        self,
+        name: str,
+        *,
+        role: Role | None = None,
+        disabled: bool | None = None,
+        password: Secret | None = None,
+    ) -> None:
+        """Change what is given, all of it or nothing.
 
-    def set_disabled(self, name: str, disabled: bool) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
-        self._keep_an_administrator(name, not disabled)
-        self._set(name, "disabled = ?", int(disabled))
+        Raises: UsageError, AccountNotFoundError, LastAdministratorError.
+        """
+        self._keep_an_administrator(name, role in (None, Role.ADMINISTRATOR) and not disabled)
+        assignment = "role = coalesce(?, role), disabled = coalesce(?, disabled)"
+        values: list[object] = [role, disabled]
+        if password is not None:
+            assignment += ", password_hash = ?, failures = 0, locked_until = NULL"
+            values.append(_hash(_fit(password)))
+        self._set(name, assignment, *values)
 
     def remove(self, name: str) -> None:
-        """Raises: AccountNotFoundError, LastAdministratorError."""
+        """Remove an account, its sessions and the tokens it made, all or nothing.
+
+        Raises: AccountNotFoundError, LastAdministratorError.
+        """
         self._keep_an_administrator(name, False)
         with self._database.writing() as connection:
             if not connection.execute("DELETE FROM accounts WHERE name = ?", (name,)).rowcount:
                 raise AccountNotFoundError(f"no account {name!r}")
+            connection.execute("DELETE FROM api_tokens WHERE created_by = ?", (name,))
 
     def enable_totp(self, name: str) -> str:
         """Make a new second factor; return its `otpauth:` URI, which is shown once."""

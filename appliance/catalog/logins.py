@@ -2,6 +2,9 @@
 
 Both are 32 random bytes that are handed out once; here only their SHA-256 is kept, so a copy of
 the catalog opens nothing. A session ends after a time without use, and at the latest after a day.
+A token never may do more than the account that made it may now, and ends with it. Only of tokens
+that other tokens made before accounts were recorded for them (`created_by` is "token NAME", which
+no account can be called) the account is not known: these keep their role.
 
 Thread model: as `db.py`.
 """
@@ -15,7 +18,7 @@ from datetime import datetime, timedelta
 
 from appliance.base.clock import Clock
 from appliance.base.errors import UsageError
-from appliance.catalog.accounts import Role
+from appliance.catalog.accounts import Role, lesser
 from appliance.catalog.db import Database
 from appliance.catalog.errors import TokenNotFoundError
 
@@ -23,6 +26,7 @@ IDLE = timedelta(minutes=30)
 LONGEST = timedelta(hours=24)
 _TOUCH_EVERY = timedelta(minutes=1)
 _TOKEN_PREFIX = "hf_"
+_MADE_BY_TOKEN = "token "
 _NAME_CHARS_MAX = 64
 
 
@@ -44,6 +48,8 @@ class ApiToken:
     created_at: datetime
     expires_at: datetime | None
     used_at: datetime | None
+    acts_as: Role  # what it may do now: its role, or that of its account if that is less
+    refused: bool  # its account is disabled or gone
 
 
 class Sessions:
@@ -131,16 +137,16 @@ class ApiTokens:
         return token
 
     def find(self, token: str) -> ApiToken | None:
-        """The token that is good now."""
+        """The token that is good now: not over, and its account may log in."""
         now = self._clock.now()
         with self._database.reading() as connection:
             row = connection.execute(
-                f"SELECT {_TOKEN_COLUMNS} FROM api_tokens WHERE secret_hash = ?", (_hash(token),)
+                f"{_SELECT_TOKENS} WHERE t.secret_hash = ?", (_hash(token),)
             ).fetchone()
         if row is None:
             return None
         found = _token(row)
-        if found.expires_at is not None and now >= found.expires_at:
+        if found.refused or (found.expires_at is not None and now >= found.expires_at):
             return None
         if found.used_at is None or now - found.used_at > _TOUCH_EVERY:
             with self._database.writing() as connection:
@@ -152,9 +158,7 @@ class ApiTokens:
 
     def list(self) -> list[ApiToken]:
         with self._database.reading() as connection:
-            rows = connection.execute(
-                f"SELECT {_TOKEN_COLUMNS} FROM api_tokens ORDER BY name"
-            ).fetchall()
+            rows = connection.execute(f"{_SELECT_TOKENS} ORDER BY t.name").fetchall()
         return [_token(row) for row in rows]
 
     def remove(self, name: str) -> None:
@@ -164,11 +168,14 @@ class ApiTokens:
                 raise TokenNotFoundError(f"no token {name!r}")
 
 
-_TOKEN_COLUMNS = "name, role, created_by, created_at, expires_at, used_at"
+_SELECT_TOKENS = (
+    "SELECT t.name, t.role, t.created_by, t.created_at, t.expires_at, t.used_at, a.role"
+    " FROM api_tokens t LEFT JOIN accounts a ON a.name = t.created_by AND NOT a.disabled"
+)
 
 
-def _token(row: tuple[str, str, str, str, str | None, str | None]) -> ApiToken:
-    name, role, created_by, created_at, expires_at, used_at = row
+def _token(row: tuple[str, str, str, str, str | None, str | None, str | None]) -> ApiToken:
+    name, role, created_by, created_at, expires_at, used_at, account_role = row
     return ApiToken(
         name=name,
         role=Role(role),
@@ -176,6 +183,8 @@ def _token(row: tuple[str, str, str, str, str | None, str | None]) -> ApiToken:
         created_at=datetime.fromisoformat(created_at),
         expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
         used_at=datetime.fromisoformat(used_at) if used_at else None,
+        acts_as=lesser(Role(role), Role(account_role)) if account_role else Role(role),
+        refused=account_role is None and not created_by.startswith(_MADE_BY_TOKEN),
     )
 
 

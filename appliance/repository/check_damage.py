@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from appliance.repository.manifest import Manifest
 from appliance.repository.mark import PrefixSet
-from appliance.repository.pack_check import BadRecord
+from appliance.repository.pack_check import BadRecord, require_storage
 from appliance.repository.quarantine import AffectedDisk, DamagedRecord, QuarantineNote
 from appliance.repository.tree_check import Hit, find_hits
 
@@ -33,6 +33,8 @@ def quarantine_damage(
 ) -> tuple[list[BadRecord], list[bytes]]:
     """Quarantine what is used of `bad`, note what is missing of what is `suspected` to be.
 
+    Raises StorageError, with nothing in quarantine, where the storage is away by now.
+
     Returns: what of `bad` nobody uses; the digests that are missing.
     """
     used: list[BadRecord] = []
@@ -44,6 +46,7 @@ def quarantine_damage(
         (used if here else dead).append(record)
     if not used and not len(suspected.array()):
         return dead, []
+    require_storage(repository)
     digests = {record.digest for record in used}
     hits = find_hits(repository, manifests, digests, suspected)
     by_pack: dict[bytes | None, list[DamagedRecord]] = defaultdict(list)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from appliance.base.units import KIB, MIB
 from appliance.repository.blob_store.contract import BlobNotFoundError, BlobStore
-from appliance.repository.errors import ChunkCorruptError, ChunkMissingError
+from appliance.repository.errors import ChunkCorruptError, ChunkMissingError, UnreadableError
 from appliance.repository.format import pack_name
 from appliance.repository.index import ChunkIndex, Place
 from appliance.repository.record import Proof, RecordCodec
@@ -51,7 +51,7 @@ class ChunkStore:
         for group in _groups(places):
             try:
                 blob = self._store.get_range(*_range(group))
-            except BlobNotFoundError:
+            except (BlobNotFoundError, UnreadableError):  # it may be a gap that cannot be read
                 records |= {digest: self._fetch(digest) for digest, _ in group}
             else:
                 records |= _cut(memoryview(blob), group)

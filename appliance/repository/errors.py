@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, StorageError
 
 
 class RepositoryError(ApplianceError):
@@ -33,6 +33,15 @@ class CorruptError(RepositoryError):
     """Stored bytes are not what was written. Run `holdfast repo check --read-data`."""
 
     code = "repository.corrupt"
+
+
+class UnreadableError(CorruptError, StorageError):
+    """The disk cannot read these bytes back (a bad sector). Run `holdfast repo check --read-data`,
+    which goes around them, then replace the disk.
+    """
+
+    code = "repository.unreadable"
+    retryable = True
 
 
 class ChunkCorruptError(CorruptError):

@@ -17,7 +17,7 @@ from appliance.base.reasons import Reason
 from appliance.base.run_context import RunContext
 from appliance.base.units import KIB, MIB
 from appliance.repository.blob_store.contract import BlobNotFoundError
-from appliance.repository.errors import CorruptError
+from appliance.repository.errors import CorruptError, UnreadableError
 from appliance.repository.format import (
     FOOTER_ENTRY,
     INDEX_SEGMENTS,
@@ -197,11 +197,18 @@ class _Copier:
         for first, end in _runs(rows):
             offset = int(rows["offset"][first])
             length = int(rows["offset"][end - 1]) + int(rows["stored"][end - 1]) - offset
-            blob = self._repository.store.get_range(name, offset, length)
+            try:
+                blob = self._repository.store.get_range(name, offset, length)
+            except UnreadableError:
+                blob = None  # it may be a gap that cannot be read
             records = []
             for number in range(first, end):
-                start = int(rows["offset"][number]) - offset
-                record = blob[start : start + int(rows["stored"][number])]
+                at, stored = int(rows["offset"][number]), int(rows["stored"][number])
+                record = (
+                    self._repository.store.get_range(name, at, stored)
+                    if blob is None
+                    else blob[at - offset : at - offset + stored]
+                )
                 records.append(_checked(record, digests[number], name))
             self._append(pack.kind, records)
 

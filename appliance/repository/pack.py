@@ -147,8 +147,8 @@ def scan_records(
     """
     offset = PACK_HEADER.size
     while offset + RECORD_HEADER.size <= size_bytes:
-        raw = store.get_range(pack_name(pack_id), offset, RECORD_HEADER.size)
         try:
+            raw = store.get_range(pack_name(pack_id), offset, RECORD_HEADER.size)
             header = parse_header(raw)
         except CorruptError:
             return

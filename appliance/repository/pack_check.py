@@ -1,5 +1,8 @@
 """Check of one pack: its size, header, footer, and what the index says about it; then its bytes.
 
+What the medium cannot give back counts as damage of the records there, and what is not there as
+missing, but only while the storage itself answers.
+
 `read_records` reads the pack front to back, a few MiB at a time, and proves every record: header
 CRC, payload CRC, decryption, decompression, digest. All of it releases the GIL, so packs are
 checked on several threads.
@@ -11,10 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from appliance.base.errors import StorageError
 from appliance.base.units import MIB
 from appliance.repository.blob_store.contract import BlobNotFoundError
-from appliance.repository.errors import CorruptError
-from appliance.repository.format import FOOTER_TRAILER, PACK_HEADER, RECORD_HEADER, pack_name
+from appliance.repository.errors import CorruptError, UnreadableError
+from appliance.repository.format import (
+    CONFIG_LIMIT_BYTES,
+    CONFIG_NAME,
+    FOOTER_TRAILER,
+    PACK_HEADER,
+    RECORD_HEADER,
+    pack_name,
+)
 from appliance.repository.index import PackInfo
 from appliance.repository.index_rows import digests_of
 from appliance.repository.pack import SealedPack, iter_entries, read_footer
@@ -77,6 +88,7 @@ def check_pack(
             for record in read_records(repository, pack, entries, result):
                 result.bad.append(record)
     except BlobNotFoundError:
+        require_storage(repository)
         if pack.pack_id not in {known.pack_id for known in repository.index.packs()}:
             return None
         result.structure = "the pack is missing"
@@ -142,16 +154,32 @@ def read_records(
     for first, end in _runs(entries):
         offset = entries[first].offset
         length = entries[end - 1].offset + entries[end - 1].stored_bytes - offset
-        view = memoryview(repository.store.get_range(name, offset, length))
-        result.read_bytes += len(view)
+        try:
+            view = memoryview(repository.store.get_range(name, offset, length))
+        except UnreadableError:
+            require_storage(repository)
+            view = None  # read one by one
         for entry in entries[first:end]:
-            start = entry.offset - offset
-            record = view[start : start + entry.stored_bytes]
             result.records += 1
+            start = entry.offset - offset
             try:
+                record = (
+                    memoryview(repository.store.get_range(name, entry.offset, entry.stored_bytes))
+                    if view is None
+                    else view[start : start + entry.stored_bytes]
+                )
+                result.read_bytes += len(record)
                 _prove(repository, record, entry)
             except CorruptError as error:
                 yield BadRecord(entry.digest, pack.pack_id, entry.offset, str(error)[:400])
+
+
+def require_storage(repository: Repository) -> None:
+    """Raises StorageError where the storage is away: nothing that is on it counts as damaged."""
+    try:
+        repository.store.get(CONFIG_NAME, limit_bytes=CONFIG_LIMIT_BYTES)
+    except (BlobNotFoundError, UnreadableError) as error:
+        raise StorageError(f"the storage of the repository is away: {error}") from error
 
 
 def _prove(repository: Repository, record: memoryview, entry: Listed) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.base.run_context import CancelToken
-from appliance.repository.errors import ChunkMissingError, CorruptError
+from appliance.repository.errors import ChunkMissingError, CorruptError, UnreadableError
 from appliance.repository.format import BLOCK_BYTES, EMPTY_DIGEST, NODE_CHILDREN, SEGMENT_BYTES
 from appliance.repository.image_tree import ROOT_LEVEL, Leaf, decode_inner, decode_leaf
 from appliance.repository.index_rows import prefixes_of
 from appliance.repository.manifest import Manifest
 from appliance.repository.mark import PrefixSet
+from appliance.repository.pack_check import require_storage
 
 if TYPE_CHECKING:
     from appliance.repository.repository import Repository
@@ -42,6 +43,7 @@ class TreeCheck:
         self.bad_nodes: dict[bytes, str] = {}  # digest -> reason
         self.missing_nodes: set[bytes] = set()
         self.nodes = 0
+        self._repository = repository
         self._chunks = repository.chunks
         self._cancel = cancel
         self._visited: set[bytes] = {EMPTY_DIGEST}
@@ -96,12 +98,16 @@ class TreeCheck:
 
     def _load(self, digest: bytes) -> bytes | None:
         try:
-            raw = self._chunks.load(digest)
+            try:
+                raw = self._chunks.load(digest)
+            except UnreadableError:
+                require_storage(self._repository)
+                raw = self._chunks.load(digest)
         except ChunkMissingError:
             self.missing_nodes.add(digest)
             return None
         except CorruptError as error:
-            self.bad_nodes[digest] = str(error)
+            self.bad_nodes[digest] = str(error)[:400]
             return None
         self.nodes += 1
         return raw

@@ -23,14 +23,14 @@ from appliance.base.errors import ApplianceError
 from appliance.base.run_context import RunContext
 from appliance.repository.blob_store.contract import BlobNotFoundError
 from appliance.repository.check_damage import quarantine_damage
-from appliance.repository.errors import CorruptError
+from appliance.repository.errors import CorruptError, UnreadableError
 from appliance.repository.format import INDEX_SEGMENTS, KEY_SLOTS, point_name
 from appliance.repository.index_rows import as_array
 from appliance.repository.key_slots import SLOT_LIMIT_BYTES, KeySlot
 from appliance.repository.manifest import Manifest
 from appliance.repository.mark import PrefixSet, known_prefixes
 from appliance.repository.pack import SealedPack
-from appliance.repository.pack_check import BadRecord, PackResult, check_pack
+from appliance.repository.pack_check import BadRecord, PackResult, check_pack, require_storage
 from appliance.repository.quarantine import AffectedDisk
 from appliance.repository.repair import repair_packs, repair_segments
 from appliance.repository.tree_check import TreeCheck
@@ -197,7 +197,7 @@ class _Check:
         damaged: dict[str, CorruptError] = {}
         for blob in repository.store.list(INDEX_SEGMENTS):
             try:
-                for pack in repository.read_segment(blob.name):
+                for pack in self._segment(blob.name):
                     listed[pack.pack_id] = pack
             except BlobNotFoundError:
                 continue
@@ -208,6 +208,13 @@ class _Check:
             for name, reason in damaged.items():
                 self._found(DamageKind.INDEX_SEGMENT, name, reason, repaired=repaired)
         return listed
+
+    def _segment(self, name: str) -> list[SealedPack]:
+        try:
+            return self._repository.read_segment(name)
+        except UnreadableError:
+            require_storage(self._repository)
+            return self._repository.read_segment(name)
 
     def _packs(self, listed: dict[bytes, SealedPack]) -> list[PackResult]:
         repository = self._repository

@@ -25,7 +25,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.catalog.job import JOB
 from appliance.repository.repository import Repository
 from appliance.service.point_book import PointBook
-from tests.support.api_server import Client
+from tests.support.api_server import Client, make_token
 from tests.support.check_repository import check_repository
 from tests.support.holdfast_program import serving
 from tests.support.small_backups import back_up_bytes
@@ -111,7 +111,7 @@ def test_what_was_acknowledged_is_there_after_any_number_of_kills(tmp_path: Path
             for n in range(POINTS)
         ]
     with Catalog.open(tmp_path) as catalog:
-        token = catalog.api_tokens.create("load", Role.ADMINISTRATOR, created_by="test")
+        token = make_token(catalog, "load", Role.ADMINISTRATOR)
         jobs = [{"name": name, "kind": name} for name in ("gc", "check")]
         catalog.jobs.save([], [JOB.validate_python(job) for job in jobs])
     kept, done = list(points), Load(token, points)

@@ -25,7 +25,7 @@ from appliance.catalog.accounts import Role
 from appliance.jobs.certified_run import certify
 from appliance.jobs.verification import run_verification
 from appliance.jobs.verification_plan import GuestPlan, VerificationPlan
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 from tests.support.small_backups import back_up_bytes, random_disk
 
 PASSWORD = "correct horse battery"
@@ -107,7 +107,7 @@ def test_every_route_is_open_to_those_it_is_for_and_no_others(
     """The matrix of all routes and roles: 401 for nobody, 403 for too little, else neither."""
     client = Client(nobody.port)
     if role is not None:
-        client.token = services.catalog.api_tokens.create("t", role, created_by="test")
+        client.token = make_token(services.catalog, "t", role)
     for route in ROUTES:
         path = re.sub(r"{\w+}", "none", route.path)
         status = client.api(route.method, path, {} if route.body else None).status
@@ -194,6 +194,18 @@ def test_a_second_factor_is_needed_once_it_is_enabled(
     assert other.log_in("administrator", PASSWORD).status == 401
     assert other.log_in("administrator", PASSWORD, code).status == 204
     assert Client(administrator.port).log_in("administrator", PASSWORD, code).status == 401
+
+
+def test_a_change_of_an_account_is_made_whole_or_not_at_all(
+    services: Services, administrator: Client
+) -> None:
+    """A password that is refused leaves role and state as they were."""
+    account(services, Role.OPERATOR, "eve")
+    change = {"role": "administrator", "disabled": True, "password": "short"}
+    answer = administrator.api("PATCH", "/accounts/eve", change)
+    assert answer.status == 422
+    eve = services.catalog.accounts.get("eve")
+    assert (eve.role, eve.disabled) == (Role.OPERATOR, False)
 
 
 def test_changing_an_account_ends_its_sessions(services: Services, administrator: Client) -> None:

@@ -15,7 +15,7 @@ from appliance.base.secret import Secret
 from appliance.catalog.accounts import Role
 from appliance.jobs.live_run import LiveRun
 from appliance.service.operations import OperationEnd, OperationKind, OperationOrder
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 
 PASSWORD = "correct horse battery"
 ORDER = OperationOrder(kind=OperationKind.RESTORE, vm="web", host=None, facts={"point_id": "p"})
@@ -35,14 +35,14 @@ def services(served: tuple[Services, int]) -> Services:
 @pytest.fixture
 def restorer(served: tuple[Services, int]) -> Client:
     services, port = served
-    token = services.catalog.api_tokens.create("r", Role.RESTORE_ONLY, created_by="test")
+    token = make_token(services.catalog, "r", Role.RESTORE_ONLY)
     return Client(port, token=token)
 
 
 @pytest.fixture
 def operator(served: tuple[Services, int]) -> Client:
     services, port = served
-    token = services.catalog.api_tokens.create("o", Role.OPERATOR, created_by="test")
+    token = make_token(services.catalog, "o", Role.OPERATOR)
     return Client(port, token=token)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.api.services import Services
 from appliance.catalog.accounts import Role
-from tests.support.api_server import Answer, Client, api_serving
+from tests.support.api_server import Answer, Client, api_serving, make_token
 
 SCRIPT = {"argv": ["/bin/true"]}
 NIGHTLY: dict[str, Any] = {
@@ -34,7 +34,7 @@ def services(served: tuple[Services, int]) -> Services:
 
 def client_of(served: tuple[Services, int], role: Role) -> Client:
     services, port = served
-    token = services.catalog.api_tokens.create(str(role), role, created_by="test")
+    token = make_token(services.catalog, str(role), role)
     return Client(port, token=token)
 
 

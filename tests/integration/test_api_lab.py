@@ -12,7 +12,7 @@ import pytest
 from appliance.api.tls import fingerprint
 from appliance.catalog.accounts import Role
 from appliance.cli.main import main
-from tests.support.api_server import Client
+from tests.support.api_server import Client, make_token
 from tests.support.instant_lab import InstantLab, instant_lab
 from tests.support.lab_nfs import needs_nfs_datastores
 
@@ -39,7 +39,7 @@ def here() -> Iterator[InstantLab]:
 @pytest.fixture(scope="module")
 def client(here: InstantLab) -> Iterator[Client]:
     with here.lab.catalog() as catalog:
-        token = catalog.api_tokens.create("t", Role.OPERATOR, created_by="test")
+        token = make_token(catalog, "t", Role.OPERATOR)
     with here.serve() as (_, document):
         yield Client(document["web"]["port"], token=token, address=here.address)
 

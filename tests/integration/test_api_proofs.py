@@ -15,7 +15,7 @@ from appliance.catalog.accounts import Role
 from appliance.catalog.verifications import VerificationRecord
 from appliance.jobs.certificate import Evidence
 from appliance.jobs.certificate_store import CertificateStore
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 from tests.support.certificates_issued import NOON, proof
 from tests.support.small_backups import back_up_bytes
 
@@ -37,7 +37,7 @@ def services(served: tuple[Services, int]) -> Services:
 @pytest.fixture
 def reader(served: tuple[Services, int]) -> Client:
     services, port = served
-    token = services.catalog.api_tokens.create("r", Role.READ_ONLY, created_by="test")
+    token = make_token(services.catalog, "r", Role.READ_ONLY)
     return Client(port, token=token)
 
 

@@ -27,7 +27,7 @@ from appliance.api.openapi import openapi_document
 from appliance.api.routes import ROUTES
 from appliance.api.services import Services
 from appliance.catalog.accounts import Role
-from tests.support.api_server import api_serving
+from tests.support.api_server import api_serving, make_token
 
 _EXAMPLES = 3  # of each operation and mode
 _NEVER_CALLED = {
@@ -59,7 +59,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services,
 @pytest.fixture(scope="module")
 def session(served: tuple[Services, int]) -> Iterator[requests.Session]:
     services, _ = served
-    token = services.catalog.api_tokens.create("fuzz", Role.ADMINISTRATOR, created_by="test")
+    token = make_token(services.catalog, "fuzz", Role.ADMINISTRATOR)
     with requests.Session() as session:
         session.headers["Authorization"] = f"Bearer {token}"
         yield session

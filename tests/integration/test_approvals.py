@@ -20,7 +20,7 @@ from appliance.catalog.catalog import Catalog
 from appliance.cli.main import main
 from appliance.repository.repository import Repository
 from appliance.service.repository_deletion import ask_for_deletion
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 from tests.support.holdfast_program import serving
 from tests.support.job_world import MovedClock
 from tests.support.small_backups import back_up_bytes
@@ -156,7 +156,7 @@ def test_one_administrator_alone_finds_no_way_around(
 
 def test_the_guard_needs_two_administrators(services: Services, anna: Client) -> None:
     """With one alone nothing could ever be approved."""
-    services.catalog.accounts.set_disabled("bert", True)
+    services.catalog.accounts.change("bert", disabled=True)
     answer = anna.api("PUT", "/approvals/guard", {"require": "second-administrator"})
     assert (answer.status, answer.document["code"]) == (409, "approval.too-few")
 
@@ -252,7 +252,7 @@ def test_a_point_is_not_forgotten_while_it_is_not_known_what_a_session_runs_from
     with Repository.open(home / "repository") as repository:
         point = back_up_bytes(repository, b"x" * 5000, "web").point_id
     with Catalog.open(home) as catalog:
-        token = catalog.api_tokens.create("t", Role.ADMINISTRATOR, created_by="anna")
+        token = make_token(catalog, "t", Role.ADMINISTRATOR)
     damaged = home / "sessions" / "0123abcd"
     damaged.mkdir(parents=True)
     (damaged / "session.json").write_text("{")

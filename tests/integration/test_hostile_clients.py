@@ -14,7 +14,7 @@ from appliance.api import slow_clients
 from appliance.api.local_socket import PatientServer
 from appliance.api.services import Services
 from appliance.catalog.accounts import Role
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 
 WITHIN_S = 20.0
 
@@ -78,7 +78,7 @@ def test_a_handshake_that_never_ends_is_closed(served: tuple[Services, int]) -> 
 def test_a_body_that_never_comes_is_refused(served: tuple[Services, int]) -> None:
     """Announced and not sent: the answer says so, and the request is over."""
     services, port = served
-    token = services.catalog.api_tokens.create("t", Role.ADMINISTRATOR, created_by="test")
+    token = make_token(services.catalog, "t", Role.ADMINISTRATOR)
     head = (
         "POST /api/v1/accounts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         f"Authorization: Bearer {token}\r\n"
@@ -145,7 +145,7 @@ def test_a_head_that_is_too_large_or_wrong_is_refused(
 def test_no_path_leads_out_of_the_interface(served: tuple[Services, int], path: str) -> None:
     """Whoever is logged in too."""
     services, port = served
-    token = services.catalog.api_tokens.create("t", Role.ADMINISTRATOR, created_by="test")
+    token = make_token(services.catalog, "t", Role.ADMINISTRATOR)
     with connected(port) as raw:
         request = (
             f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"

@@ -23,7 +23,7 @@ from appliance.catalog.job_runs import RunCause, RunEnd
 from appliance.catalog.runs import RunOutcome
 from appliance.catalog.verifications import VerificationRecord
 from tests.support import monitoring_files
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 from tests.support.small_backups import back_up_bytes
 
 MONITORING = monitoring_files.ROOT / "docs/monitoring"
@@ -32,7 +32,7 @@ MONITORING = monitoring_files.ROOT / "docs/monitoring"
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Services, Client]]:
     with api_serving(tmp_path) as (services, port):
-        token = services.catalog.api_tokens.create("prometheus", Role.READ_ONLY, created_by="test")
+        token = make_token(services.catalog, "prometheus", Role.READ_ONLY)
         yield services, Client(port, token=token)
 
 

@@ -30,7 +30,7 @@ from appliance.catalog.runs import RunOutcome
 from appliance.cli.main import main
 from appliance.repository.repository import Repository
 from appliance.service.notify.post import Post
-from tests.support.api_server import Client
+from tests.support.api_server import Client, make_token
 from tests.support.holdfast_program import serving
 from tests.support.job_world import MovedClock
 from tests.support.notify_servers import (
@@ -506,7 +506,7 @@ def test_the_daemon_tells_of_a_run_that_ended(tmp_path: Path, authority: Authori
             catalog.jobs.save([], [JOB.validate_python({"name": "tidy", "kind": "gc"})])
             channel = hook_channel(authority, server.port, occasions=["success"])
             catalog.notifications.add(channel, KEY)
-            token = catalog.api_tokens.create("t", Role.OPERATOR, created_by="test")
+            token = make_token(catalog, "t", Role.OPERATOR)
         with serving(tmp_path, *serve) as (_, document):
             client = Client(document["web"]["port"], token=token)
             assert client.api("POST", "/jobs/tidy/run").status == 200

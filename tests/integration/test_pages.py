@@ -20,7 +20,7 @@ from appliance.catalog.policy import Policy
 from appliance.catalog.vm_checks import Group
 from appliance.machine.layout import Layout
 from appliance.machine.settings import MachineSettings
-from tests.support.api_server import Client, api_serving
+from tests.support.api_server import Client, api_serving, make_token
 from tests.support.small_backups import back_up_bytes
 
 NIGHTLY = {"name": "nightly", "kind": "backup", "policy": "nightly", "select": {"names": ["web"]}}
@@ -94,7 +94,7 @@ def test_a_name_with_a_slash_is_one_name(served: tuple[Services, int]) -> None:
     """A Hyper-V VM may have one, a token too: its page opens, its button works."""
     services, port = served
     back_up_bytes(services.repository, b"x" * 10_000, "shop/web")
-    services.catalog.api_tokens.create("ci/deploy", Role.READ_ONLY, created_by="test")
+    make_token(services.catalog, "ci/deploy", Role.READ_ONLY)
     client = logged_in(services, port, Role.ADMINISTRATOR)
     page = client.call("GET", "/vms").body.decode()
     (address,) = re.findall(r'href="(/vms/[^"]*web)"', page)

@@ -24,7 +24,7 @@ from appliance.cli.remote import REMOTE
 from appliance.jobs.certificate_store import CertificateStore
 from appliance.jobs.live_run import LiveRun
 from appliance.service.operations import OperationEnd, OperationKind, OperationOrder
-from tests.support.api_server import api_serving
+from tests.support.api_server import api_serving, make_token
 from tests.support.small_backups import back_up_bytes
 
 Command = Callable[..., Any]
@@ -34,9 +34,8 @@ Command = Callable[..., Any]
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     (tmp_path / "appliance").mkdir()
     with api_serving(tmp_path / "appliance") as (services, port):
-        tokens = services.catalog.api_tokens
         (tmp_path / "token").write_text(
-            tokens.create("cli", Role.ADMINISTRATOR, created_by="anna") + "\n"
+            make_token(services.catalog, "cli", Role.ADMINISTRATOR) + "\n"
         )
         monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "nothing here"))
         monkeypatch.setenv("HOLDFAST_APPLIANCE", f"https://127.0.0.1:{port}")

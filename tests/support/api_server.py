@@ -18,6 +18,8 @@ from appliance.api.local_socket import Site
 from appliance.api.services import Services
 from appliance.api.tls import ensure_certificate, own_names, server_context
 from appliance.base.clock import Clock
+from appliance.base.secret import Secret
+from appliance.catalog.accounts import Role
 from appliance.catalog.catalog import Catalog
 from appliance.exports.datastore.session import SessionStore
 from appliance.exports.loop_thread import LoopThread
@@ -110,6 +112,14 @@ class Client:
         if answer.status == 204:
             self.csrf = self.api("GET", "/me").document["csrf"]
         return answer
+
+
+def make_token(catalog: Catalog, name: str, role: Role) -> str:
+    """A token of the administrator "test", who is made for it."""
+    if all(each.name != "test" for each in catalog.accounts.list()):
+        password = Secret.of_text("a password that nobody uses")
+        catalog.accounts.create("test", password, Role.ADMINISTRATOR)
+    return catalog.api_tokens.create(name, role, created_by="test")
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
 
 from appliance.blocks.device import BlockReader
 from appliance.blocks.layers import ReaderLayer
@@ -36,3 +41,26 @@ class FaultyReader(ReaderLayer):
 
     def prefetch(self, offset: int, length: int) -> None:
         self.read_at(offset, length)
+
+
+def refuse_reads(
+    patch: pytest.MonkeyPatch, path: Path, first: int, end: int, number: int = errno.EIO
+) -> None:
+    """Let every read of the file that touches byte [first, end) fail with error `number`."""
+    pread, preadv = os.pread, os.preadv
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        touches = offset < end and offset + length > first
+        if touches and Path(f"/proc/self/fd/{fd}").readlink() == path:
+            raise OSError(number, os.strerror(number))
+
+    def checked_pread(fd: int, length: int, offset: int) -> bytes:
+        refuse(fd, offset, length)
+        return pread(fd, length, offset)
+
+    def checked_preadv(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        refuse(fd, offset, sum(len(buffer) for buffer in buffers))
+        return preadv(fd, buffers, offset, flags)
+
+    patch.setattr(os, "pread", checked_pread)
+    patch.setattr(os, "preadv", checked_preadv)

@@ -72,26 +72,22 @@ def create_account(call: Call) -> AccountShown:
     response=AccountShown,
 )
 def change_account(call: Call) -> AccountShown:
-    """Change role, password, or whether it may log in; ends its sessions."""
+    """Change role, password, or whether it may log in, for its tokens too; ends its sessions."""
     name, body, catalog = call.path["name"], call.body_as(AccountChange), call.services.catalog
     before = catalog.accounts.get(name)
     if Role.ADMINISTRATOR in (before.role, body.role) and name != call.caller.account:
         refuse_while_guarded(catalog, "no administrator's account is changed")
     if body.disabled or body.role not in (None, Role.ADMINISTRATOR):
         keep_two_administrators(catalog, name)
-    if body.role is not None:
-        catalog.accounts.set_role(name, body.role)
-    if body.disabled is not None:
-        catalog.accounts.set_disabled(name, body.disabled)
-    if body.password is not None:
-        catalog.accounts.set_password(name, Secret.of_text(body.password))
+    password = None if body.password is None else Secret.of_text(body.password)
+    catalog.accounts.change(name, role=body.role, disabled=body.disabled, password=password)
     catalog.web_sessions.end_all(name)
     return AccountShown.model_validate(catalog.accounts.get(name))
 
 
 @table.add("DELETE", "/accounts/{name}", Permission.ADMINISTER)
 def remove_account(call: Call) -> None:
-    """Remove an account and end its sessions."""
+    """Remove an account and the tokens it made, and end its sessions."""
     keep_two_administrators(call.services.catalog, call.path["name"])
     call.services.catalog.accounts.remove(call.path["name"])
 

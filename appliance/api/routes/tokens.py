@@ -20,6 +20,8 @@ class TokenShown(Shown):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None
     used_at: AwareDatetime | None
+    acts_as: Role
+    refused: bool
 
 
 class NewToken(Body):
@@ -41,7 +43,7 @@ def list_tokens(call: Call) -> list[TokenShown]:
 
 @table.add("POST", "/tokens", Permission.ADMINISTER, body=NewToken, response=MadeToken)
 def create_token(call: Call) -> MadeToken:
-    """Make a token; it is shown this once."""
+    """Make a token; it is shown this once, ends with its maker's account and can do no more."""
     body, catalog = call.body_as(NewToken), call.services.catalog
     expires_at = None if body.days is None else catalog.clock.now() + timedelta(days=body.days)
     token = catalog.api_tokens.create(

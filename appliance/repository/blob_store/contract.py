@@ -96,6 +96,7 @@ class BlobStore(Protocol):
 
         Raises:
             BlobNotFoundError: there is none.
+            UnreadableError: its bytes are there, but the medium cannot give them back.
             StorageError: it is larger than `limit_bytes` (checked before memory is allocated), or
                 the system refused.
         """
@@ -104,7 +105,8 @@ class BlobStore(Protocol):
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         """Return at most `length` bytes from `offset`; fewer only at the end of the blob.
 
-        Raises: BlobNotFoundError, StorageError.
+        Raises: BlobNotFoundError, StorageError; UnreadableError: the medium cannot give back these
+        bytes; others of the blob may be well.
         """
         ...
 

@@ -28,10 +28,11 @@ from appliance.base.clock import Clock, SystemClock
 from appliance.base.errors import ApplianceError, StorageError
 from appliance.base.locked_file import LockMode, try_lock
 from appliance.repository.blob_store.contract import BlobExistsError, BlobInfo, BlobNotFoundError
-from appliance.repository.blob_store.local_errors import is_absent, storage_error
+from appliance.repository.blob_store.local_errors import is_absent, is_bad_medium, storage_error
 from appliance.repository.blob_store.local_writer import LocalBlobWriter
 from appliance.repository.blob_store.names import UNFINISHED_FOLDER, check_name, is_component
 from appliance.repository.blob_store.open_files import OpenFile, OpenFiles
+from appliance.repository.errors import UnreadableError
 
 OPEN_FILES = 256  # of the usual 1024 a process may have
 
@@ -73,7 +74,7 @@ class LocalFolderStore:
             file = OpenFile(path)
             if file.size_bytes > limit_bytes:
                 raise StorageError(f"{path}: {file.size_bytes} bytes where {limit_bytes} may be")
-            return file.read_at(0, file.size_bytes)
+            return self._read(path, file, 0, file.size_bytes)
         except OSError as error:
             raise self._read_error(name, error) from error
 
@@ -82,7 +83,7 @@ class LocalFolderStore:
         try:
             if file is None:
                 file = self._open_files.open(name, self._path(name))
-            return file.read_at(offset, length)
+            return self._read(self._root / name, file, offset, length)
         except OSError as error:
             raise self._read_error(name, error) from error
 
@@ -143,6 +144,17 @@ class LocalFolderStore:
         except OSError as error:
             raise storage_error(self._unfinished, error) from error
         return sum(self._discard(self._unfinished / name, youngest) for name in names)
+
+    @staticmethod
+    def _read(path: Path, file: OpenFile, offset: int, length: int) -> bytes:
+        """Raises OSError, UnreadableError."""
+        try:
+            return file.read_at(offset, length)
+        except OSError as error:
+            if not is_bad_medium(error):
+                raise
+            where = f"{path}: bytes [{offset}, {offset + length})"
+            raise UnreadableError(f"{where}: {os.strerror(error.errno or 0)}") from error
 
     def _path(self, name: str) -> Path:
         check_name(name)
