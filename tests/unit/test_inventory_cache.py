@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from appliance.base.errors import SourceError
-from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
-from appliance.catalog.hosts import HostKind, HostRecord
+from appliance.catalog.hosts import HostRecord
 from appliance.service import inventory
 from appliance.service.inventory import InventoryCache
 from appliance.sources.listed_vm import ListedVm
+from tests.support.registered_hosts import add_host
 
 WEB, DB = cast(ListedVm, "web"), cast(ListedVm, "db")
 
@@ -26,17 +25,7 @@ WEB, DB = cast(ListedVm, "web"), cast(ListedVm, "db")
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     with Catalog.open(tmp_path) as catalog:
         for name in ("east", "west"):
-            record = HostRecord(
-                name=name,
-                kind=HostKind.VSPHERE,
-                address=f"{name}.example.org",
-                port=443,
-                user="backup",
-                fingerprint="AA",
-                server_id=name,
-                added_at=datetime(2026, 1, 1, tzinfo=UTC),
-            )
-            catalog.hosts.add(record, Secret.of_text("secret"))
+            add_host(catalog, name)
         yield catalog
 
 

@@ -173,10 +173,10 @@ class Journal:
     open: list[OpenIntent]
 
     def record(self, kind: Made, run_id: RunId, target: str, name: str, detail: str = "") -> int:
-        raise NotImplementedError
+        raise NotImplementedError  # a clean-up makes nothing
 
     def complete(self, intent: int, made: str) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
     def close(self, intent: int) -> None:
         self.open = [one for one in self.open if one.id != intent]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from appliance.base.errors import SourceError
-from appliance.base.secret import Secret
 from appliance.catalog.catalog import Catalog
-from appliance.catalog.hosts import HostKind, HostRecord
+from appliance.catalog.hosts import HostRecord
 from appliance.service.places import PlacesCache
 from appliance.sources.host_places import HostPlaces
+from tests.support.registered_hosts import add_host
 
 LAN = HostPlaces(networks=("LAN",))
 
@@ -24,20 +23,6 @@ LAN = HostPlaces(networks=("LAN",))
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     with Catalog.open(tmp_path) as catalog:
         yield catalog
-
-
-def add(catalog: Catalog, name: str) -> None:
-    record = HostRecord(
-        name=name,
-        kind=HostKind.VSPHERE,
-        address=f"{name}.example.org",
-        port=443,
-        user="backup",
-        fingerprint="AA",
-        server_id=name,
-        added_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
-    catalog.hosts.add(record, Secret.of_text("secret"))
 
 
 class Hosts:
@@ -68,8 +53,8 @@ def cache(catalog: Catalog, hosts: Hosts, kept_s: float = 1e9) -> Iterator[Place
 
 def test_a_host_is_asked_once_until_its_answer_is_old(catalog: Catalog) -> None:
     """Also one that failed: it would make every page wait."""
-    add(catalog, "broken")
-    add(catalog, "good")
+    add_host(catalog, "broken")
+    add_host(catalog, "good")
     hosts = Hosts()
     with cache(catalog, hosts) as places:
         for _ in range(2):
@@ -85,7 +70,7 @@ def test_a_host_is_asked_once_until_its_answer_is_old(catalog: Catalog) -> None:
 
 def test_a_slow_host_is_late_now_and_known_the_next_time(catalog: Catalog) -> None:
     """It is not asked again while it is still to answer."""
-    add(catalog, "slow")
+    add_host(catalog, "slow")
     hosts = Hosts()
     with cache(catalog, hosts, kept_s=-1.0) as places:
         for _ in range(2):
@@ -99,22 +84,15 @@ def test_a_slow_host_is_late_now_and_known_the_next_time(catalog: Catalog) -> No
 
 def test_a_host_that_is_registered_anew_is_asked_anew(catalog: Catalog) -> None:
     """The answer of the one before it is not its own."""
-    add(catalog, "good")
+    add_host(catalog, "good")
     hosts = Hosts()
     with cache(catalog, hosts) as places:
         places.get(within_s=60)
         catalog.hosts.remove("good")
         assert places.get(within_s=60) == []
-        record = HostRecord(
-            name="good",
-            kind=HostKind.VSPHERE,
-            address="other.example.org",
-            port=443,
-            user="backup",
-            fingerprint="BB",
-            server_id="other",
-            added_at=datetime(2026, 1, 1, tzinfo=UTC),
-        )
-        catalog.hosts.add(record, Secret.of_text("secret"))
+        add_host(catalog, "good", user="another")
         places.get(within_s=60)
-    assert hosts.asked == ["good", "good"]
+        catalog.hosts.remove("good")
+        add_host(catalog, "good")  # with no look between
+        places.get(within_s=60)
+    assert hosts.asked == ["good", "good", "good"]

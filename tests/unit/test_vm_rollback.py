@@ -70,7 +70,7 @@ class FakeTarget:
     name: str = "fake"
 
     def build(self, request: NewVmRequest, context: RunContext) -> AbstractContextManager[NewVm]:
-        raise NotImplementedError
+        raise NotImplementedError  # a roll-back makes no VM
 
     def leftovers(self, run_id: RunId) -> tuple[Reason, ...]:
         return ()
