@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from appliance.base.errors import StorageError, StorageFullError
 from appliance.base.secret import Secret
 from appliance.base.units import MIB
 from appliance.repository.gc import collect_garbage
+from appliance.repository.manifest import Manifest
 from appliance.repository.repository import Repository, RepositoryOptions
 from tests.support.check_repository import check_repository, packed_bytes, restored
 from tests.support.needs import needs
@@ -70,14 +72,20 @@ def test_a_backup_that_fills_the_disk_fails_cleanly(mount: Path, leave_kib: int)
         check_repository(repository)
 
 
-def test_garbage_collection_makes_room_on_a_nearly_full_disk(mount: Path) -> None:
-    """It drops packs before it rewrites any; a completely full disk it survives."""
-    path = mount / "r"
+@contextmanager
+def one_kept_one_forgotten(path: Path) -> Iterator[tuple[Repository, Manifest]]:
     Repository.create(path)
     with Repository.open(path, options=OPTIONS) as repository:
         first = back_up_bytes(repository, SMALL)
         second = back_up_bytes(repository, LARGE[: 1500 * 4096], "other")
         repository.points.forget(second.id)
+        yield repository, first
+
+
+def test_garbage_collection_makes_room_on_a_nearly_full_disk(mount: Path) -> None:
+    """It drops packs before it rewrites any; a completely full disk it survives."""
+    path = mount / "r"
+    with one_kept_one_forgotten(path) as (repository, first):
         ballast = fill(mount, 0)
         size = packed_bytes(path)
         with pytest.raises(StorageFullError):
@@ -93,11 +101,7 @@ def test_garbage_collection_makes_room_on_a_nearly_full_disk(mount: Path) -> Non
 def test_garbage_collection_begins_with_what_a_killed_run_left(mount: Path) -> None:
     """On a disk without a free byte, the unfinished pack is the room that the rest needs."""
     path = mount / "r"
-    Repository.create(path)
-    with Repository.open(path, options=OPTIONS) as repository:
-        first = back_up_bytes(repository, SMALL)
-        second = back_up_bytes(repository, LARGE[: 1500 * 4096], "other")
-        repository.points.forget(second.id)
+    with one_kept_one_forgotten(path) as (repository, first):
         (path / "tmp" / "4711-0123456789abcdef").write_bytes(bytes(MIB))
         fill(mount, 0)
         size = packed_bytes(path)

@@ -43,7 +43,13 @@ def take(
     world: World, *levels: Level, patience: Patience | None = None
 ) -> tuple[TakenCheckpoint, FakeHypervSession]:
     session = world.session()
-    taken = take_checkpoint(
+    return take_by(session, *levels, patience=patience), session
+
+
+def take_by(
+    session: FakeHypervSession, *levels: Level, patience: Patience | None = None
+) -> TakenCheckpoint:
+    return take_checkpoint(
         session,
         VM,
         OURS,
@@ -51,7 +57,6 @@ def take(
         backup_type=BackupType.COPY,
         patience=patience or quick_patience(),
     )
-    return taken, session
 
 
 def test_a_checkpoint_is_made_and_named() -> None:
@@ -111,14 +116,7 @@ def test_two_new_checkpoints_are_nobodys() -> None:
 
     session.handlers["create_checkpoint"] = both
     with pytest.raises(CheckpointError, match="another product") as caught:
-        take_checkpoint(
-            session,
-            VM,
-            OURS,
-            levels=[Level.APPLICATION, Level.CRASH],
-            backup_type=BackupType.COPY,
-            patience=quick_patience(),
-        )
+        take_by(session)
     assert "foreign" in world.checkpoints
     assert "may have been made" in caught.value.__notes__[0]
     assert len(session.named("create_checkpoint")) == 1
@@ -150,14 +148,7 @@ def test_a_host_that_goes_silent_while_it_makes_a_checkpoint_is_noted_at_the_err
 
     session.handlers["create_checkpoint"] = made
     with pytest.raises(type(error)) as caught:
-        take_checkpoint(
-            session,
-            VM,
-            OURS,
-            levels=[Level.APPLICATION, Level.CRASH],
-            backup_type=BackupType.COPY,
-            patience=quick_patience(),
-        )
+        take_by(session)
     assert len(world.checkpoints) == 1 and len(session.named("create_checkpoint")) == 1
     assert "may have been made" in caught.value.__notes__[0]
 
